@@ -1,0 +1,30 @@
+# Two commands matter: `make demo` and `make test`. Both build .venv on first use and need no network after that.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+PROMPT ?= Explain in two sentences why the sky is blue.
+SEED ?= 7
+
+.PHONY: demo test install clean
+
+demo: $(VENV)/.demo
+	$(BIN)/python -m orchestratord.demo --prompt "$(PROMPT)" --seed $(SEED)
+
+test: $(VENV)/.dev
+	$(BIN)/tox run
+
+install: $(VENV)/.dev
+
+$(VENV)/bin/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.demo: pyproject.toml | $(VENV)/bin/python
+	test -e $(VENV)/.dev || $(BIN)/pip install --quiet --disable-pip-version-check -e ".[demo]"
+	touch $@
+
+$(VENV)/.dev: pyproject.toml | $(VENV)/bin/python
+	$(BIN)/pip install --quiet --disable-pip-version-check -e ".[dev]"
+	touch $@ $(VENV)/.demo
+
+clean:
+	rm -rf $(VENV) .tox build dist .mypy_cache .ruff_cache .hypothesis

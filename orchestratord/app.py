@@ -1,0 +1,381 @@
+"""The composition root: the only file that knows every name. Settings in, a runnable daemon out."""
+
+from __future__ import annotations
+
+import asyncio
+import inspect
+import os
+import random
+import secrets
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from importlib.metadata import entry_points
+from pathlib import Path
+from typing import Any
+
+from orchestratord import contract
+from orchestratord.config import PoolSettings, QueueSettings, ReplicaSettings, Settings, is_loopback
+from orchestratord.domain.core import Core, Hooks, Limits
+from orchestratord.domain.eta import Prior
+from orchestratord.domain.facts import TranscriptSource
+from orchestratord.domain.pool import PoolSpec
+from orchestratord.domain.task import Failure, Sampling
+from orchestratord.framework import App
+from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
+from orchestratord.infra import prometheus
+from orchestratord.infra.clock import SystemClock
+from orchestratord.infra.engines.mock import MockEngine
+from orchestratord.infra.journal.memory import MemoryJournal
+from orchestratord.infra.journal.sqlite import SqliteJournal
+from orchestratord.infra.process import ProcessHost
+from orchestratord.infra.storage.filesystem import FileArtifacts
+from orchestratord.infra.storage.memory import MemoryArtifacts
+from orchestratord.infra.telemetry import StandardTelemetry, make_logger
+from orchestratord.middleware import Access, BodyLimit, Edge, Guard
+from orchestratord.ports import Artifact, ArtifactStore, Clock, Engine, Journal, ProcessSpec
+from orchestratord.services.admission import Admission
+from orchestratord.services.artifacts import Artifacts, transcript
+from orchestratord.services.dispatch import Dispatch
+from orchestratord.services.narration import Narrator
+from orchestratord.services.pools import Pools
+from orchestratord.services.replicas import Replicas, ReplicaSpec
+from orchestratord.services.runs import Runs
+from orchestratord.services.sessions import Sessions
+from orchestratord.services.streams import LiveFrames, Streams, StreamSettings
+from orchestratord.services.sweeps import Sweeps, Watchdogs
+from orchestratord.services.tasks import Tasks
+from orchestratord.wire import canonical, sse
+
+SEEDS = 2**32 - 1  # engines cut wider seeds silently or take the last one for "random"
+_HANDLERS = (tasks, sessions, pools, catalog, artifacts, operations)
+
+
+class Daemon:
+    """One daemon: everything between the settings and the sockets. `asgi` is what a server serves."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        *,
+        clock: Clock | None = None,
+        journal: Journal | None = None,
+        store: ArtifactStore | None = None,
+        logger: Any = None,
+        draw_seed: Callable[[], int] | None = None,
+    ) -> None:
+        self.settings = settings
+        self.clock = clock or SystemClock()
+        self.metrics = prometheus.Metrics()
+        self.telemetry = StandardTelemetry(self.metrics, logger if logger is not None else make_logger())
+        self.journal = journal or self._journal()
+        self.store = store or self._store()
+        self.mocks: dict[tuple[str, str], MockEngine] = {}
+        self.stopping = False
+
+        profiles = {name: _sampling(profile) for name, profile in settings.all_profiles.items()}
+        self.dispatch = Dispatch(self.clock, self._run)
+        self.runs = Runs(
+            self.clock,
+            self.telemetry,
+            lambda lease: self.replicas.engine_of(lease),
+            lambda lease, why: self.replicas.suspect(lease, why),
+            profiles,
+        )
+        self.core = Core(
+            [_pool_spec(pool) for pool in settings.pools],
+            Limits(
+                session_ttl_s=settings.sessions.ttl_ms / 1000,
+                turns_max=settings.sessions.turns_max,
+                retain_s=settings.retention.tasks_ms / 1000,
+                retain_tasks=settings.retention.tasks,
+                transcripts=settings.artifacts.transcripts != "off",
+            ),
+            Hooks(
+                record=self.journal.append,
+                encode=sse.encode,
+                encode_token=sse.encode_token,
+                abort=self.dispatch.abort,
+                wake=self.dispatch.wake,
+                admitted=lambda task: self.narrator.admitted(task),
+                ended=lambda task, phase, reason: self.narrator.ended(task, phase, reason),
+                archive=lambda task_id, artifact: self.artifacts.archive(task_id, artifact),
+            ),
+        )
+        self.narrator = Narrator(self.telemetry, self.core.pools)
+        self.dispatch.bind(self.core, self.narrator)
+        self.runs.bind(self.core)
+        self.replicas = Replicas(
+            self.core,
+            self.clock,
+            self.telemetry,
+            ProcessHost(self.clock),
+            self._connect,
+            lambda seconds: random.uniform(0, seconds),  # noqa: S311 - full jitter, not a secret
+        )
+        self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
+        s = settings.streams
+        self.streams = Streams(
+            self.core,
+            self.clock,
+            StreamSettings(
+                metrics_s=s.metrics_ms / 1000,
+                metrics_queued_s=s.metrics_queued_ms / 1000,
+                keep_alive_s=s.keep_alive_ms / 1000,
+                stall_s=s.stall_ms / 1000,
+                disconnect_grace_s=s.disconnect_grace_ms / 1000,
+            ),
+            LiveFrames(sse.encode_live, sse.KEEP_ALIVE, sse.RETRY),
+        )
+        self.sweeps = Sweeps(self.core, self.clock, {pool.id: _watchdogs(pool) for pool in settings.pools})
+        self.admission = Admission(
+            self.core,
+            self.clock,
+            self.journal,
+            self.narrator,
+            self.replicas.any_engine,
+            frozenset(profiles),
+            draw_seed or (lambda: secrets.randbelow(SEEDS)),
+        )
+        self.pools = Pools(self.core, _limits(settings), contract.api_version())
+        self.metrics.watch(self._state)
+        services = Services(
+            admission=self.admission,
+            tasks=Tasks(self.core, self.clock),
+            streams=self.streams,
+            sessions=Sessions(self.core, self.clock),
+            pools=self.pools,
+            artifacts=self.artifacts,
+            metrics=lambda: (prometheus.CONTENT_TYPE, self.metrics.render()),
+            readiness=self.not_ready,
+        )
+        self.asgi = App(
+            handler_table(services),
+            outer=[
+                partial(Edge, telemetry=self.telemetry),
+                partial(Guard, access=_access(settings)),
+                partial(BodyLimit, max_bytes=settings.server.max_body_bytes),
+            ],
+            lifespan=self._lifespan,
+        )
+
+    # -- life --------------------------------------------------------------------------------------------
+    @asynccontextmanager
+    async def _lifespan(self, _: Any) -> AsyncIterator[None]:
+        await self.start()
+        try:
+            yield
+        finally:
+            await self.stop()
+
+    async def start(self) -> None:
+        """Recover what the journal knows, then bring the replicas up in the background."""
+        journaled = await self.journal.open()
+        if isinstance(self.store, FileArtifacts):
+            await self.store.open()
+        now, wall_ms = self.clock.now(), self.clock.wall_ms()
+        self.core.restore(journaled, self.journal.deleted_sessions(), sse.split, now, wall_ms)
+        for task_id, artifact in self.journal.transcripts():
+            self.artifacts.archive(task_id, artifact)
+        self.replicas.start([_replica_spec(pool, r) for pool in self.settings.pools for r in pool.replicas])
+        self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
+        self.sweeps.start()
+        self.telemetry.event("daemon_started", f"serving {len(self.core.pools)} pools", recovered=len(journaled))
+
+    async def drain(self, grace_s: float) -> None:
+        """Stop taking work; let what runs finish within the grace; end or cut every stream."""
+        self.stopping = True
+        self.admission.closed = True
+        self.dispatch.pause()
+        try:
+            async with self.clock.limit(grace_s):
+                await self.dispatch.drained()
+        except TimeoutError:
+            self._interrupt()
+        if self.settings.journal.kind == "memory":  # nothing will bring the queue back
+            self._interrupt()
+        self.streams.stop()
+
+    def _interrupt(self) -> None:
+        now, wall_ms = self.clock.now(), self.clock.wall_ms()
+        survives = self.settings.journal.kind != "memory"
+        for task in list(self.core.tasks.values()):
+            if not task.terminal and not (survives and task.started is None):
+                message = "The daemon is shutting down. Submit the task again under a fresh task_id when it is back."
+                self.core.fail(
+                    task, Failure("WORKER_RESET", message, task.request.engine, True), now, wall_ms, "shutdown"
+                )
+
+    async def stop(self) -> None:
+        """Stop engines, archive what is done, close the stores."""
+        self.dispatch.pause()
+        self.sweeps.stop()
+        self._interrupt()
+        await self.dispatch.drained()
+        await self.replicas.stop()
+        self._archiver.cancel()
+        await asyncio.gather(self._archiver, return_exceptions=True)
+        await self.journal.close()
+        self.telemetry.event("daemon_stopped", "everything is down")
+
+    def not_ready(self) -> list[str]:
+        """Why the daemon should get no traffic now; empty when it should."""
+        reasons = ["the daemon is shutting down"] if self.stopping else []
+        if not self.journal.healthy:
+            reasons.append("the journal cannot be written")
+        if not self.core.pools:
+            reasons.append("no pool is configured")
+        return reasons + self.pools.not_ready()
+
+    # -- parts -------------------------------------------------------------------------------------------
+    async def _run(self, lease: Any) -> None:
+        self.sweeps.leased()
+        await self.runs.run(lease)
+
+    def _archive(self, source: TranscriptSource) -> Artifact:
+        full = self.settings.artifacts.transcripts == "full"
+        return transcript(source, sse.decode, canonical.artifact_id, full=full)
+
+    def _journal(self) -> Journal:
+        if self.settings.journal.kind == "memory":
+            return MemoryJournal(self._archive)
+        path = self.settings.data_path / "journal.db"
+        return SqliteJournal(path, self._archive, durability=self.settings.journal.durability)
+
+    def _store(self) -> ArtifactStore:
+        if self.settings.artifacts.kind == "memory":
+            return MemoryArtifacts()
+
+        def address(a: Artifact) -> str:
+            return canonical.artifact_id(a.kind, a.content, a.tags, a.parent, a.metadata)
+
+        return FileArtifacts(self.settings.data_path / "artifacts", address)
+
+    def _connect(self, spec: ReplicaSpec, url: str) -> Engine:
+        pool = next(p for p in self.settings.pools if p.id == spec.pool_id)
+        replica = next(r for r in pool.replicas if r.id == spec.id)
+        if replica.mock is not None:
+            key = (pool.id, replica.id)
+            if key not in self.mocks:
+                mock = replica.mock
+                self.mocks[key] = MockEngine(
+                    pool.engine,
+                    clock=self.clock,
+                    slots=mock.slots,
+                    ctx=mock.ctx,
+                    token_ms=mock.token_ms,
+                    prefill_ms=mock.prefill_ms,
+                )
+            return self.mocks[key]
+        key_name = replica.api_key_env
+        api_key = os.environ.get(key_name) if key_name else None
+        engine: Engine = driver(pool.driver or pool.engine)(url, clock=self.clock, api_key=api_key)
+        return engine
+
+    def _state(self) -> Iterable[prometheus.Sample]:
+        for pool in self.core.pools.values():
+            labels = {"engine": pool.spec.engine, "engine_version": pool.engine_version, "pool_id": pool.id}
+            for priority in ("interactive", "batch"):
+                yield "queue_depth", {**labels, "priority": priority}, pool.queue.depth(priority)
+            yield "active_leases", labels, len(pool.leases)
+            yield "pool_ready", labels, float(pool.ready)
+
+
+def handler_table(services: Services) -> dict[str, Callable[..., Awaitable[Any]]]:
+    """Every public function of the handler modules under its name, bound to the services."""
+    found: dict[str, Callable[..., Awaitable[Any]]] = {}
+    for module in _HANDLERS:
+        for name, value in vars(module).items():
+            if inspect.isfunction(value) and value.__module__ == module.__name__ and not name.startswith("_"):
+                found[name] = partial(value, services)
+    return found
+
+
+def driver(name: str) -> Callable[..., Any]:
+    """The engine driver of an entry point in `orchestratord.engines`. Raises LookupError."""
+    found = entry_points(group="orchestratord.engines", name=name)
+    for point in found:
+        loaded: Callable[..., Any] = point.load()
+        return loaded
+    raise LookupError(f"there is no engine driver {name!r} (entry point group orchestratord.engines)")
+
+
+def _access(settings: Settings) -> Access:
+    auth = settings.auth
+    documents = tuple(f"/openapi/{name}.json" for name in contract.CONTRACTS)
+    names = {"healthz": ("/healthz",), "readyz": ("/readyz",), "docs": ("/docs",), "openapi": documents}
+    hosts = Access().hosts
+    assert hosts is not None
+    local = is_loopback(settings.server.host)
+    return Access(
+        token=settings.token,
+        optional=settings.auth_optional,
+        public=frozenset(path for name in auth.public for path in names[name]),
+        hosts=hosts | {h.lower() for h in auth.allowed_hosts} if local or auth.allowed_hosts else None,
+        origins=frozenset(auth.allowed_origins),
+    )
+
+
+def _pool_spec(pool: PoolSettings) -> PoolSpec:
+    prior = pool.prior
+    return PoolSpec(
+        id=pool.id,
+        engine=pool.engine,
+        driver="mock" if any(r.mock for r in pool.replicas) else pool.driver or pool.engine,
+        model_ref=pool.model,
+        aliases=(*pool.aliases, pool.id),
+        capacity=pool.queue.capacity,
+        prior=Prior(prior.overhead_ms, prior.ms_per_unit, prior.fraction),
+    )
+
+
+def _replica_spec(pool: PoolSettings, replica: ReplicaSettings) -> ReplicaSpec:
+    url = f"mock://{pool.id}/{replica.id}" if replica.mock is not None else replica.url
+    return ReplicaSpec(replica.id, pool.id, url, _process_spec(pool, replica), replica.device_mask)
+
+
+def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec | None:
+    process = replica.process
+    if process is None:
+        return None
+    return ProcessSpec(
+        driver=pool.driver or pool.engine,
+        model_path=str(Path(process.model_path).expanduser()),
+        slots=process.slots,
+        ctx=process.ctx,
+        threads=process.threads,
+        binary=process.binary,
+        extra_args=process.extra_args,
+        env=dict(process.env),
+        device_mask=replica.device_mask,
+    )
+
+
+def _watchdogs(pool: PoolSettings) -> Watchdogs:
+    w = pool.watchdogs
+    return Watchdogs(w.first_token_ms / 1000, w.idle_ms / 1000, w.wall_ms / 1000)
+
+
+def _sampling(profile: Any) -> Sampling:
+    return Sampling(**{name: getattr(profile, name) for name in profile.__struct_fields__})
+
+
+def _limits(settings: Settings) -> dict[str, int]:
+    """What capabilities say of limits: the contract's own where it sets one, else the configuration's."""
+    task = contract.load("data")["components"]["schemas"]["TaskRequest"]["properties"]
+    return {
+        "max_body_bytes": settings.server.max_body_bytes,
+        "max_prompt_chars": task["prompt"]["maxLength"],
+        "max_messages": task["messages"]["maxItems"],
+        "max_inputs": task["inputs"]["maxItems"],
+        "queue_capacity_default": QueueSettings().capacity,
+        "event_log_bytes": Limits().task_bytes,
+        "sse_keepalive_ms": settings.streams.keep_alive_ms,
+        "sse_metrics_ms": settings.streams.metrics_ms,
+        "sse_stall_ms": settings.streams.stall_ms,
+        "disconnect_grace_ms": settings.streams.disconnect_grace_ms,
+        "session_ttl_ms": settings.sessions.ttl_ms,
+        "session_turns_max": settings.sessions.turns_max,
+        "task_retention_ms": settings.retention.tasks_ms,
+        "task_retention_count": settings.retention.tasks,
+    }

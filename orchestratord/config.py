@@ -1,0 +1,341 @@
+"""One validated settings object: built-in defaults, then one TOML or YAML file, then the environment.
+
+Environment: `ORCHD_SECTION__KEY` overrides any scalar, `AUTH_TOKEN` or `AUTH_TOKEN_FILE` gives the token,
+`AUTH_OPTIONAL=true` lets local peers in without it. Services get plain values from here, never this object.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import tomllib
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import msgspec
+import platformdirs
+import yaml
+from msgspec import Meta, Struct, field
+
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Positive = Annotated[int, Meta(ge=1)]
+Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
+
+
+class ConfigError(Exception):
+    """The configuration cannot be used; the message says where and what to write instead."""
+
+
+class Section(Struct, frozen=True, forbid_unknown_fields=True, kw_only=True):
+    """Base of every section: unknown keys are errors."""
+
+
+class ServerSettings(Section, frozen=True):
+    """Where the daemon listens and what it accepts."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    shutdown_grace_ms: Millis = 10_000
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
+
+
+class AuthSettings(Section, frozen=True):
+    """Who may come in. The token itself comes from the environment only."""
+
+    public: tuple[Literal["healthz", "readyz", "docs", "openapi"], ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+
+
+class JournalSettings(Section, frozen=True):
+    """Where facts are kept. `process` survives the daemon's death, `power` the machine's."""
+
+    kind: Literal["sqlite", "memory"] = "sqlite"
+    durability: Literal["process", "power"] = "process"
+
+
+class ArtifactSettings(Section, frozen=True):
+    """Where artifacts are kept, and how much of a task its transcript tells."""
+
+    kind: Literal["filesystem", "memory"] = "filesystem"
+    transcripts: Literal["full", "metadata", "off"] = "full"
+
+
+class SessionSettings(Section, frozen=True):
+    ttl_ms: Millis = 600_000
+    turns_max: Positive = 8
+
+
+class StreamSettings(Section, frozen=True):
+    metrics_ms: Millis = 1000
+    metrics_queued_ms: Millis = 5000
+    keep_alive_ms: Millis = 15_000
+    stall_ms: Millis = 30_000
+    disconnect_grace_ms: Millis = 30_000
+
+
+class RetentionSettings(Section, frozen=True):
+    """How long finished tasks are kept for replay."""
+
+    tasks_ms: Millis = 3_600_000
+    tasks: Positive = 10_000
+
+
+class QueueSettings(Section, frozen=True):
+    capacity: Annotated[int, Meta(ge=1, le=100_000)] = 64
+
+
+class PriorSettings(Section, frozen=True):
+    """What is assumed of service times before the first task was observed."""
+
+    overhead_ms: Annotated[float, Meta(ge=0)] = 100.0
+    ms_per_unit: Annotated[float, Meta(gt=0)] = 20.0
+    fraction: Annotated[float, Meta(gt=0, le=1)] = 0.5
+
+
+class WatchdogSettings(Section, frozen=True):
+    """Longest silences and the longest run; 0 switches one off."""
+
+    first_token_ms: Annotated[int, Meta(ge=0)] = 120_000
+    idle_ms: Annotated[int, Meta(ge=0)] = 60_000
+    wall_ms: Annotated[int, Meta(ge=0)] = 0
+
+
+class ProcessSettings(Section, frozen=True):
+    """An engine the daemon starts and supervises."""
+
+    model_path: str
+    slots: Annotated[int, Meta(ge=1, le=256)] = 1
+    ctx: Annotated[int, Meta(ge=64)] = 4096
+    threads: Annotated[int, Meta(ge=1, le=1024)] = 1
+    binary: str | None = None
+    extra_args: tuple[str, ...] = ()
+    env: dict[str, str] = {}
+
+
+class MockSettings(Section, frozen=True):
+    """The in-process engine for trials and tests; needs `allow_mock`."""
+
+    slots: Annotated[int, Meta(ge=1, le=4096)] = 1
+    ctx: Annotated[int, Meta(ge=64)] = 4096
+    token_ms: Annotated[float, Meta(ge=0)] = 0.0
+    prefill_ms: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class ReplicaSettings(Section, frozen=True):
+    """Exactly one of url, process and mock."""
+
+    id: Name
+    url: Annotated[str, Meta(pattern=r"^https?://[^\s/]+$")] | None = None
+    process: ProcessSettings | None = None
+    mock: MockSettings | None = None
+    device_mask: str | None = None
+    api_key_env: str | None = None
+
+    def __post_init__(self) -> None:
+        if sum(x is not None for x in (self.url, self.process, self.mock)) != 1:
+            raise ValueError(f"replica {self.id!r} needs exactly one of `url`, `process` and `mock`")
+
+
+class PoolSettings(Section, frozen=True):
+    """One engine, one model, a queue and replicas."""
+
+    id: Name
+    engine: Literal["llamacpp", "vllm", "tgi", "triton"]
+    model: str
+    driver: str | None = None
+    aliases: tuple[str, ...] = ()
+    queue: QueueSettings = field(default_factory=QueueSettings)
+    prior: PriorSettings = field(default_factory=PriorSettings)
+    watchdogs: WatchdogSettings = field(default_factory=WatchdogSettings)
+    replicas: tuple[ReplicaSettings, ...] = ()
+
+
+class ProfileSettings(Section, frozen=True):
+    """A sampler profile: an immutable set of defaults that `sampling` overrides knob by knob."""
+
+    temperature: float | None = None
+    top_p: float | None = None
+    top_k: int | None = None
+    min_p: float | None = None
+    repetition_penalty: float | None = None
+    presence_penalty: float | None = None
+    frequency_penalty: float | None = None
+
+
+V1 = ProfileSettings(
+    temperature=0.8,
+    top_p=0.95,
+    top_k=40,
+    min_p=0.05,
+    repetition_penalty=1.0,
+    presence_penalty=0.0,
+    frequency_penalty=0.0,
+)
+
+
+class Settings(Section, frozen=True):
+    """Everything. `load` builds it."""
+
+    server: ServerSettings = field(default_factory=ServerSettings)
+    auth: AuthSettings = field(default_factory=AuthSettings)
+    journal: JournalSettings = field(default_factory=JournalSettings)
+    artifacts: ArtifactSettings = field(default_factory=ArtifactSettings)
+    sessions: SessionSettings = field(default_factory=SessionSettings)
+    streams: StreamSettings = field(default_factory=StreamSettings)
+    retention: RetentionSettings = field(default_factory=RetentionSettings)
+    pools: tuple[PoolSettings, ...] = ()
+    profiles: dict[Name, ProfileSettings] = {}
+    allow_mock: bool = False
+    data_dir: str | None = None
+    token: str | None = None  # environment only
+    auth_optional: bool = False  # environment only
+
+    def __post_init__(self) -> None:
+        _unique("pool", [pool.id for pool in self.pools])
+        for pool in self.pools:
+            _unique(f"replica in pool {pool.id}", [replica.id for replica in pool.replicas])
+            if not self.allow_mock and (pool.driver == "mock" or any(r.mock for r in pool.replicas)):
+                raise ValueError(f"pool {pool.id!r} uses the mock engine; set `allow_mock = true` if that is meant")
+        if "v1" in self.profiles:
+            raise ValueError("profile 'v1' is built in and never changes; choose another name")
+
+    @property
+    def data_path(self) -> Path:
+        return Path(self.data_dir) if self.data_dir else platformdirs.user_state_path("orchestratord")
+
+    @property
+    def all_profiles(self) -> dict[str, ProfileSettings]:
+        return {"v1": V1, **self.profiles}
+
+
+def _unique(what: str, ids: list[str]) -> None:
+    twice = sorted({i for i in ids if ids.count(i) > 1})
+    if twice:
+        raise ValueError(f"{what} id used twice: {', '.join(twice)}")
+
+
+def load(path: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
+    """The settings of this start. Raises ConfigError."""
+    raw = _read(Path(path)) if path is not None else {}
+    for secret in ("token", "auth_optional"):
+        if secret in raw:
+            raise ConfigError(f"{secret} is not read from the file: set AUTH_TOKEN or AUTH_OPTIONAL in the environment")
+    for key, value in environ.items():
+        if key.startswith("ORCHD_"):
+            _override(raw, key, value)
+    raw["token"] = _token(environ)
+    raw["auth_optional"] = environ.get("AUTH_OPTIONAL", "").lower() in ("1", "true", "yes")
+    try:
+        settings = msgspec.convert(raw, Settings)
+    except msgspec.ValidationError as error:
+        raise ConfigError(_explain(str(error), path)) from None
+    check_bind(settings)
+    return settings
+
+
+def check_bind(settings: Settings) -> None:
+    """Refuse to listen beyond loopback without a token (AUTH-1003). Raises ConfigError."""
+    if settings.token is None and not is_loopback(settings.server.host):
+        raise ConfigError(
+            f"server.host {settings.server.host} is reachable from other machines and there is no AUTH_TOKEN. "
+            "Set AUTH_TOKEN to a secret, or bind to 127.0.0.1."
+        )
+
+
+def is_loopback(host: str) -> bool:
+    return host in ("localhost", "::1") or re.fullmatch(r"127(\.\d{1,3}){3}", host) is not None
+
+
+def json_schema() -> dict[str, Any]:
+    """The published schema of the configuration file."""
+    return msgspec.json.schema(Settings)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        text = path.read_text("utf-8")
+        parsed = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
+    except OSError as error:
+        raise ConfigError(f"cannot read {path}: {error.strerror}") from None
+    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path} cannot be parsed: {error}") from None
+    if not isinstance(parsed, dict):
+        raise ConfigError(f"{path} must be a table of sections at the top")
+    return parsed
+
+
+def _override(raw: dict[str, Any], key: str, value: str) -> None:
+    """ORCHD_SERVER__PORT=9000 -> raw["server"]["port"] = 9000."""
+    steps = key.removeprefix("ORCHD_").lower().split("__")
+    if steps[0] not in Settings.__struct_fields__:
+        close = difflib.get_close_matches(steps[0], Settings.__struct_fields__, n=1)
+        hint = f" Did you mean ORCHD_{close[0].upper()}?" if close else ""
+        raise ConfigError(f"{key} names no setting.{hint}")
+    node = raw
+    for step in steps[:-1]:
+        node = node.setdefault(step, {})
+        if not isinstance(node, dict):
+            raise ConfigError(f"{key}: {step} is not a section")
+    node[steps[-1]] = _scalar(value)
+
+
+def _scalar(value: str) -> Any:
+    try:
+        return tomllib.loads(f"x = {value}")["x"]
+    except tomllib.TOMLDecodeError:
+        return value
+
+
+def _token(environ: Mapping[str, str]) -> str | None:
+    if path := environ.get("AUTH_TOKEN_FILE"):
+        try:
+            token = Path(path).read_text("utf-8").strip()
+        except (OSError, UnicodeDecodeError) as error:
+            raise ConfigError(f"AUTH_TOKEN_FILE {path} cannot be read: {error}") from None
+        if not token:
+            raise ConfigError(f"AUTH_TOKEN_FILE {path} is empty")
+        return token
+    token = environ.get("AUTH_TOKEN", "").strip()
+    if "AUTH_TOKEN" in environ and not token:
+        raise ConfigError("AUTH_TOKEN is empty: set it to a secret, or unset it for an open loopback daemon")
+    return token or None
+
+
+_UNKNOWN = re.compile(r"unknown field `(?P<field>[^`]+)`(?: - at `\$(?P<path>[^`]*)`)?")
+
+
+def _explain(message: str, path: str | Path | None) -> str:
+    """msgspec's message with the file in front and the field that was probably meant behind."""
+    where = f"{path}: " if path is not None else ""
+    found = _UNKNOWN.search(message)
+    if not found:
+        return f"{where}{message}"
+    known = _fields_at(found["path"] or "")
+    close = difflib.get_close_matches(found["field"], known, n=1)
+    hint = f" Did you mean {close[0]!r}?" if close else f" Known here: {', '.join(sorted(known))}."
+    place = (found["path"] or "").lstrip(".")
+    return f"{where}unknown setting {found['field']!r}{' in ' + place if place else ''}.{hint}"
+
+
+def _fields_at(path: str) -> list[str]:
+    kind: Any = Settings
+    for step in re.findall(r"\.(\w+)|\[(?:\d+|\.\.\.)\]", path):
+        if step:
+            kind = _struct_in(msgspec.structs.fields(kind), step)
+            if kind is None:
+                return []
+    return list(kind.__struct_fields__)
+
+
+def _struct_in(fields: tuple[Any, ...], name: str) -> Any:
+    declared = next((f.type for f in fields if f.name == name), None)
+    pending = [declared]
+    while pending:
+        candidate = pending.pop()
+        if isinstance(candidate, type) and issubclass(candidate, Struct):
+            return candidate
+        pending.extend(getattr(candidate, "__args__", ()))
+    return None

@@ -1,0 +1,592 @@
+"""The aggregate: every task, queue, lease and session, and the only code that changes them.
+
+Each public method is one indivisible step: synchronous, no I/O, no clock (`now` is handed in). What must be
+durable is recorded in the step that decides it, so journal order is decision order; what depends on durability
+happens in the ticket's callback. Effects outside (aborting an engine call, waking the dispatcher, telemetry)
+are the `Hooks`.
+"""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from heapq import heappop, heappush
+from itertools import count
+from typing import Any, Protocol
+
+from orchestratord.domain import forecast, recovery
+from orchestratord.domain.errors import AdmissionReject, Conflict, DeadlineUnmet, NotFound
+from orchestratord.domain.facts import (
+    Admitted,
+    Archived,
+    Fact,
+    Finished,
+    Forgotten,
+    Frames,
+    JournaledTask,
+    SessionDeleted,
+    Started,
+)
+from orchestratord.domain.log import EventLog
+from orchestratord.domain.placement import PoolSnapshot, pick_replica, place
+from orchestratord.domain.pool import Fault, Lease, Pool, PoolSpec, Replica
+from orchestratord.domain.session import Session, Sessions
+from orchestratord.domain.task import (
+    Admission,
+    CancelReason,
+    Failure,
+    FinishReason,
+    Task,
+    TaskRequest,
+    TaskState,
+    Usage,
+)
+from orchestratord.domain.views import terminal_payload, transcript_source
+
+
+class Ticket(Protocol):
+    """A fact's durability, as `ports.Ticket` specifies it."""
+
+    def exception(self) -> BaseException | None: ...
+
+    def result(self) -> Any: ...
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the core asks of the outside, in plain calls."""
+
+    record: Callable[[Fact], Ticket]
+    encode: Callable[[int, str, dict[str, Any]], bytes]  # (event id, name, payload) -> frame
+    encode_token: Callable[[int, str, int], bytes]  # (event id, text, index) -> frame
+    abort: Callable[[Lease], None]  # the lease's task is over: stop its engine call
+    wake: Callable[[], None]  # there may be something to dispatch, or an earlier deadline
+    admitted: Callable[[Task], None]  # the admission is durable
+    ended: Callable[[Task, str, CancelReason | None], None]  # (task, phase queued|running, reason)
+    archive: Callable[[str, Any], None]  # the transcript is durable in the journal: store it
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    session_ttl_s: float = 600.0
+    turns_max: int = 8
+    task_bytes: int = 8 * 1024 * 1024
+    retain_s: float = 3600.0
+    retain_tasks: int = 10_000
+    transcripts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A request with what was found out about it before the decision."""
+
+    request: TaskRequest
+    fingerprint: bytes
+    seed: int
+    prompt_bound: int
+    prompt_sha256: str | None
+    correlation_id: str
+
+
+class Core:
+    def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks) -> None:
+        self.pools = {spec.id: Pool(spec) for spec in pools}
+        self.limits = limits
+        self.sessions = Sessions(limits.session_ttl_s, limits.turns_max)
+        self.tasks: dict[str, Task] = {}  # in admission order
+        self.closing: dict[str, Ticket] = {}  # tasks whose `Finished` is not durable yet
+        self._hooks = hooks
+        self._orders = count(1)
+        self._lease_ids = count(1)
+        self._deadlines: list[tuple[float, int, str]] = []
+        self._ended: deque[Task] = deque()
+
+    # -- admission ---------------------------------------------------------------------------------------
+    def known(self, task_id: str, fingerprint: bytes) -> Task | None:
+        """The task an equal request was admitted as. Raises Conflict when the id was used for another body."""
+        task = self.tasks.get(task_id)
+        if task is not None and task.fingerprint != fingerprint:
+            raise Conflict(
+                f"task_id {task_id} was already used with a different body. Use a fresh UUID for every task.",
+            )
+        return task
+
+    def serving(self, request: TaskRequest) -> list[Pool]:
+        return [p for p in self.pools.values() if p.spec.serves(request.engine, request.model_ref)]
+
+    def admit(self, sized: Sized, now: float, wall_ms: int) -> tuple[Task, Ticket]:
+        """Decide, and if the task fits, take turn and seat for it: the whole admission in one step.
+
+        The task is not dispatchable until `confirm`. Raises AdmissionReject, DeadlineUnmet and what `place` raises.
+        """
+        request = sized.request
+        self.sessions.check(request.session_id, now)
+        decision = place(request, self._snapshots(request, now))
+        pool = self.pools[decision.pool_id]
+        position = forecast.position(pool, request.priority)
+        start = forecast.start_ms(pool, request.priority)
+        end = start + pool.service.estimate_ms(request)
+        if end > request.deadline_ms:
+            raise DeadlineUnmet(
+                f"It would most likely end {int(end)} ms from now, after its deadline of {request.deadline_ms} ms. "
+                "Allow more time, ask for fewer tokens, or come back when the queue is shorter.",
+                rule="deadline",
+                predicted_end_ms=int(end),
+                engine=request.engine,
+                pool_id=pool.id,
+                retry_after_ms=max(1, int(start)),
+            )
+        if pool.queue.full:
+            self._refuse_full(pool, request)
+
+        admission = Admission(position, int(start), forecast.backoff_ms(pool))
+        task = Task(
+            request=request,
+            fingerprint=sized.fingerprint,
+            order=next(self._orders),
+            seed=sized.seed,
+            determinism_class="exact" if any(r.exact for r in pool.ready_replicas) else "best_effort",
+            admission=admission,
+            decision=decision,
+            pool_id=pool.id,
+            log=EventLog(),
+            created_ms=wall_ms,
+            created=now,
+            deadline=now + request.deadline_ms / 1000,
+            prompt_sha256=sized.prompt_sha256,
+            prompt_bound=sized.prompt_bound,
+            correlation_id=sized.correlation_id,
+        )
+        frame = self._hooks.encode(
+            1, "started", {"queue_position": position, "predicted_start_ms": admission.predicted_start_ms}
+        )
+        task.log.append(frame)
+        self.sessions.take_turn(request.session_id, now)
+        self._enlist(task)
+        pool.queue.push(task)
+        ticket = self._hooks.record(
+            Admitted(
+                request=request,
+                fingerprint=task.fingerprint,
+                order=task.order,
+                seed=task.seed,
+                determinism_class=task.determinism_class,
+                admission=admission,
+                decision=decision,
+                pool_id=pool.id,
+                created_ms=wall_ms,
+                prompt_sha256=task.prompt_sha256,
+                prompt_bound=task.prompt_bound,
+                correlation_id=task.correlation_id,
+                started_frame=frame,
+            )
+        )
+        self.closing[task.task_id] = ticket
+        ticket.add_done_callback(partial(self._committed, task))
+        return task, ticket
+
+    def _committed(self, task: Task, ticket: Ticket) -> None:
+        if self.closing.get(task.task_id) is ticket:
+            del self.closing[task.task_id]
+        if ticket.exception() is None:
+            task.committed = True
+            task.log.show(1)
+            self._hooks.admitted(task)
+            self._hooks.wake()
+        elif not task.terminal:  # withdraw it without trace
+            self.pools[task.pool_id].queue.remove(task)
+            self.sessions.return_turn(task.session_id)
+            self.tasks.pop(task.task_id, None)
+
+    def _enlist(self, task: Task) -> None:
+        self.tasks[task.task_id] = task
+        heappush(self._deadlines, (task.deadline, task.order, task.task_id))
+        self._hooks.wake()
+
+    def _snapshots(self, request: TaskRequest, now: float) -> list[PoolSnapshot]:
+        session = self.sessions.get(request.session_id, now)
+        warm = session.warm_pool if session is not None and session.kv_warm else None
+        return [forecast.snapshot(pool, request, warm == pool.id) for pool in self.pools.values()]
+
+    def _refuse_full(self, pool: Pool, request: TaskRequest) -> None:
+        room = max(1, int(forecast.room_ms(pool)))
+        raise AdmissionReject(
+            f"Pool {pool.id} holds {len(pool.queue)} waiting tasks, its limit. Try again in {room} ms.",
+            retry_after_ms=room,
+            policy_label="reject",
+            engine=request.engine,
+            pool_id=pool.id,
+        )
+
+    # -- recovery ----------------------------------------------------------------------------------------
+    def restore(
+        self,
+        journaled: list[JournaledTask],
+        deleted: Iterable[SessionDeleted],
+        split: recovery.Split,
+        now: float,
+        wall_ms: int,
+    ) -> None:
+        """Become what the journal says. Called once, before anything is admitted."""
+        deleted_up_to = {fact.session_id: fact.after_order for fact in deleted}
+        for item in journaled:
+            task = recovery.rebuild(item, split, now, wall_ms)
+            self.tasks[task.task_id] = task
+            self._orders = count(task.order + 1)
+            fate = recovery.fate(item)
+            if task.order > deleted_up_to.get(task.session_id, 0):
+                self.sessions.take_turn(task.session_id, task.created)
+                if task.ended is not None:
+                    self.sessions.task_ended(task.session_id, task.ended)
+            if fate == "retained":
+                self._ended.append(task)
+            elif fate == "interrupted":
+                failure, terminal_id = recovery.interruption(task)
+                self._terminate(
+                    task,
+                    TaskState.FAILED,
+                    now,
+                    wall_ms,
+                    failure=failure,
+                    phase="recovered",
+                    terminal_id=terminal_id,
+                )
+            elif (pool := self.pools.get(task.pool_id)) is not None:
+                pool.queue.push(task)
+                heappush(self._deadlines, (task.deadline, task.order, task.task_id))
+            else:
+                gone = f"Pool {task.pool_id} is no longer configured."
+                failure = Failure("POOL_UNAVAILABLE", gone, task.request.engine)
+                self._terminate(task, TaskState.FAILED, now, wall_ms, failure=failure, phase="recovered")
+        self._hooks.wake()
+
+    # -- dispatch ----------------------------------------------------------------------------------------
+    def dispatch(self, now: float, wall_ms: int) -> list[Lease]:
+        """Lease every free slot that the heads of the queues can use."""
+        leases: list[Lease] = []
+        for pool in self.pools.values():
+            while not pool.draining and (task := pool.queue.head()) is not None:
+                session = self.sessions.get(task.session_id, now)
+                replica = pick_replica(
+                    pool.replicas.values(),
+                    ctx=task.request.ctx,
+                    mask=task.request.placement.require_device_mask,
+                    exact=task.request.determinism == "strict",
+                    warm=session.warm_replica if session is not None and session.kv_warm else None,
+                )
+                if replica is None:
+                    break  # FIFO: nothing overtakes the head of its pool
+                leases.append(self._lease(pool, replica, task, now, wall_ms))
+        return leases
+
+    def _lease(self, pool: Pool, replica: Replica, task: Task, now: float, wall_ms: int) -> Lease:
+        pool.queue.remove(task)
+        lease = Lease(next(self._lease_ids), task, pool, replica, replica.incarnation)
+        assert replica.free > 0, f"replica {replica.id} has no free slot"
+        replica.leases[lease.id] = lease
+        replica.leased_total += 1
+        task.move(TaskState.STARTING)
+        task.replica_id, task.engine_version = replica.id, replica.engine_version
+        task.model_digest = replica.model_digest
+        task.determinism_class = "exact" if replica.exact else "best_effort"
+        task.started, task.started_ms, task.last_output = now, wall_ms, now
+        return lease
+
+    def kv_warm(self, lease: Lease) -> bool:
+        session = self.sessions.get(lease.task.session_id, 0.0)
+        return session is not None and session.warm_replica is lease.replica and session.kv_warm
+
+    # -- output ------------------------------------------------------------------------------------------
+    def output(self, lease: Lease, texts: Any, results: Any, tokens_out: int, now: float, wall_ms: int) -> bool:
+        """Append what one read from the engine brought. False when the task is over: stop reading."""
+        task = lease.task
+        log = task.log
+        if log.sealed is not None:
+            return False
+        if not texts and not results:
+            if tokens_out:
+                task.usage = Usage(task.usage.tokens_in, tokens_out, 0)
+            return True
+        if task.state is TaskState.STARTING:
+            self._first_output(task, lease, now, wall_ms)
+        task.last_output = now
+        encode, index = self._hooks.encode_token, task.token_frames
+        for text in texts:
+            log.append(encode(log.next_id, text, index))
+            index += 1
+        task.token_frames = index
+        for payload in results:
+            log.append(self._hooks.encode(log.next_id, "result", payload))
+        if tokens_out:
+            task.usage = Usage(task.usage.tokens_in, tokens_out, 0)
+        log.wake()
+        if log.size > self.limits.task_bytes:
+            self._fail(
+                task,
+                "INTERNAL",
+                f"The output passed {self.limits.task_bytes} bytes, the limit of one task.",
+                now,
+                wall_ms,
+            )
+            return False
+        return True
+
+    def _first_output(self, task: Task, lease: Lease, now: float, wall_ms: int) -> None:
+        task.move(TaskState.RUNNING)
+        task.first_token, task.first_token_ms = now, wall_ms
+        assert task.started_ms is not None
+        ticket = self._hooks.record(
+            Started(
+                task.task_id,
+                lease.pool.id,
+                lease.replica.id,
+                lease.replica.engine_version,
+                lease.replica.model_digest,
+                task.started_ms,
+                wall_ms,
+            )
+        )
+        ticket.add_done_callback(partial(self._opened, task))
+
+    def _opened(self, task: Task, ticket: Ticket) -> None:
+        if ticket.exception() is None:
+            task.log.open()
+        elif not task.terminal and task.last_output is not None:
+            self._fail(
+                task,
+                "STORAGE_UNAVAILABLE",
+                "The journal failed while the task was starting.",
+                task.last_output,
+                task.first_token_ms or task.created_ms,
+                retriable=True,
+            )
+
+    def flush(self, task: Task) -> None:
+        """Hand the journal the frames it has not seen yet."""
+        if task.log.size > task.journaled and task.state in (TaskState.RUNNING, TaskState.STARTING):
+            self._record_tail(task)
+
+    def _record_tail(self, task: Task) -> None:
+        start = max(task.journaled, task.log.offset_after(1))  # `started` rides in `Admitted`
+        if task.log.size > start:
+            self._hooks.record(Frames(task.task_id, task.log.raw(start)))
+        task.journaled = task.log.size
+
+    # -- ends --------------------------------------------------------------------------------------------
+    def finish(
+        self,
+        lease: Lease,
+        now: float,
+        wall_ms: int,
+        *,
+        finish_reason: FinishReason | None = None,
+        usage: Usage | None = None,
+        failure: Failure | None = None,
+        slot_free: bool = True,
+    ) -> None:
+        """The run of `lease` is over. The outcome counts only if the task is still open.
+
+        A slot that could not be proven free (`slot_free` false) stays taken until `release`.
+        """
+        task = lease.task
+        lease.quarantined = not slot_free
+        if slot_free:
+            self.release(lease)
+        if task.terminal:
+            return
+        if usage is not None:
+            task.usage = usage
+        if failure is None:
+            assert finish_reason is not None, "a run ends with a finish reason or a failure"
+            self._observe(lease, now)
+            self._terminate(task, TaskState.ENDED, now, wall_ms, finish_reason=finish_reason, phase="running")
+        else:
+            self._terminate(task, TaskState.FAILED, now, wall_ms, failure=failure, phase="running")
+
+    def _observe(self, lease: Lease, now: float) -> None:
+        task = lease.task
+        assert task.started is not None
+        units = task.usage.tokens_out if task.request.workload == "completion" else task.request.units
+        lease.pool.service.observe((now - task.started) * 1000, units, task.request.units)
+        session = self.sessions.get(task.session_id, now)
+        if session is not None and task.request.kv_hint != "cold" and "prefix_cache" in lease.replica.features:
+            session.warmed(lease.pool.id, lease.replica)
+
+    def release(self, lease: Lease) -> None:
+        """The slot is known to be free."""
+        if lease.replica.leases.pop(lease.id, None) is not None:
+            self._hooks.wake()
+
+    def cancel(self, task: Task, reason: CancelReason, now: float, wall_ms: int) -> int:
+        """Seal the log; returns the seal. On a task that is over already it changes nothing."""
+        if not task.terminal:
+            phase = "queued" if task.state is TaskState.QUEUED else "running"
+            self.pools[task.pool_id].queue.remove(task)
+            self._terminate(
+                task, TaskState.CANCELED, now, wall_ms, finish_reason="canceled", phase=phase, reason=reason
+            )
+        assert task.log.sealed is not None
+        return task.log.sealed
+
+    def fail(self, task: Task, failure: Failure, now: float, wall_ms: int, reason: CancelReason | None = None) -> None:
+        """End an open task, queued or leased, with an error."""
+        if not task.terminal:
+            phase = "queued" if task.state is TaskState.QUEUED else "running"
+            self.pools[task.pool_id].queue.remove(task)
+            self._terminate(task, TaskState.FAILED, now, wall_ms, failure=failure, phase=phase, reason=reason)
+
+    def _fail(self, task: Task, code: str, message: str, now: float, wall_ms: int, *, retriable: bool = False) -> None:
+        self.fail(task, Failure(code, message, task.request.engine, retriable), now, wall_ms)
+
+    def _terminate(
+        self,
+        task: Task,
+        state: TaskState,
+        now: float,
+        wall_ms: int,
+        *,
+        phase: str,
+        finish_reason: FinishReason | None = None,
+        failure: Failure | None = None,
+        reason: CancelReason | None = None,
+        terminal_id: int | None = None,
+    ) -> None:
+        task.log.seal()
+        task.move(state)
+        task.ended, task.ended_ms = now, wall_ms
+        task.finish_reason, task.failure = finish_reason, failure
+        decode_ms = int((now - task.first_token) * 1000) if task.first_token is not None else 0
+        task.usage = Usage(task.usage.tokens_in, task.usage.tokens_out, decode_ms)
+        event_id = task.log.next_id if terminal_id is None else terminal_id
+        frame = self._hooks.encode(event_id, "error" if failure else "end", terminal_payload(task))
+        self._record_tail(task)
+        task.log.close(frame, event_id)
+        self._hooks.ended(task, phase, reason)
+        ticket = self._hooks.record(
+            Finished(
+                task_id=task.task_id,
+                state=state,
+                usage=task.usage,
+                finish_reason=finish_reason,
+                failure=failure,
+                ended_ms=wall_ms,
+                terminal_id=event_id,
+                terminal_frame=frame,
+                transcript=transcript_source(task) if self.limits.transcripts else None,
+            )
+        )
+        self.closing[task.task_id] = ticket
+        ticket.add_done_callback(partial(self._closed, task))
+        self.sessions.task_ended(task.session_id, now)
+        self._ended.append(task)
+        for lease in self.leases_of(task):
+            self._hooks.abort(lease)
+        self._hooks.wake()
+
+    def _closed(self, task: Task, ticket: Ticket) -> None:
+        if self.closing.get(task.task_id) is ticket:
+            del self.closing[task.task_id]
+        if ticket.exception() is None and (artifact := ticket.result()) is not None:
+            task.transcript_id = artifact.id
+            self._hooks.archive(task.task_id, artifact)
+        task.log.reveal()  # a journal that failed must not leave a reader hanging
+
+    def leases_of(self, task: Task) -> Iterator[Lease]:
+        if task.replica_id is None:
+            return
+        pool = self.pools.get(task.pool_id)
+        replica = pool.replicas.get(task.replica_id) if pool else None
+        for lease in list(replica.leases.values()) if replica else []:
+            if lease.task is task:
+                yield lease
+
+    # -- time --------------------------------------------------------------------------------------------
+    def next_deadline(self) -> float | None:
+        while self._deadlines:
+            deadline, _, task_id = self._deadlines[0]
+            task = self.tasks.get(task_id)
+            if task is not None and not task.terminal:
+                return deadline
+            heappop(self._deadlines)
+        return None
+
+    def expire(self, now: float, wall_ms: int) -> None:
+        """End every task whose deadline has passed."""
+        while (due := self.next_deadline()) is not None and due <= now:
+            _, _, task_id = heappop(self._deadlines)
+            task = self.tasks[task_id]
+            waiting = task.state is TaskState.QUEUED
+            message = f"The deadline of {task.request.deadline_ms} ms passed while the task " + (
+                "was waiting; no engine saw it." if waiting else "was running; the text so far is in the transcript."
+            )
+            self.fail(task, Failure("DEADLINE_UNMET", message, task.request.engine, True), now, wall_ms, "deadline")
+
+    def forget(self, now: float) -> None:
+        """Drop finished tasks past retention, oldest first, and sessions past their TTL."""
+        while self._ended:
+            task = self._ended[0]
+            assert task.ended is not None
+            if now - task.ended < self.limits.retain_s and len(self._ended) <= self.limits.retain_tasks:
+                break
+            self._ended.popleft()
+            if self.tasks.get(task.task_id) is task:
+                del self.tasks[task.task_id]
+                self._hooks.record(Forgotten(task.task_id))
+        self.sessions.expire(now)
+
+    # -- sessions ----------------------------------------------------------------------------------------
+    def session(self, session_id: str, now: float) -> Session:
+        session = self.sessions.get(session_id, now)
+        if session is None:
+            raise NotFound(f"There is no session {session_id}. A session begins with its first admitted task.")
+        return session
+
+    def delete_session(self, session_id: str, now: float, wall_ms: int) -> list[Ticket]:
+        """Cancel the session's tasks and drop it; the tickets gate the 204. Raises NotFound."""
+        self.session(session_id, now)
+        tickets: list[Ticket] = []
+        last = 0
+        for task in self.tasks.values():
+            if task.session_id == session_id:
+                last = task.order
+                if not task.terminal:
+                    self.cancel(task, "session_deleted", now, wall_ms)
+                    tickets.append(self.closing[task.task_id])
+        self.sessions.delete(session_id)
+        tickets.append(self._hooks.record(SessionDeleted(session_id, last)))
+        return tickets
+
+    # -- replicas ----------------------------------------------------------------------------------------
+    def add_replica(self, pool_id: str, replica: Replica) -> None:
+        self.pools[pool_id].replicas[replica.id] = replica
+
+    def replica_ready(self, pool_id: str, replica_id: str, **facts: Any) -> None:
+        """A replica answers. `facts` are fields of Replica (slots, ctx, engine_version, ...)."""
+        replica = self.pools[pool_id].replicas[replica_id]
+        for name, value in facts.items():
+            setattr(replica, name, value)
+        replica.state, replica.reason = "ready", ""
+        replica.incarnation += 1
+        for lease in [le for le in replica.leases.values() if le.quarantined]:
+            self.release(lease)
+        self._hooks.wake()
+
+    def replica_loading(self, pool_id: str, replica_id: str, reason: str) -> None:
+        """A replica is on its way; `reason` says how far."""
+        replica = self.pools[pool_id].replicas[replica_id]
+        replica.state, replica.reason = "loading", reason
+
+    def replica_failed(self, pool_id: str, replica_id: str, fault: Fault) -> None:
+        """A replica is gone. Its running tasks end by themselves: their streams break."""
+        pool = self.pools[pool_id]
+        replica = pool.replicas[replica_id]
+        replica.state, replica.reason = "dead", fault.message
+        replica.last_error = pool.last_error = fault
+
+    def archived(self, task_id: str) -> None:
+        """The transcript of this task has reached the artifact store."""
+        self._hooks.record(Archived(task_id))

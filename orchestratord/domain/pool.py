@@ -1,0 +1,173 @@
+"""A pool: one engine, one model, a bounded queue with two priorities, and replicas with slots."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Literal
+
+from orchestratord.domain.eta import Prior, ServiceModel
+from orchestratord.domain.task import PRIORITIES, Priority, Task, Workload
+
+ReplicaState = Literal["loading", "ready", "dead"]
+
+
+@dataclass(frozen=True, slots=True)
+class Fault:
+    """What went wrong last, with the engine's own last lines."""
+
+    code: str
+    message: str
+    at_ms: int
+    log_tail: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class PoolSpec:
+    """What the configuration says of a pool."""
+
+    id: str
+    engine: str
+    driver: str
+    model_ref: str
+    aliases: tuple[str, ...] = ()
+    capacity: int = 64
+    prior: Prior = field(default_factory=Prior)
+
+    def serves(self, engine: str, model_ref: str) -> bool:
+        return engine == self.engine and (model_ref == self.model_ref or model_ref in self.aliases)
+
+
+@dataclass(slots=True, eq=False)
+class Lease:
+    """One slot of one replica, held by one task until the slot is known to be free again."""
+
+    id: int
+    task: Task
+    pool: Pool
+    replica: Replica
+    incarnation: int
+    quarantined: bool = False
+
+
+@dataclass(slots=True, eq=False)
+class Replica:
+    """One engine server. `incarnation` counts its lives: a restart empties slots and KV cache."""
+
+    id: str
+    kind: Literal["external", "process"] = "external"
+    device_mask: str | None = None
+    state: ReplicaState = "loading"
+    reason: str = "not started yet"
+    slots: int = 0
+    ctx: int = 0
+    engine_version: str = ""
+    model_id: str = ""
+    model_digest: str | None = None
+    workloads: frozenset[Workload] = frozenset()
+    chat_template: bool = False
+    features: tuple[str, ...] = ()
+    vram_free: int = 0
+    incarnation: int = 0
+    last_error: Fault | None = None
+    leases: dict[int, Lease] = field(default_factory=dict)
+    leased_total: int = 0
+
+    @property
+    def free(self) -> int:
+        return max(0, self.slots - len(self.leases)) if self.state == "ready" else 0
+
+    @property
+    def exact(self) -> bool:
+        """One slot: no other request can share a batch with this one, so equal seeds give equal tokens."""
+        return self.slots == 1
+
+
+class TaskQueue:
+    """Bounded over both priorities; FIFO within one, interactive first; every operation O(1)."""
+
+    __slots__ = ("_lanes", "capacity")
+
+    def __init__(self, capacity: int) -> None:
+        self.capacity = capacity
+        self._lanes: dict[Priority, OrderedDict[str, Task]] = {p: OrderedDict() for p in PRIORITIES}
+
+    def __len__(self) -> int:
+        return sum(len(lane) for lane in self._lanes.values())
+
+    def __iter__(self) -> Iterator[Task]:
+        """In dispatch order."""
+        for lane in self._lanes.values():
+            yield from lane.values()
+
+    def depth(self, priority: Priority) -> int:
+        return len(self._lanes[priority])
+
+    @property
+    def full(self) -> bool:
+        return len(self) >= self.capacity
+
+    def push(self, task: Task) -> None:
+        self._lanes[task.request.priority][task.task_id] = task
+
+    def remove(self, task: Task) -> bool:
+        return self._lanes[task.request.priority].pop(task.task_id, None) is not None
+
+    def head(self) -> Task | None:
+        """The next task to dispatch. One whose admission is not durable yet keeps its place but is passed over."""
+        return next((task for task in self if task.committed), None)
+
+    def ahead_of(self, priority: Priority, task: Task | None = None) -> Iterator[Task]:
+        """Tasks that would be dispatched before `task`, or before a newcomer of `priority`."""
+        for lane_priority, lane in self._lanes.items():
+            for other in lane.values():
+                if other is task:
+                    return
+                yield other
+            if lane_priority == priority:
+                return
+
+
+@dataclass(slots=True, eq=False)
+class Pool:
+    """A pool and everything in it."""
+
+    spec: PoolSpec
+    replicas: dict[str, Replica] = field(default_factory=dict)
+    queue: TaskQueue = field(init=False)
+    service: ServiceModel = field(init=False)
+    draining: bool = False
+    last_error: Fault | None = None
+
+    def __post_init__(self) -> None:
+        self.queue = TaskQueue(self.spec.capacity)
+        self.service = ServiceModel(self.spec.prior)
+
+    @property
+    def id(self) -> str:
+        return self.spec.id
+
+    @property
+    def live(self) -> bool:
+        return any(r.state != "dead" for r in self.replicas.values())
+
+    @property
+    def ready(self) -> bool:
+        return not self.draining and any(r.state == "ready" for r in self.replicas.values())
+
+    @property
+    def ready_replicas(self) -> list[Replica]:
+        return [r for r in self.replicas.values() if r.state == "ready"]
+
+    @property
+    def slots(self) -> int:
+        return sum(r.slots for r in self.ready_replicas)
+
+    @property
+    def leases(self) -> list[Lease]:
+        return [lease for r in self.replicas.values() for lease in r.leases.values()]
+
+    @property
+    def engine_version(self) -> str:
+        return next((r.engine_version for r in self.replicas.values() if r.engine_version), "unknown")

@@ -1,0 +1,86 @@
+"""Recovery: what a task becomes after a restart, as a pure function of its journaled facts.
+
+`Admitted` alone: nothing of it was ever sent, so it waits again at its old place. `Started` without `Finished`:
+tokens may have been seen, so it is never run again; it ends in WORKER_RESET, under an id above any it can have
+used. `Finished`: it is kept for replay until retention.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Literal
+
+from orchestratord.domain.facts import JournaledTask
+from orchestratord.domain.log import EventLog
+from orchestratord.domain.task import Failure, Task, TaskState
+
+Fate = Literal["waiting", "interrupted", "retained"]
+Split = Callable[[bytes], Sequence[bytes]]  # encoded frames -> single frames
+
+INTERRUPTED = (
+    "The daemon stopped while this task was running. What it had produced is kept; "
+    "submit it anew under a fresh task_id."
+)
+
+
+def fate(journaled: JournaledTask) -> Fate:
+    if journaled.finished is not None:
+        return "retained"
+    return "interrupted" if journaled.started is not None else "waiting"
+
+
+def rebuild(journaled: JournaledTask, split: Split, now: float, wall_ms: int) -> Task:
+    """The task as its facts describe it. Monotonic times are derived from wall times; nothing else reads those."""
+    admitted, started, finished = journaled.admitted, journaled.started, journaled.finished
+
+    def monotonic(at_ms: int) -> float:
+        return now - (wall_ms - at_ms) / 1000
+
+    log = EventLog()
+    log.append(admitted.started_frame)
+    for frame in split(journaled.frames):
+        log.append(frame)
+    log.open()
+    task = Task(
+        request=admitted.request,
+        fingerprint=admitted.fingerprint,
+        order=admitted.order,
+        seed=admitted.seed,
+        determinism_class=admitted.determinism_class,
+        admission=admitted.admission,
+        decision=admitted.decision,
+        pool_id=admitted.pool_id,
+        log=log,
+        created_ms=admitted.created_ms,
+        created=monotonic(admitted.created_ms),
+        deadline=monotonic(admitted.created_ms + admitted.request.deadline_ms),
+        prompt_sha256=admitted.prompt_sha256,
+        prompt_bound=admitted.prompt_bound,
+        correlation_id=admitted.correlation_id,
+        committed=True,
+        recovered=True,
+    )
+    task.journaled = log.size
+    if started is not None:
+        task.move(TaskState.STARTING)
+        task.move(TaskState.RUNNING)
+        task.replica_id, task.engine_version = started.replica_id, started.engine_version
+        task.model_digest = started.model_digest
+        task.started_ms, task.first_token_ms = started.started_ms, started.first_token_ms
+        task.started, task.first_token = monotonic(started.started_ms), monotonic(started.first_token_ms)
+    if finished is not None:
+        log.seal()
+        task.state = finished.state
+        task.usage = finished.usage
+        task.finish_reason = finished.finish_reason  # type: ignore[assignment]
+        task.failure = finished.failure
+        task.ended_ms, task.ended = finished.ended_ms, monotonic(finished.ended_ms)
+        task.transcript_id = journaled.transcript_id
+        log.close(finished.terminal_frame, finished.terminal_id)
+        log.reveal()
+    return task
+
+
+def interruption(task: Task) -> tuple[Failure, int]:
+    """How an interrupted task ends: the failure, and an event id it cannot have used before."""
+    return Failure("WORKER_RESET", INTERRUPTED, task.request.engine, retriable=True), task.request.max_events + 1

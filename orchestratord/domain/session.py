@@ -1,0 +1,104 @@
+"""Sessions: turns, time to live and KV warmth. Metadata only, never conversation text."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestratord.domain.errors import AdmissionReject
+from orchestratord.domain.pool import Replica
+
+
+@dataclass(slots=True, eq=False)
+class Session:
+    """A conversation's account. Its TTL runs only while no task of it is live."""
+
+    id: str
+    turns: int = 0
+    live: int = 0
+    idle_since: float = 0.0
+    warm_replica: Replica | None = None
+    warm_pool: str | None = None
+    warm_incarnation: int = 0
+    warm_mark: int = 0
+
+    def warmed(self, pool_id: str, replica: Replica) -> None:
+        """A task of this session has just left its prefix in a slot of `replica`."""
+        self.warm_replica, self.warm_pool = replica, pool_id
+        self.warm_incarnation, self.warm_mark = replica.incarnation, replica.leased_total
+
+    @property
+    def kv_warm(self) -> bool:
+        """True only while the replica still holds the prefix: same life, and fewer leases since than slots."""
+        r = self.warm_replica
+        return (
+            r is not None
+            and r.state == "ready"
+            and r.incarnation == self.warm_incarnation
+            and r.leased_total - self.warm_mark < r.slots
+        )
+
+
+class Sessions:
+    """Every session that has not expired."""
+
+    def __init__(self, ttl_s: float, turns_max: int) -> None:
+        self.ttl_s = ttl_s
+        self.turns_max = turns_max
+        self._by_id: dict[str, Session] = {}
+
+    def __len__(self) -> int:
+        return len(self._by_id)
+
+    def get(self, session_id: str, now: float) -> Session | None:
+        session = self._by_id.get(session_id)
+        if session is not None and not session.live and now - session.idle_since >= self.ttl_s:
+            del self._by_id[session_id]
+            return None
+        return session
+
+    def ttl_left(self, session: Session, now: float) -> float:
+        """Seconds until it expires if nothing of it were live from now on."""
+        return self.ttl_s if session.live else max(0.0, self.ttl_s - (now - session.idle_since))
+
+    def check(self, session_id: str, now: float) -> None:
+        """Raises AdmissionReject when the session has no turn left. Changes nothing."""
+        session = self.get(session_id, now)
+        if session is not None and session.turns >= self.turns_max:
+            raise AdmissionReject(
+                f"Session {session_id} has used its {self.turns_max} turns. Use a new session_id, delete the session, "
+                "or wait until it expires.",
+                policy_label="session-turns",
+                retriable=False,
+                retry_after_ms=int(self.ttl_left(session, now) * 1000),
+            )
+
+    def take_turn(self, session_id: str, now: float) -> Session:
+        session = self.get(session_id, now)
+        if session is None:
+            session = self._by_id[session_id] = Session(session_id, idle_since=now)
+        session.turns += 1
+        session.live += 1
+        return session
+
+    def return_turn(self, session_id: str) -> None:
+        """The admission came to nothing: as if it had never been tried."""
+        session = self._by_id.get(session_id)
+        if session is not None:
+            session.turns -= 1
+            session.live -= 1
+            if not session.turns:
+                del self._by_id[session_id]
+
+    def task_ended(self, session_id: str, now: float) -> None:
+        session = self._by_id.get(session_id)
+        if session is not None and session.live:
+            session.live -= 1
+            session.idle_since = now
+
+    def delete(self, session_id: str) -> None:
+        self._by_id.pop(session_id, None)
+
+    def expire(self, now: float) -> None:
+        """Drop what has expired; `get` would do it too, this bounds memory."""
+        for session_id in list(self._by_id):
+            self.get(session_id, now)

@@ -1,0 +1,40 @@
+"""Pools and capabilities."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestratord.domain.errors import NotImplementedYet
+from orchestratord.handlers import Services
+from orchestratord.wire import cursors
+from orchestratord.wire.responses import Reply
+
+
+async def list_pools(app: Services, limit: int | None, cursor: str | None) -> Reply:
+    after = cursors.parse_text(cursor)
+    found = (pool for pool in app.pools.all() if after is None or pool.id > after)
+    page, following = cursors.page(found, limit, lambda pool: cursors.text(pool.id))
+    return Reply(200, {"items": [app.pools.summary(pool) for pool in page], "next_cursor": following})
+
+
+async def get_pool_health(app: Services, id: str) -> Reply:  # noqa: A002 - the contract's name
+    return Reply(200, app.pools.health(id))
+
+
+async def get_capabilities(app: Services) -> Reply:
+    return Reply(200, app.pools.capabilities())
+
+
+async def drain_pool(app: Services, id: str, body: dict[str, Any]) -> Reply:  # noqa: A002
+    app.pools.get(id)
+    raise NotImplementedYet("Draining comes with the control plane. Until then, stop sending tasks to the pool.")
+
+
+async def reload_pool(app: Services, id: str, body: dict[str, Any]) -> Reply:  # noqa: A002
+    app.pools.get(id)
+    raise NotImplementedYet("Reloading comes with the control plane. Until then, restart with the new model.")
+
+
+async def resume_pool(app: Services, id: str) -> Reply:  # noqa: A002
+    app.pools.get(id)
+    raise NotImplementedYet("Resuming comes with the control plane. Until then, no pool can be draining.")

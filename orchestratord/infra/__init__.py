@@ -1,0 +1,1 @@
+"""Implementations of the ports: engines, journal, stores, clock, metrics, logs, processes."""

@@ -1,0 +1,1 @@
+"""Engine drivers, one module each, over one transport and one SSE decoder."""

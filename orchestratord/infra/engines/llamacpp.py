@@ -1,0 +1,271 @@
+"""llama.cpp's `llama-server` through its native API.
+
+Learned from builds b10434, b11434 and b11549. What an adapter must know: a stream ends only with a frame that says
+`stop: true`; errors may come as frames under status 200; a token may come without a frame, so only the engine's own
+counter counts; requests beyond the slots queue inside without limit and cannot be cancelled there.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Annotated, Any
+
+import msgspec
+
+from orchestratord.domain.task import FinishReason, Message, Sampling
+from orchestratord.infra.engines.sse import SSEDecoder
+from orchestratord.infra.engines.transport import ErrorKind, Reply, Transport
+from orchestratord.ports import Chunk, Clock, EngineError, EngineProps, Job, JobEnd
+
+ENGINE = "llamacpp"
+CONTROL_S = 5.0  # for everything but a stream: these answer in milliseconds even while slots are busy
+# Our knob -> its name in a request. What it does not know it ignores in silence, so nothing else is ever sent.
+KNOBS = {
+    "temperature": "temperature",
+    "top_p": "top_p",
+    "top_k": "top_k",
+    "min_p": "min_p",
+    "repetition_penalty": "repeat_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "stop": "stop",
+    "json_schema": "json_schema",
+    "grammar": "grammar",
+}
+# The last frame would echo the whole prompt and all settings.
+_LAST_FRAME = ["content", "stop", "stop_type", "tokens_predicted", "tokens_evaluated"]
+# The template a server reports for a model that carries none; using it would be a guess.
+_NO_TEMPLATE = (
+    "{%- for message in messages -%}\n"
+    "  {{- '<|im_start|>' + message.role + '\n' + message.content + '<|im_end|>\n' -}}\n"
+    "{%- endfor -%}\n"
+    "{%- if add_generation_prompt -%}\n"
+    "  {{- '<|im_start|>assistant\n' -}}\n"
+    "{%- endif -%}"
+)
+
+Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
+
+
+class _Frame(msgspec.Struct):
+    """One frame of a /completion stream; `error` excludes the rest."""
+
+    error: Any = None
+    content: str | None = None
+    stop: bool = False
+    stop_type: str = "none"
+    tokens_predicted: Count = 0
+    tokens_evaluated: Count = 0
+
+
+class _Generation(msgspec.Struct):
+    n_ctx: Count
+
+
+class _Props(msgspec.Struct):
+    """The part of /props that counts. A router (a server started without a model) has no model path."""
+
+    default_generation_settings: _Generation
+    total_slots: Count
+    build_info: str
+    model_path: str
+    chat_template: str = ""
+    role: str = ""
+
+
+_decode_frame = msgspec.json.Decoder(_Frame).decode
+
+
+def _kind(status: int) -> ErrorKind:
+    """What a status means, of a reply or inside an error frame."""
+    if status in (429, 503):  # no slot, or the model is still loading: no fault of the request or the engine
+        return "full"
+    if status == 501 or 400 <= status < 500:
+        return "refused"
+    return "failed" if status >= 500 else "protocol"
+
+
+def _said(parsed: Any, fallback: str) -> str:
+    """The engine's own message out of an error body, bounded."""
+    error = parsed.get("error") if isinstance(parsed, dict) else None
+    message = error.get("message") if isinstance(error, dict) else error
+    return (message if isinstance(message, str) and message else fallback)[:500]
+
+
+def _refusal(path: str, status: int, parsed: Any) -> EngineError:
+    return EngineError(_kind(status), _said(parsed, f"llama-server answers {path} with status {status}"))
+
+
+def _request(job: Job) -> bytes:
+    """The body of POST /completion."""
+    return msgspec.json.encode(
+        {
+            "prompt": job.prompt,
+            "n_predict": job.max_tokens,
+            "seed": job.seed,
+            "cache_prompt": job.keep_cache,
+            "stream": True,
+            "response_fields": _LAST_FRAME,
+            **_knobs(job.sampling),
+        }
+    )
+
+
+def _knobs(sampling: Sampling) -> dict[str, Any]:
+    given = ((theirs, getattr(sampling, ours)) for ours, theirs in KNOBS.items())
+    return {name: value for name, value in given if value is not None}
+
+
+def _frame(payload: bytes) -> _Frame:
+    """A checked frame. Raises EngineError: what the engine reports, or protocol."""
+    try:
+        frame = _decode_frame(payload)
+    except (msgspec.DecodeError, UnicodeDecodeError) as error:
+        raise EngineError("protocol", f"llama-server sent a frame that cannot be read: {error}") from None
+    if frame.error is not None:
+        code = frame.error.get("code") if isinstance(frame.error, dict) else None
+        kind = _kind(code) if isinstance(code, int) else "failed"
+        raise EngineError(kind, _said({"error": frame.error}, "llama-server reports an error without a message"))
+    if frame.content is None:
+        raise EngineError("protocol", "llama-server sent a frame without content")
+    return frame
+
+
+async def _chunks(reply: Reply) -> AsyncGenerator[Chunk, None]:
+    """What each read brought, up to and including the end. Raises EngineError."""
+    decoder = SSEDecoder()
+    tokens = 0
+    async for data in reply.chunks():
+        texts: list[str] = []
+        end: JobEnd | None = None
+        fault: EngineError | None = None
+        try:
+            for payload in decoder.feed(data):
+                frame = _frame(payload)
+                tokens = max(tokens, frame.tokens_predicted)
+                if frame.content:  # empty: half a character, a text held back for a stop string, or the end
+                    texts.append(frame.content)
+                if frame.stop:
+                    reason: FinishReason = "length" if frame.stop_type == "limit" else "stop"
+                    end = JobEnd(reason, frame.tokens_evaluated, tokens)
+                    break
+        except EngineError as error:
+            fault = error  # after what came before it in the same read
+        if texts or end:
+            yield Chunk(texts, (), tokens, end)
+        if fault:
+            raise fault
+        if end:
+            return
+    raise EngineError("lost", "llama-server closed the stream before its last frame")
+
+
+class LlamaCpp:
+    """One llama-server. See `ports.Engine`."""
+
+    engine = ENGINE
+    driver = "llamacpp"
+
+    def __init__(self, url: str, *, clock: Clock, api_key: str | None = None) -> None:
+        self._http = Transport(url, clock=clock, api_key=api_key)
+
+    async def ready(self) -> str | None:
+        status, parsed, _ = await self._http.request_json("GET", "/health", limit_s=CONTROL_S)
+        if status != 200:
+            return _said(parsed, f"health check answers {status}").lower()
+        # A router is healthy with no model at all.
+        status, parsed, _ = await self._http.request_json("GET", "/props", limit_s=CONTROL_S)
+        if status == 503:
+            return _said(parsed, "loading model").lower()
+        if status != 200:
+            raise _refusal("/props", status, parsed)
+        return None if _has_model(parsed) else "no model loaded: this llama-server runs as a router"
+
+    async def props(self) -> EngineProps:
+        parsed = await self._call("GET", "/props")
+        if not _has_model(parsed):
+            raise EngineError("protocol", "this llama-server runs as a router; start it with one model (-m)")
+        try:
+            props = msgspec.convert(parsed, _Props)
+        except msgspec.ValidationError as error:
+            raise EngineError("protocol", f"llama-server's /props cannot be read: {error}") from None
+        return EngineProps(
+            engine_version=props.build_info,
+            model_id=props.model_path,
+            ctx=props.default_generation_settings.n_ctx,
+            slots=props.total_slots,
+            workloads=frozenset({"completion"}),
+            chat_template=bool(props.chat_template) and props.chat_template.strip() != _NO_TEMPLATE,
+            features=tuple(sorted(KNOBS)),
+        )
+
+    def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+        return self._stream(job)
+
+    @asynccontextmanager
+    async def _stream(self, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
+        if job.workload != "completion":
+            raise EngineError("refused", f"llama-server serves no {job.workload} here")
+        # Not kept: newer builds close a stream's connection while announcing that they keep it.
+        async with self._http.post("/completion", _request(job), keep=False) as reply:
+            if reply.status != 200:
+                raise await self._failure(reply)
+            kind = reply.headers.get("Content-Type", "")
+            if not kind.lower().startswith("text/event-stream"):
+                raise EngineError("protocol", f"llama-server answers /completion with {kind or 'no type'!r}")
+            async with aclosing(_chunks(reply)) as chunks:
+                yield chunks
+
+    async def _failure(self, reply: Reply) -> EngineError:
+        try:
+            parsed = msgspec.json.decode(await reply.body(1 << 16))
+        except msgspec.DecodeError:
+            parsed = None
+        return _refusal("/completion", reply.status, parsed)
+
+    async def busy(self) -> int | None:
+        status, parsed, _ = await self._http.request_json("GET", "/slots", limit_s=CONTROL_S)
+        if status == 501:  # started with --no-slots
+            return None
+        if status != 200:
+            raise _refusal("/slots", status, parsed)
+        if not isinstance(parsed, list) or not all(isinstance(slot, dict) for slot in parsed):
+            raise EngineError("protocol", "llama-server's /slots cannot be read")
+        return sum(bool(slot.get("is_processing")) for slot in parsed)
+
+    def bound(self, text: str) -> int:
+        """Every vocabulary in use falls back to bytes, so no text needs more tokens than it has of them; 8 more for
+        begin and end marks and the space some tokenizers put first."""
+        return len(text.encode("utf-8", "surrogatepass")) + 8
+
+    async def tokenize(self, text: str) -> int:
+        # As /completion reads a prompt: with its begin mark, and with special tokens recognised in the text.
+        parsed = await self._call("POST", "/tokenize", content=text, add_special=True, parse_special=True)
+        tokens = parsed.get("tokens") if isinstance(parsed, dict) else None
+        if not isinstance(tokens, list):
+            raise EngineError("protocol", "llama-server's /tokenize cannot be read")
+        return len(tokens)
+
+    async def render(self, messages: Sequence[Message]) -> str:
+        given = [{"role": message.role, "content": message.content} for message in messages]
+        parsed = await self._call("POST", "/apply-template", messages=given)
+        prompt = parsed.get("prompt") if isinstance(parsed, dict) else None
+        if not isinstance(prompt, str):
+            raise EngineError("protocol", "llama-server's /apply-template cannot be read")
+        return prompt
+
+    async def close(self) -> None:
+        await self._http.close()
+
+    async def _call(self, method: str, path: str, **fields: Any) -> Any:
+        """A control request that must succeed: the parsed body. Raises EngineError."""
+        body = msgspec.json.encode(fields) if fields else None
+        status, parsed, _ = await self._http.request_json(method, path, body, limit_s=CONTROL_S, max_bytes=16 << 20)
+        if status != 200:
+            raise _refusal(path, status, parsed)
+        return parsed
+
+
+def _has_model(props: Any) -> bool:
+    return isinstance(props, dict) and bool(props.get("model_path")) and props.get("role") != "router"

@@ -1,0 +1,85 @@
+"""llama-server for machines that have none: the same server out of the `xllamacpp` wheel, as a command.
+
+That wheel carries llama.cpp's own HTTP server as a library and picks its instructions for the CPU it finds, so it runs
+where a prebuilt binary may not. Understands the options `llamacpp_process.command` gives and a few more. The difference
+from the binary: SIGTERM ends running streams at once.
+
+    python -m orchestratord.infra.engines.llamacpp_server -m MODEL --port N [...]
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import signal
+import sys
+from typing import Any
+
+
+def _options() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(prog="llamacpp_server", allow_abbrev=False)
+    parser.add_argument("-m", "--model", required=True)
+    parser.add_argument("-a", "--alias")
+    parser.add_argument("--host", default="127.0.0.1")
+    parser.add_argument("--port", type=int, default=8080)
+    parser.add_argument("--api-key", action="append", default=[])
+    parser.add_argument("-c", "--ctx-size", type=int)
+    parser.add_argument("-np", "--parallel", type=int)
+    parser.add_argument("-t", "--threads", type=int)
+    parser.add_argument("-b", "--batch-size", type=int)
+    parser.add_argument("-ub", "--ubatch-size", type=int)
+    parser.add_argument("-ngl", "--n-gpu-layers", type=int)
+    parser.add_argument("-cram", "--cache-ram", type=int)
+    parser.add_argument("--sse-ping-interval", type=int)
+    parser.add_argument("--metrics", action="store_true")
+    parser.add_argument("--no-slots", action="store_true")
+    parser.add_argument("--no-ui", action="store_true")
+    return parser
+
+
+def _settings(given: argparse.Namespace) -> Any:
+    """`given` as the library's parameter object; what is not given keeps llama.cpp's default."""
+    settings = importlib.import_module("xllamacpp").CommonParams()
+    settings.model.path = given.model
+    settings.hostnames = [given.host]
+    settings.port = given.port
+    settings.endpoint_metrics = given.metrics
+    settings.endpoint_slots = not given.no_slots
+    settings.ui = not given.no_ui
+    if given.alias:
+        settings.model_alias = {given.alias}
+    if given.api_key:
+        settings.api_keys = given.api_key
+    if given.threads:
+        settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = given.threads
+    for name, value in (
+        ("n_ctx", given.ctx_size),
+        ("n_parallel", given.parallel),
+        ("n_batch", given.batch_size),
+        ("n_ubatch", given.ubatch_size),
+        ("n_gpu_layers", given.n_gpu_layers),
+        ("cache_ram_mib", given.cache_ram),
+        ("sse_ping_interval", given.sse_ping_interval),
+    ):
+        if value is not None:
+            setattr(settings, name, value)
+    return settings
+
+
+def main() -> None:
+    given = _options().parse_args()
+    ending = {signal.SIGTERM, signal.SIGINT}
+    # Before the library starts its threads, so that all of them leave the signals to the wait below.
+    signal.pthread_sigmask(signal.SIG_BLOCK, ending)
+    try:
+        server = importlib.import_module("xllamacpp").Server(_settings(given))
+    except (ImportError, RuntimeError) as error:
+        sys.exit(f"cannot serve {given.model}: {error}")
+    signal.sigwait(ending)
+    assert server is not None  # referenced until now: its destructor ends the service, and waits for streams
+    os._exit(0)
+
+
+if __name__ == "__main__":
+    main()

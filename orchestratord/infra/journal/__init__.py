@@ -1,0 +1,1 @@
+"""Journals: in memory (tests, throw-away daemons) and SQLite (the default)."""

@@ -1,0 +1,62 @@
+"""Facts as bytes, and the content of a task (prompt, messages, inputs) apart from the rest of its `Admitted`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import msgspec
+
+from orchestratord.domain.facts import Admitted, Fact, Finished, Frames, Started
+from orchestratord.domain.task import Message
+from orchestratord.ports import Artifact
+
+Content = tuple[str | None, tuple[Message, ...] | None, tuple[str, ...] | None]
+
+_encode = msgspec.json.Encoder().encode
+_admitted = msgspec.json.Decoder(Admitted)
+_content = msgspec.json.Decoder(Content)
+_started = msgspec.json.Decoder(Started)
+_finished = msgspec.json.Decoder(Finished)
+_artifact = msgspec.json.Decoder(Artifact)
+
+decode_started = _started.decode
+decode_finished = _finished.decode
+decode_artifact = _artifact.decode
+
+
+def without_content(admitted: Admitted) -> Admitted:
+    """The same fact with nothing left of what the client asked."""
+    return replace(admitted, request=replace(admitted.request, prompt=None, messages=None, inputs=None))
+
+
+def encode(fact: Fact) -> tuple[bytes, bytes]:
+    """(body, content) of a fact; only `Admitted` has content. A `Finished` leaves its transcript out.
+
+    Raises ValueError or TypeError for what JSON cannot hold.
+    """
+    if isinstance(fact, Frames):
+        return fact.data, b""
+    if isinstance(fact, Admitted):
+        asked = fact.request
+        return _encode(without_content(fact)), _encode((asked.prompt, asked.messages, asked.inputs))
+    if isinstance(fact, Finished) and fact.transcript is not None:
+        return _encode(replace(fact, transcript=None)), b""
+    return _encode(fact), b""
+
+
+def decode_admitted(body: bytes, content: bytes | None) -> Admitted:
+    """The fact as it was, or without content if that has been erased."""
+    admitted = _admitted.decode(body)
+    if content is None:
+        return admitted
+    prompt, messages, inputs = _content.decode(content)
+    return replace(admitted, request=replace(admitted.request, prompt=prompt, messages=messages, inputs=inputs))
+
+
+def encode_artifact(artifact: Artifact) -> bytes:
+    return _encode(artifact)
+
+
+def size(body: bytes, content: bytes) -> int:
+    """What a fact counts in the backlog: never zero, and without a transcript's source, which the log holds."""
+    return 64 + len(body) + len(content)

@@ -1,0 +1,271 @@
+"""The journal's SQLite file, as the one thread that may touch it sees it: synchronous, one connection.
+
+One connection, and `locking_mode=EXCLUSIVE` so that no other program can add a second: SQLite up to 3.51.2 can
+corrupt a WAL that two connections write and reset at the same time. All checkpoints are explicit, since the
+automatic one swallows its errors, and all of them truncate the WAL, which also erases what it held.
+
+The content of a task must leave no trace once it is erased. `secure_delete` overwrites freed cells and pages,
+but not the copies that SQLite leaves in the free space of a page when it moves rows between neighbours. Content
+therefore begins with a page of zeros: only the beginning of a long value sits in a shared page, the rest gets
+overflow pages of its own, which never move and are overwritten as a whole.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+from orchestratord.domain.facts import (
+    Admitted,
+    Archived,
+    Fact,
+    Finished,
+    Forgotten,
+    Frames,
+    JournaledTask,
+    SessionDeleted,
+    Started,
+)
+from orchestratord.infra.journal import codec
+from orchestratord.ports import Artifact, JournalUnavailable
+
+SCHEMA_VERSION = 1
+SCHEMA = """
+CREATE TABLE tasks (ord INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE, admitted BLOB NOT NULL,
+                    started BLOB, finished BLOB, transcript_id TEXT);
+CREATE TABLE contents (ord INTEGER PRIMARY KEY REFERENCES tasks ON DELETE CASCADE, content BLOB NOT NULL);
+CREATE TABLE frames (id INTEGER PRIMARY KEY, ord INTEGER NOT NULL REFERENCES tasks ON DELETE CASCADE,
+                     data BLOB NOT NULL);
+CREATE INDEX frames_of_task ON frames (ord);
+CREATE TABLE outbox (ord INTEGER PRIMARY KEY REFERENCES tasks ON DELETE CASCADE, artifact BLOB NOT NULL);
+CREATE TABLE sessions (session_id TEXT PRIMARY KEY, after_order INTEGER NOT NULL);
+CREATE TABLE probe (id INTEGER PRIMARY KEY, writes INTEGER NOT NULL);
+INSERT INTO probe VALUES (1, 0);
+"""
+PAGE = 4096
+SHARED = bytes(PAGE)  # what of a content may sit in a shared page: nothing but zeros
+
+Durability = Literal["process", "power"]
+Record = tuple[Fact, bytes, bytes]  # a fact with its body and content, as the codec made them
+
+
+@dataclass(frozen=True, slots=True)
+class Loaded:
+    """What a store held when it was opened."""
+
+    tasks: list[JournaledTask]
+    outbox: list[tuple[str, Artifact]]
+    deleted: list[SessionDeleted]
+
+
+class Database:
+    """`transcript` makes the artifact a fact brings; `fault` is called at named points so that tests can break it."""
+
+    def __init__(
+        self,
+        path: Path,
+        durability: Durability,
+        transcript: Callable[[Fact], Artifact | None],
+        fault: Callable[[str], None],
+    ) -> None:
+        self._path = path
+        self._synchronous = {"process": "NORMAL", "power": "FULL"}[durability]
+        self._transcript = transcript
+        self._fault = fault
+        self._lock: int | None = None
+        self._connection: sqlite3.Connection | None = None
+        self._apply: dict[type, Callable[[Any, bytes, bytes], Artifact | None]] = {
+            Admitted: self._admitted,
+            Started: self._started,
+            Frames: self._frames,
+            Finished: self._finished,
+            Archived: self._archived,
+            SessionDeleted: self._session_deleted,
+            Forgotten: self._forgotten,
+        }
+
+    # -- opening and closing -----------------------------------------------------------------------------
+    def open(self) -> Loaded:
+        """Raises JournalUnavailable, and then holds nothing."""
+        try:
+            self._path.parent.mkdir(mode=0o700, parents=True, exist_ok=True)
+            self._take_lock()
+            self._connect()
+            self._check_schema()
+            loaded = self._load()
+            self.probe()  # refuses a read-only disk now; also truncates what a crash left in the WAL
+        except (OSError, ValueError, sqlite3.Error) as error:
+            self.close()
+            raise JournalUnavailable(f"cannot open the journal {self._path}: {error}") from error
+        except BaseException:
+            self.close()
+            raise
+        return loaded
+
+    def _take_lock(self) -> None:
+        self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        try:
+            fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(self._lock, 20).decode("ascii", "replace").strip() or "unknown"
+            raise JournalUnavailable(
+                f"the journal {self._path} is in use by another daemon (process {holder}): stop that one, or give "
+                "this one a data directory of its own"
+            ) from None
+        os.ftruncate(self._lock, 0)
+        os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
+
+    def _connect(self) -> None:
+        # Created here because SQLite gives its WAL the mode that the database file has.
+        file = os.open(self._path, os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)
+        os.fchmod(file, 0o600)
+        os.close(file)
+        self._connection = sqlite3.connect(self._path, isolation_level=None, timeout=5)
+        for pragma in (
+            f"page_size = {PAGE}",
+            "locking_mode = EXCLUSIVE",
+            "journal_mode = WAL",
+            f"synchronous = {self._synchronous}",
+            "secure_delete = ON",
+            "temp_store = MEMORY",  # statement journals hold page images too: never in a temporary file
+            "wal_autocheckpoint = 0",
+            "foreign_keys = ON",
+        ):
+            self._run(f"PRAGMA {pragma}").fetchall()
+        if self._run("PRAGMA journal_mode").fetchone() != ("wal",):
+            raise JournalUnavailable(f"{self._path.parent} cannot hold a write-ahead log: use a local disk")
+
+    def _check_schema(self) -> None:
+        (version,) = self._run("PRAGMA user_version").fetchone()
+        if version > SCHEMA_VERSION:
+            raise JournalUnavailable(
+                f"the journal {self._path} was written by a newer version (schema {version}, this one knows "
+                f"{SCHEMA_VERSION}): install that version again, or move the file away to start empty"
+            )
+        if version == 0:
+            with self._transaction():
+                for statement in SCHEMA.split(";"):
+                    self._run(statement)
+                self._run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _load(self) -> Loaded:
+        # Orders are not reused while a task of that age is left: a deletion older than all of them says nothing.
+        self._run("DELETE FROM sessions WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE ord <= after_order)")
+        frames: dict[int, bytearray] = {}
+        for order, data in self._run("SELECT ord, data FROM frames ORDER BY id"):
+            frames.setdefault(order, bytearray()).extend(data)
+        tasks = [
+            JournaledTask(
+                codec.decode_admitted(admitted, None if content is None else content[PAGE:]),
+                None if started is None else codec.decode_started(started),
+                bytes(frames.pop(order, b"")),
+                None if finished is None else codec.decode_finished(finished),
+                transcript_id,
+            )
+            for order, admitted, content, started, finished, transcript_id in self._run(
+                "SELECT ord, admitted, content, started, finished, transcript_id"
+                " FROM tasks LEFT JOIN contents USING (ord) ORDER BY ord"
+            )
+        ]
+        outbox = self._run("SELECT task_id, artifact FROM outbox JOIN tasks USING (ord) ORDER BY ord").fetchall()
+        deleted = self._run("SELECT session_id, after_order FROM sessions ORDER BY after_order, session_id")
+        return Loaded(
+            tasks,
+            [(task_id, codec.decode_artifact(artifact)) for task_id, artifact in outbox],
+            [SessionDeleted(*row) for row in deleted],
+        )
+
+    def close(self) -> None:
+        """Checkpoint if possible, and let go of everything. Idempotent."""
+        if self._connection is not None:
+            with contextlib.suppress(sqlite3.Error):
+                self._connection.close()
+            self._connection = None
+        if self._lock is not None:
+            os.close(self._lock)
+            self._lock = None
+
+    # -- writing -----------------------------------------------------------------------------------------
+    def write(self, batch: Sequence[Record]) -> list[Artifact | None]:
+        """Make a batch durable in one transaction; returns what each fact's ticket resolves to."""
+        with self._transaction():
+            return [self._apply[type(fact)](fact, body, content) for fact, body, content in batch]
+
+    def probe(self) -> None:
+        """Find out whether the store accepts writes, by writing."""
+        with self._transaction():
+            self._run("UPDATE probe SET writes = writes + 1")
+        self.checkpoint()
+
+    def checkpoint(self) -> None:
+        """Move the WAL into the database and truncate it."""
+        (busy, _, _) = self._run("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
+        if busy:
+            raise sqlite3.OperationalError("another program reads the journal")
+        self._fault("after_checkpoint")
+
+    def wal_bytes(self) -> int:
+        return os.stat(f"{self._path}-wal").st_size
+
+    @contextlib.contextmanager
+    def _transaction(self) -> Iterator[None]:
+        try:
+            self._run("BEGIN IMMEDIATE")
+            yield
+            self._fault("before_commit")
+            self._run("COMMIT")
+            self._fault("after_commit")
+        except BaseException:
+            assert self._connection is not None
+            if self._connection.in_transaction:
+                with contextlib.suppress(sqlite3.Error):
+                    self._run("ROLLBACK")
+            raise
+
+    def _run(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
+        assert self._connection is not None
+        return self._connection.execute(statement, values)
+
+    # -- one method per fact; one about a task that is not here changes nothing ------------------------------
+    def _admitted(self, fact: Admitted, body: bytes, content: bytes) -> None:
+        # A task whose ticket failed may be here all the same; REPLACE takes its rows in the other tables along.
+        self._run(
+            "INSERT OR REPLACE INTO tasks (ord, task_id, admitted) VALUES (?, ?, ?)",
+            (fact.order, fact.task_id, body),
+        )
+        self._run("INSERT INTO contents VALUES (?, ?)", (fact.order, SHARED + content))
+
+    def _started(self, fact: Started, body: bytes, _: bytes) -> None:
+        self._run("UPDATE tasks SET started = ? WHERE task_id = ?", (body, fact.task_id))
+
+    def _frames(self, fact: Frames, body: bytes, _: bytes) -> None:
+        self._run("INSERT INTO frames (ord, data) SELECT ord, ? FROM tasks WHERE task_id = ?", (body, fact.task_id))
+
+    def _finished(self, fact: Finished, body: bytes, _: bytes) -> Artifact | None:
+        transcript = self._transcript(fact)
+        self._run(
+            "UPDATE tasks SET finished = ?, transcript_id = ? WHERE task_id = ?",
+            (body, transcript.id if transcript else None, fact.task_id),
+        )
+        self._run("DELETE FROM contents WHERE ord = (SELECT ord FROM tasks WHERE task_id = ?)", (fact.task_id,))
+        if transcript is not None:
+            self._run(
+                "INSERT OR REPLACE INTO outbox SELECT ord, ? FROM tasks WHERE task_id = ?",
+                (codec.encode_artifact(transcript), fact.task_id),
+            )
+        return transcript
+
+    def _archived(self, fact: Archived, *_: bytes) -> None:
+        self._run("DELETE FROM outbox WHERE ord = (SELECT ord FROM tasks WHERE task_id = ?)", (fact.task_id,))
+
+    def _session_deleted(self, fact: SessionDeleted, *_: bytes) -> None:
+        self._run("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (fact.session_id, fact.after_order))
+
+    def _forgotten(self, fact: Forgotten, *_: bytes) -> None:
+        self._run("DELETE FROM tasks WHERE task_id = ?", (fact.task_id,))

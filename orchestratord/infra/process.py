@@ -1,0 +1,135 @@
+"""Engine servers as child processes, each behind a `warden` that makes sure it never outlives the daemon."""
+
+from __future__ import annotations
+
+import asyncio
+import signal
+import socket
+import sys
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+from orchestratord.infra.engines import llamacpp_process
+from orchestratord.ports import Clock, ProcessSpec
+
+WARDEN = Path(__file__).with_name("warden.py")
+TAIL_LINES, TAIL_CHARS = 200, 500
+
+Command = Callable[[ProcessSpec, int], list[str]]
+Environment = Callable[[ProcessSpec], dict[str, str]]
+DRIVERS: dict[str, tuple[Command, Environment]] = {
+    "llamacpp": (llamacpp_process.command, llamacpp_process.environment),
+}
+
+
+def _free_port() -> int:
+    """A loopback port nobody uses now. Another program may take it before the engine does: then that start fails."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        port: int = probe.getsockname()[1]
+        return port
+
+
+class Child:
+    """A running engine server. See `ports.ReplicaProcess`."""
+
+    def __init__(self, warden: asyncio.subprocess.Process, lifeline: socket.socket, port: int, clock: Clock) -> None:
+        self._warden = warden
+        self._lifeline = lifeline
+        self._port = port
+        self._clock = clock
+        self._pid = 0
+        self._lines: deque[str] = deque(maxlen=TAIL_LINES)
+        self._reading = asyncio.create_task(self._read())
+
+    @property
+    def url(self) -> str:
+        return f"http://127.0.0.1:{self._port}"
+
+    @property
+    def pid(self) -> int:
+        """Of the engine itself, not of its warden."""
+        return self._pid
+
+    async def greet(self) -> None:
+        """Wait for the warden's word on the engine. Raises OSError when it could not be started."""
+        self._lifeline.setblocking(False)
+        word = await asyncio.get_running_loop().sock_recv(self._lifeline, 4096)
+        if word.isdigit():
+            self._pid = int(word)
+            return
+        await self.wait()
+        raise OSError(word.decode("utf-8", "replace").lstrip("!") or "\n".join(self.tail()) or "the warden died")
+
+    async def _read(self) -> None:
+        assert self._warden.stdout is not None
+        rest = b""
+        while data := await self._warden.stdout.read(1 << 16):
+            *lines, rest = (rest + data).split(b"\n")
+            for line in lines:
+                self._keep(line)
+            rest = rest[: 4 * TAIL_CHARS]  # of a line without end only the beginning is kept
+        if rest:
+            self._keep(rest)
+
+    def _keep(self, line: bytes) -> None:
+        self._lines.append(line.decode("utf-8", "replace").rstrip("\r")[:TAIL_CHARS])
+
+    async def wait(self) -> int:
+        code = await self._warden.wait()
+        await asyncio.shield(self._reading)
+        self._lifeline.close()
+        return code
+
+    async def stop(self, grace: float) -> None:
+        if self._warden.returncode is None:
+            with suppress(ProcessLookupError):
+                self._warden.send_signal(signal.SIGTERM)
+            try:
+                async with self._clock.limit(grace):
+                    await self.wait()
+            except TimeoutError:
+                self.kill()
+        await self.wait()
+
+    def kill(self) -> None:
+        """Let go of the lifeline: the warden kills all that is left. Idempotent."""
+        self._lifeline.close()
+
+    def tail(self) -> list[str]:
+        return list(self._lines)
+
+
+class ProcessHost:
+    """See `ports.ReplicaHost`."""
+
+    def __init__(self, clock: Clock) -> None:
+        self._clock = clock
+
+    async def start(self, spec: ProcessSpec) -> Child:
+        if spec.driver not in DRIVERS:
+            known = ", ".join(sorted(DRIVERS))
+            raise OSError(f"driver {spec.driver!r} cannot be run as a process (only {known}); give the replica a url")
+        command, environment = DRIVERS[spec.driver]
+        port = _free_port()
+        ours, theirs = socket.socketpair()
+        try:
+            with theirs:
+                warden = await asyncio.create_subprocess_exec(
+                    *(sys.executable, "-I", "-S", str(WARDEN), str(theirs.fileno())),
+                    *command(spec, port),
+                    env=environment(spec),
+                    pass_fds=(theirs.fileno(),),
+                    stdin=asyncio.subprocess.DEVNULL,
+                    stdout=asyncio.subprocess.PIPE,
+                    stderr=asyncio.subprocess.STDOUT,
+                    start_new_session=True,  # Ctrl-C in a terminal is for the daemon alone
+                )
+            child = Child(warden, ours, port, self._clock)
+            await child.greet()
+        except BaseException:
+            ours.close()  # whatever runs already ends
+            raise
+        return child

@@ -1,0 +1,1 @@
+"""Artifact stores: in memory and content-addressed files."""

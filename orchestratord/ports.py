@@ -1,0 +1,290 @@
+"""The ports: what services ask of the outside world. The docstring of each method is its specification.
+
+Every implementation of a port, the test doubles included, passes the same suite in `tests/ports`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from orchestratord.domain.facts import Fact, JournaledTask, SessionDeleted
+from orchestratord.domain.task import FinishReason, Message, Sampling, Workload
+
+
+# -- time --------------------------------------------------------------------------------------------------
+class Timer(Protocol):
+    def cancel(self) -> None:
+        """Drop the call if it has not happened yet. Idempotent."""
+
+
+class Clock(Protocol):
+    """The only way time enters. `now` never goes back; wall time is only ever displayed."""
+
+    def now(self) -> float:
+        """Monotonic seconds."""
+
+    def wall_ms(self) -> int:
+        """Unix epoch milliseconds."""
+
+    def call_at(self, when: float, fn: Callable[[], None]) -> Timer:
+        """Call `fn` on the event loop at monotonic time `when`, or on its next turn if that has passed."""
+
+    async def sleep(self, seconds: float) -> None:
+        """Return after `seconds`."""
+
+    def limit(self, seconds: float) -> AbstractAsyncContextManager[None]:
+        """Bound the body: TimeoutError when it takes longer than `seconds`."""
+
+
+# -- journal -----------------------------------------------------------------------------------------------
+class Ticket(Protocol):
+    """An asyncio.Future: resolved on the event loop when the fact is durable. Wait on it through `shield`.
+
+    Its result is None, except for `Finished` with a transcript source: then the transcript (`Artifact`).
+    Its exception is a `JournalUnavailable`.
+    """
+
+    def __await__(self) -> Generator[Any, None, Any]: ...
+
+    def done(self) -> bool: ...
+
+    def result(self) -> Any: ...
+
+    def exception(self) -> BaseException | None: ...
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None: ...
+
+
+class JournalUnavailable(Exception):
+    """The journal could not make the fact durable; it is as if it had never been appended."""
+
+
+class Journal(Protocol):
+    """Facts in decision order. `append` is synchronous; durability comes later, as a ticket."""
+
+    def append(self, fact: Fact) -> Ticket:
+        """Add a fact to the order now. Tickets resolve in append order, on the loop that called `open`.
+
+        While the journal is not healthy, the ticket fails at once with JournalUnavailable. While it is too far
+        behind, `Admitted` fails likewise, and `Frames` are left out: that task's later ones as well, so that what
+        is stored has no gap; their tickets resolve at once.
+        """
+
+    async def open(self) -> list[JournaledTask]:
+        """Open or create the store and return every task it knows, in admission order.
+
+        Raises JournalUnavailable with a message that says what to do (locked by another daemon, newer schema,
+        not writable).
+        """
+
+    def transcripts(self) -> list[tuple[str, Artifact]]:
+        """(task id, transcript) of every `Finished` not yet `Archived`, as found by `open`."""
+
+    def deleted_sessions(self) -> list[SessionDeleted]:
+        """Every session deletion that still concerns a task `open` returned."""
+
+    @property
+    def healthy(self) -> bool:
+        """False from a failed commit until the store accepts writes again."""
+
+    @property
+    def backlog(self) -> int:
+        """Bytes appended and not yet durable."""
+
+    async def close(self) -> None:
+        """Make everything appended durable and release the store. Idempotent."""
+
+
+# -- artifacts ---------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class Artifact:
+    """A content-addressed document: `id` is the SHA-256 of the RFC 8785 form of the five client fields."""
+
+    id: str
+    kind: str
+    content: Any
+    tags: tuple[str, ...]  # a sorted set
+    parent: str | None
+    metadata: dict[str, Any]
+    created_ms: int
+
+
+class ArtifactCorrupt(Exception):
+    """The stored bytes no longer hash to the artifact's id."""
+
+
+class ArtifactStore(Protocol):
+    """Content-addressed documents. Writes are atomic, reads are verified."""
+
+    async def put(self, artifact: Artifact) -> Artifact:
+        """Store it unless its id is there already; return what is stored (the first `created_ms` wins).
+
+        Raises OSError when the store cannot be written.
+        """
+
+    async def get(self, artifact_id: str) -> Artifact | None:
+        """The artifact, or None. Raises ArtifactCorrupt when its bytes were damaged."""
+
+    async def list(self, *, limit: int, after: tuple[int, str] | None, tag: str | None) -> list[Artifact]:
+        """Newest first by (created_ms, id), beginning below the key `after`; `content` may be left as None."""
+
+
+# -- engines -----------------------------------------------------------------------------------------------
+@dataclass(frozen=True, slots=True)
+class EngineProps:
+    """What a loaded engine says of itself."""
+
+    engine_version: str
+    model_id: str
+    ctx: int  # tokens one slot can hold: the figure to admit against
+    slots: int
+    workloads: frozenset[Workload]
+    chat_template: bool
+    features: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Job:
+    """One task as an engine gets it."""
+
+    workload: Workload
+    max_tokens: int
+    seed: int
+    prompt: str = ""
+    inputs: tuple[str, ...] = ()
+    sampling: Sampling = field(default_factory=Sampling)
+    keep_cache: bool = True  # let the engine reuse and keep this prompt's KV cache
+
+
+@dataclass(frozen=True, slots=True)
+class JobEnd:
+    """The engine's own closing figures."""
+
+    finish_reason: FinishReason
+    tokens_in: int | None
+    tokens_out: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """Everything one read from the engine brought: texts in order, then results, then perhaps the end.
+
+    `tokens_out` is the engine's running count so far (0 where it gives none before the end): never a count of
+    frames, since a token may come without one.
+    """
+
+    texts: Sequence[str] = ()
+    results: Sequence[dict[str, Any]] = ()  # payloads of `result` events
+    tokens_out: int = 0
+    end: JobEnd | None = None
+
+
+class EngineError(Exception):
+    """An engine did not do its work.
+
+    kind: `refused` (it says the request is wrong; never retried, never counts against the replica), `full`,
+    `lost` (connection refused, reset or closed before the end), `timeout`, `protocol` (it sent what cannot be
+    understood), `failed` (it reported an error of its own).
+    """
+
+    def __init__(self, kind: Literal["refused", "full", "lost", "timeout", "protocol", "failed"], message: str) -> None:
+        self.kind = kind
+        self.message = message
+        super().__init__(f"{kind}: {message}")
+
+
+class Engine(Protocol):
+    """One running engine server. Construct with (url, *, clock, api_key=None); it keeps a connection pool."""
+
+    engine: str  # protocol family clients ask for: llamacpp, vllm, tgi, triton
+    driver: str  # the entry point's name
+
+    async def ready(self) -> str | None:
+        """None when the model is loaded and answers; otherwise why not ("loading model"). Never raises EngineError
+        for a server that is merely starting; raises EngineError(lost) when nothing listens."""
+
+    async def props(self) -> EngineProps:
+        """Identity and limits of the loaded model. Raises EngineError."""
+
+    def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+        """Run a job. The iterator ends after a chunk with `end`; an end of bytes without one raises
+        EngineError(lost). Leaving the context early aborts the job: the connection is closed at once, without
+        waiting for the engine. Raises EngineError on entering (refused, full, lost) or while iterating."""
+
+    async def busy(self) -> int | None:
+        """How many slots the engine is working on right now; None if it cannot tell. Raises EngineError."""
+
+    def bound(self, text: str) -> int:
+        """A cheap upper bound of the tokens `text` becomes as a prompt, special tokens included."""
+
+    async def tokenize(self, text: str) -> int:
+        """Exact tokens of `text` as a prompt, special tokens included. Raises EngineError."""
+
+    async def render(self, messages: Sequence[Message]) -> str:
+        """The prompt the engine's own chat template makes. Raises EngineError."""
+
+    async def close(self) -> None:
+        """Close every connection. Idempotent."""
+
+
+class ReplicaProcess(Protocol):
+    """An engine server run as a child: own process group, dead with the daemon even on its kill -9."""
+
+    @property
+    def url(self) -> str:
+        """Where the child listens: http://127.0.0.1:port."""
+
+    @property
+    def pid(self) -> int: ...
+
+    @property
+    def returncode(self) -> int | None:
+        """The exit code once the child is gone, else None."""
+
+    async def wait(self) -> int:
+        """Return the exit code once the child is gone (negative: a signal). May be awaited by several."""
+
+    async def stop(self, grace: float) -> None:
+        """SIGTERM, then after `grace` seconds SIGKILL, to the whole group. Returns when all are gone. Idempotent."""
+
+    def tail(self) -> list[str]:
+        """The last lines the child wrote to stdout and stderr (at most 200 lines of 500 characters)."""
+
+
+@dataclass(frozen=True, slots=True)
+class ProcessSpec:
+    """How to run an engine: its own options, as the configuration gives them."""
+
+    driver: str
+    model_path: str
+    slots: int
+    ctx: int  # per slot
+    threads: int
+    binary: str | None
+    extra_args: tuple[str, ...]
+    env: dict[str, str]
+    device_mask: str | None
+
+
+class ReplicaHost(Protocol):
+    """Starts engine servers."""
+
+    async def start(self, spec: ProcessSpec) -> ReplicaProcess:
+        """Start one on a free loopback port. Raises OSError when it cannot be started (message names the fix)."""
+
+
+# -- telemetry ---------------------------------------------------------------------------------------------
+class Telemetry(Protocol):
+    """Domain words in, metrics and log lines out. Never raises, never blocks, never sees a prompt or a token."""
+
+    def event(self, name: str, human: str = "", /, **fields: Any) -> None:
+        """Something worth a log line: past-tense snake_case name, a short sentence, flat fields."""
+
+    def count(self, series: str, amount: float = 1, /, **labels: str) -> None:
+        """Add to a counter of the metrics table."""
+
+    def observe(self, series: str, value: float, /, **labels: str) -> None:
+        """Add an observation to a histogram of the metrics table, or set a gauge to the value."""

@@ -1,0 +1,180 @@
+"""uvicorn, with the ends it leaves loose tied up: parser errors as envelopes, head limits, a drain before it stops.
+
+Follows uvicorn's httptools protocol closely, hence the pinned version.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import resource
+import socket
+import threading
+import uuid
+from types import FrameType
+from typing import Any
+
+import uvicorn
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+
+from orchestratord.app import Daemon
+from orchestratord.wire.errors import HttpError, render
+
+URL_BYTES = 8 * 1024
+HEAD_BYTES = 16 * 1024
+HEAD_FIELDS = 100
+HEAD_S = 10.0
+SEND_BUFFER = 64 * 1024  # what a slow reader may leave in the kernel
+
+
+class Protocol(HttpToolsProtocol):
+    """One client connection. What never reaches the app is still answered with an ErrorEnvelope."""
+
+    connections_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._refused: HttpError | None = None
+        self._head_timer: asyncio.TimerHandle | None = None
+        sock = transport.get_extra_info("socket")
+        if sock is not None and sock.family != socket.AF_UNIX:
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
+        if len(self.connections) > self.connections_max:
+            self._answer(HttpError("OVERLOADED", "Too many connections. Try again shortly.", retriable=True))
+            return
+        self._expect_head()
+
+    def _expect_head(self) -> None:
+        self._head_timer = self.loop.call_later(HEAD_S, self._head_late)
+
+    def _head_late(self) -> None:
+        """Nothing sent at all is an idle connection and just closes; half a head is told why."""
+        if self.transport.is_closing():
+            return
+        if getattr(self, "_head_size", 0):
+            self._answer(HttpError("REQUEST_TIMEOUT", f"The request head took longer than {HEAD_S:g} s."))
+        else:
+            self.transport.close()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+        super().connection_lost(exc)
+
+    def data_received(self, data: bytes) -> None:
+        if self.parser is None or self.transport.is_closing():
+            return
+        super().data_received(data)
+        if self._refused is not None and not self.transport.is_closing():
+            self._answer(self._refused)
+
+    # -- the head, piece by piece --------------------------------------------------------------------------
+    def on_message_begin(self) -> None:
+        super().on_message_begin()
+        self._head_size = 1
+        self._refused = None
+        if self._head_timer is None:
+            self._expect_head()
+
+    def on_url(self, url: bytes) -> None:
+        super().on_url(url)
+        if len(self.url) > URL_BYTES:
+            self._refused = HttpError("URI_TOO_LONG", f"A URL may have at most {URL_BYTES} bytes.")
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        self._head_size += len(name) + len(value) + 4
+        if self._head_size > HEAD_BYTES or len(self.headers) >= HEAD_FIELDS:
+            self._refused = self._refused or HttpError(
+                "HEADERS_TOO_LARGE", f"A request head may have at most {HEAD_BYTES} bytes and {HEAD_FIELDS} fields."
+            )
+            return
+        super().on_header(name, value)
+
+    def on_headers_complete(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+        self._head_size = 0
+        if self._refused is None:
+            super().on_headers_complete()
+
+    def on_body(self, body: bytes) -> None:
+        if self._refused is None:
+            super().on_body(body)
+
+    def on_message_complete(self) -> None:
+        if self._refused is None:
+            super().on_message_complete()
+
+    # -- answers of our own --------------------------------------------------------------------------------
+    def send_400_response(self, msg: str) -> None:
+        self._answer(self._refused or HttpError("INVALID_PARAMS", "This is not a valid HTTP/1.1 request."))
+
+    def _answer(self, error: HttpError) -> None:
+        status, headers, body = render(error)
+        headers += [(b"x-correlation-id", str(uuid.uuid4()).encode()), (b"connection", b"close")]
+        lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]
+        self.transport.write(b"".join(lines))
+        self.transport.close()
+
+
+class Server(uvicorn.Server):
+    """Drains the daemon before uvicorn closes connections; a second signal ends it at once; exit code 0."""
+
+    def __init__(self, config: uvicorn.Config, daemon: Daemon) -> None:
+        super().__init__(config)
+        self._daemon = daemon
+        self._hurry = asyncio.Event()
+        self.up = threading.Event()  # set once connections are accepted
+        self._loop: asyncio.AbstractEventLoop | None = None
+
+    async def startup(self, sockets: list[socket.socket] | None = None) -> None:
+        self._loop = asyncio.get_running_loop()
+        await super().startup(sockets)
+        self.up.set()
+
+    @property
+    def port(self) -> int:
+        """The port that is really listened on (the configured one may be 0)."""
+        return int(self.servers[0].sockets[0].getsockname()[1])
+
+    def handle_exit(self, sig: int, frame: FrameType | None) -> None:
+        if self.should_exit:
+            self.force_exit = True
+            if self._loop is not None:
+                self._loop.call_soon_threadsafe(self._hurry.set)
+        self.should_exit = True
+
+    async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
+        grace = self._daemon.settings.server.shutdown_grace_ms / 1000
+        drain = asyncio.ensure_future(self._daemon.drain(grace))
+        hurry = asyncio.ensure_future(self._hurry.wait())
+        await asyncio.wait({drain, hurry}, return_when=asyncio.FIRST_COMPLETED)
+        for task in (drain, hurry):
+            task.cancel()
+        await asyncio.gather(drain, hurry, return_exceptions=True)
+        self._daemon.streams.stop()
+        self.force_exit = False  # uvicorn would skip the lifespan's end, and with it our engines' end
+        await super().shutdown(sockets)
+
+
+def make_server(daemon: Daemon, app: Any = None, *, loop: str = "uvloop") -> Server:
+    """A server for the daemon's settings. `app` replaces the daemon's own ASGI app (tests wrap it)."""
+    settings = daemon.settings.server
+    config = uvicorn.Config(
+        app or daemon.asgi,
+        host=settings.host,
+        port=settings.port,
+        http=Protocol,
+        loop=loop,
+        ws="none",
+        lifespan="on",
+        log_config=None,
+        log_level="critical",
+        access_log=False,
+        proxy_headers=False,
+        server_header=False,
+        timeout_keep_alive=5,
+        timeout_graceful_shutdown=2,
+        workers=1,
+    )
+    return Server(config, daemon)

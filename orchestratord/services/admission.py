@@ -1,0 +1,192 @@
+"""Admission: everything between a valid TaskRequest and the 202, in the order the specification fixes."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable
+from dataclasses import replace
+from typing import TypeVar
+
+from orchestratord.domain.core import Core, Sized
+from orchestratord.domain.errors import InvalidParams, Overloaded, PoolUnready, Refusal, StorageUnavailable
+from orchestratord.domain.pool import Pool
+from orchestratord.domain.task import Task, TaskRequest
+from orchestratord.ports import Clock, Engine, EngineError, Journal
+from orchestratord.services.durability import durable
+from orchestratord.services.narration import Narrator
+
+T = TypeVar("T")
+
+TOKENIZE_LIMIT_S = 1.0
+CACHED_COUNTS = 1024
+
+
+class Admission:
+    def __init__(
+        self,
+        core: Core,
+        clock: Clock,
+        journal: Journal,
+        narrator: Narrator,
+        engine_of: Callable[[Pool], Engine | None],
+        profiles: frozenset[str],
+        draw_seed: Callable[[], int],
+    ) -> None:
+        self._core = core
+        self._clock = clock
+        self._journal = journal
+        self._narrator = narrator
+        self._engine_of = engine_of
+        self._profiles = profiles
+        self._draw_seed = draw_seed
+        self._counts: OrderedDict[tuple[str, bytes], int] = OrderedDict()
+        self.closed = False  # set at shutdown
+
+    async def admit(self, request: TaskRequest, fingerprint: bytes, correlation_id: str) -> tuple[Task, bool]:
+        """(task, whether this repeats an earlier admission). Returns when the admission is durable.
+
+        Raises a Refusal; a refused task_id is not remembered.
+        """
+        known = self._core.known(request.task_id, fingerprint)
+        if known is None:
+            try:
+                known = await self._decide(request, fingerprint, correlation_id)
+            except Refusal as refusal:
+                self._narrator.rejected(request, refusal, correlation_id)
+                raise
+            if known is None:
+                return self._core.tasks[request.task_id], False
+        await self._settled(known)
+        return known, True
+
+    async def _decide(self, request: TaskRequest, fingerprint: bytes, correlation_id: str) -> Task | None:
+        """Admit; or, when an equal request got there first while this one was being sized, that one's task."""
+        if self.closed:
+            raise Overloaded("The server is shutting down. Try again when it is back.", retry_after_ms=2000)
+        if not self._journal.healthy:
+            raise StorageUnavailable(retry_after_ms=1000)
+        self._check_meaning(request)
+        request, bound = await self._size(request)
+        if (known := self._core.known(request.task_id, fingerprint)) is not None:
+            return known
+        text = request.prompt
+        sized = Sized(
+            request=request,
+            fingerprint=fingerprint,
+            seed=self._draw_seed() if request.seed is None else request.seed,
+            prompt_bound=bound,
+            prompt_sha256=hashlib.sha256(text.encode()).hexdigest() if text is not None else None,
+            correlation_id=correlation_id,
+        )
+        _, ticket = self._core.admit(sized, self._clock.now(), self._clock.wall_ms())
+        await durable(ticket)
+        return None
+
+    async def _settled(self, task: Task) -> None:
+        """A repeat of an admission that is still being made durable shares its fate."""
+        ticket = self._core.closing.get(task.task_id)
+        if not task.committed and ticket is not None:
+            await durable(ticket)
+
+    # -- semantics ---------------------------------------------------------------------------------------
+    def _check_meaning(self, request: TaskRequest) -> None:
+        wrong = _wrong_inputs(request)
+        if wrong:
+            raise InvalidParams(wrong, rule="inputs_for_workload")
+        profile = request.sampler_profile_version
+        if profile is not None and profile not in self._profiles:
+            raise InvalidParams(
+                f"There is no sampler profile {profile!r}. Configured: {', '.join(sorted(self._profiles))}.",
+                rule="unknown_profile",
+            )
+        if request.sampling.json_schema is not None and request.sampling.grammar is not None:
+            raise InvalidParams("Give sampling.json_schema or sampling.grammar, not both.", rule="unsupported_sampling")
+        placement = request.placement
+        if placement.mode == "pin" and placement.pin_pool_id is None:
+            raise InvalidParams("placement.mode is pin: name the pool in pin_pool_id.", rule="pin_unknown_pool")
+        limits = [r.ctx for p in self._core.serving(request) for r in p.ready_replicas]
+        if limits and request.ctx > max(limits):
+            raise InvalidParams(
+                f"ctx {request.ctx} is more than {request.model_ref} offers here: at most {max(limits)} tokens.",
+                rule="ctx_exceeds_model",
+                limit=max(limits),
+            )
+
+    # -- prompt size -------------------------------------------------------------------------------------
+    async def _size(self, request: TaskRequest) -> tuple[TaskRequest, int]:
+        """The request with its messages rendered to a prompt, and an upper bound of its prompt tokens.
+
+        Refuses, never truncates (ORCH-3016).
+        """
+        pools = [p for p in self._core.serving(request) if p.ready_replicas]
+        engine = self._engine_of(pools[0]) if pools else None
+        if engine is None or request.workload != "completion":
+            return request, 0  # nothing is ready: placement says why
+        if request.messages is not None:
+            if not any(r.chat_template for p in pools for r in p.ready_replicas):
+                raise InvalidParams(
+                    f"{request.model_ref} has no chat template. Send `prompt` instead of `messages`.",
+                    rule="no_chat_template",
+                )
+            rendered = await self._ask(engine.render(request.messages), request)
+            request = replace(request, prompt=rendered, messages=None)
+        prompt = request.prompt or ""
+        tokens = engine.bound(prompt)
+        if tokens + request.max_tokens > request.ctx:
+            tokens = await self._count(engine, prompt, request)
+        if tokens + request.max_tokens > request.ctx:
+            raise InvalidParams(
+                f"The prompt has {tokens} tokens and max_tokens is {request.max_tokens}: together more than "
+                f"ctx {request.ctx}. Shorten the prompt, lower max_tokens, or raise ctx if the model allows.",
+                rule="prompt_exceeds_ctx",
+                tokens_in=tokens,
+                max_tokens=request.max_tokens,
+                ctx=request.ctx,
+            )
+        return request, tokens
+
+    async def _count(self, engine: Engine, prompt: str, request: TaskRequest) -> int:
+        key = (request.model_ref, hashlib.sha256(prompt.encode()).digest())
+        if (known := self._counts.get(key)) is not None:
+            self._counts.move_to_end(key)
+            return known
+        tokens = await self._ask(engine.tokenize(prompt), request)
+        self._counts[key] = tokens
+        if len(self._counts) > CACHED_COUNTS:
+            self._counts.popitem(last=False)
+        return tokens
+
+    async def _ask(self, question: Awaitable[T], request: TaskRequest) -> T:
+        """The engine's answer within the limit; no answer is a reason to come back, not to guess."""
+        try:
+            async with self._clock.limit(TOKENIZE_LIMIT_S):
+                return await question
+        except EngineError as error:
+            if error.kind == "refused":
+                raise InvalidParams(f"The engine refuses this input: {error.message}", engine=request.engine) from error
+            raise self._no_answer(request) from error
+        except TimeoutError as error:
+            raise self._no_answer(request) from error
+
+    @staticmethod
+    def _no_answer(request: TaskRequest) -> PoolUnready:
+        return PoolUnready(
+            "The engine did not say in time how long the prompt is. Try again shortly.",
+            engine=request.engine,
+            retry_after_ms=1000,
+        )
+
+
+def _wrong_inputs(request: TaskRequest) -> str | None:
+    """What is wrong with the fields that carry the input, or None."""
+    prompt, messages, inputs = (x is not None for x in (request.prompt, request.messages, request.inputs))
+    if request.workload == "completion":
+        if inputs or prompt == messages:
+            return "A completion takes exactly one of `prompt` and `messages`, and no `inputs`."
+    elif request.workload == "embedding":
+        if not inputs or prompt or messages:
+            return "An embedding takes `inputs`, and neither `prompt` nor `messages`."
+    elif not (prompt and inputs) or messages:
+        return "A rerank takes `prompt` (the query) and `inputs` (the documents), and no `messages`."
+    return None

@@ -1,0 +1,112 @@
+"""Artifacts: content-addressed documents of clients, and the transcripts that the journal hands over."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import replace
+from typing import Any
+
+from orchestratord.domain.core import Core
+from orchestratord.domain.errors import NotFound, StorageUnavailable
+from orchestratord.domain.facts import TranscriptSource
+from orchestratord.ports import Artifact, ArtifactCorrupt, ArtifactStore, Clock, Telemetry
+
+RETRY_S = 5.0
+
+Address = Callable[[str, Any, tuple[str, ...], str | None, dict[str, Any]], str]
+
+
+def transcript(
+    source: TranscriptSource,
+    decode: Callable[[bytes], list[tuple[int | None, str, Any]]],
+    address: Address,
+    *,
+    full: bool = True,
+) -> Artifact:
+    """The transcript of a finished task: its text and every log event. Pure; runs off the event loop.
+
+    Without `full` it tells what happened, not what was said.
+    """
+    events = decode(source.frames) if full else []
+    content = {
+        "schema": "orchestratord.transcript/1",
+        "text": "".join(payload["t"] for _, name, payload in events if name == "token"),
+        "events": [{"id": event_id, "event": name, "data": payload} for event_id, name, payload in events],
+    }
+    tags = tuple(sorted(set(source.tags)))
+    artifact_id = address("trace", content, tags, None, source.metadata)
+    return Artifact(artifact_id, "trace", content, tags, None, source.metadata, source.created_ms)
+
+
+class Artifacts:
+    """The store, with the transcripts that have not reached it yet in front."""
+
+    def __init__(self, store: ArtifactStore, clock: Clock, telemetry: Telemetry, address: Address) -> None:
+        self._store = store
+        self._clock = clock
+        self._telemetry = telemetry
+        self._address = address
+        self._outbox: dict[str, tuple[Artifact, str]] = {}
+        self._wanted = asyncio.Event()
+
+    async def create(
+        self, kind: str, content: Any, tags: list[str], parent: str | None, metadata: dict[str, Any]
+    ) -> Artifact:
+        """Store a client's artifact; the same content has the same id and is stored once.
+
+        Raises StorageUnavailable.
+        """
+        unique = tuple(sorted(set(tags)))
+        artifact_id = self._address(kind, content, unique, parent, metadata)
+        artifact = Artifact(artifact_id, kind, content, unique, parent, metadata, self._clock.wall_ms())
+        try:
+            return await self._store.put(artifact)
+        except OSError as error:
+            raise StorageUnavailable("The artifact store cannot be written now.", retry_after_ms=1000) from error
+
+    async def get(self, artifact_id: str) -> Artifact:
+        """Raises NotFound; a damaged artifact is not served."""
+        waiting = self._outbox.get(artifact_id)
+        if waiting is not None:
+            return waiting[0]
+        try:
+            found = await self._store.get(artifact_id)
+        except ArtifactCorrupt:
+            self._telemetry.event("artifact_corrupt", "a stored artifact is damaged", artifact_id=artifact_id)
+            found = None
+        if found is None:
+            raise NotFound(f"There is no artifact {artifact_id}.")
+        return found
+
+    async def list(self, limit: int, after: tuple[int, str] | None, tag: str | None) -> list[Artifact]:
+        """Newest first. Transcripts still on their way to the store are listed too."""
+        stored = await self._store.list(limit=limit, after=after, tag=tag)
+        found = {a.id: a for a in stored}
+        for artifact, _ in self._outbox.values():
+            key = (artifact.created_ms, artifact.id)
+            if (after is None or key < after) and (tag is None or tag in artifact.tags):
+                found.setdefault(artifact.id, replace(artifact, content=None))
+        return sorted(found.values(), key=lambda a: (a.created_ms, a.id), reverse=True)[:limit]
+
+    # -- the way of a transcript into the store ------------------------------------------------------------
+    def archive(self, task_id: str, artifact: Artifact) -> None:
+        """Take over a transcript that is durable in the journal."""
+        self._outbox[artifact.id] = (artifact, task_id)
+        self._wanted.set()
+
+    async def serve(self, core: Core) -> None:
+        """Move transcripts to the store, in order, for as long as the daemon runs."""
+        while True:
+            await self._wanted.wait()
+            self._wanted.clear()
+            while self._outbox:
+                artifact_id, (artifact, task_id) = next(iter(self._outbox.items()))
+                try:
+                    await self._store.put(artifact)
+                except OSError as error:
+                    self._telemetry.event("archive_failed", "the artifact store refuses transcripts", error=str(error))
+                    await self._clock.sleep(RETRY_S)
+                    continue
+                self._outbox.pop(artifact_id, None)
+                core.archived(task_id)

@@ -1,0 +1,146 @@
+"""What is told of a task's life: one log line and the metrics at admission, placement, start, end and cancel."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestratord.domain.errors import Refusal
+from orchestratord.domain.pool import Lease, Pool
+from orchestratord.domain.task import CancelReason, Task, TaskRequest, TaskState
+from orchestratord.ports import Telemetry
+
+
+def log_fields(task: Task) -> dict[str, Any]:
+    """The fields every line about a task has, as far as they are known."""
+    request = task.request
+    fields: dict[str, Any] = {
+        "job_id": task.task_id,
+        "session_id": task.session_id,
+        "engine": request.engine,
+        "engine_version": task.engine_version,
+        "sampler_profile_version": request.sampler_profile_version,
+        "pool_id": task.pool_id,
+        "replica_id": task.replica_id,
+        "model_id": request.model_ref,
+        "ctx": request.ctx,
+        "priority": request.priority,
+        "correlation_id": task.correlation_id,
+        "queue_position": task.admission.queue_position,
+        "predicted_start_ms": task.admission.predicted_start_ms,
+        "tokens_in": task.usage.tokens_in,
+    }
+    if task.started is not None:
+        fields["queue_time_ms"] = int((task.started - task.created) * 1000)
+    if task.ended is not None:
+        fields["tokens_out"] = task.usage.tokens_out
+        fields["decode_time_ms"] = task.usage.decode_ms
+    return fields
+
+
+class Narrator:
+    """Turns what happened into telemetry. It decides nothing."""
+
+    def __init__(self, telemetry: Telemetry, pools: dict[str, Pool]) -> None:
+        self._t = telemetry
+        self._pools = pools
+
+    def _labels(self, task: Task) -> dict[str, str]:
+        return {
+            "engine": task.request.engine,
+            "engine_version": task.engine_version or self._version(task.pool_id),
+            "pool_id": task.pool_id,
+            "replica_id": task.replica_id or "none",
+        }
+
+    def _version(self, pool_id: str) -> str:
+        pool = self._pools.get(pool_id)
+        return pool.engine_version if pool else "unknown"
+
+    def admitted(self, task: Task) -> None:
+        d = task.decision
+        self._t.count("tasks_enqueued_total", **self._labels(task), priority=task.request.priority)
+        self._t.count(
+            "placement_decisions_total",
+            outcome="placed",
+            pinned=str(d.pinned).lower(),
+            fallback=str(d.fallback_used).lower(),
+        )
+        self._t.observe("placement_candidates_considered", d.considered)
+        self._t.event(
+            "task_placed",
+            f"chose pool {task.pool_id} out of {d.considered}",
+            **log_fields(task),
+            filters=list(d.filters),
+            tie_breakers=list(d.tie_breakers),
+        )
+        a = task.admission
+        self._t.event(
+            "task_admitted",
+            f"accepted at position {a.queue_position}, expected to start in {a.predicted_start_ms} ms",
+            **log_fields(task),
+        )
+
+    def rejected(self, request: TaskRequest, refusal: Refusal, correlation_id: str) -> None:
+        reason = str(refusal.details.get("rule") or refusal.policy_label or refusal.code.lower())
+        self._t.count("tasks_rejected_total", engine=request.engine, reason=reason)
+        if refusal.policy_label is not None:
+            self._t.count("admission_backpressure_events_total", engine=request.engine, policy=refusal.policy_label)
+        self._t.event(
+            "task_rejected",
+            f"refused: {refusal.code}",
+            job_id=request.task_id,
+            session_id=request.session_id,
+            engine=request.engine,
+            code=refusal.code,
+            reason=reason,
+            correlation_id=correlation_id,
+        )
+
+    def started(self, lease: Lease, kv_warm: bool) -> None:
+        task = lease.task
+        self._t.count("tasks_started_total", **self._labels(task), priority=task.request.priority)
+        waited = int((task.started - task.created) * 1000) if task.started is not None else 0
+        self._t.event(
+            "task_started",
+            f"started on {lease.pool.id}/{lease.replica.id} after {waited} ms in the queue",
+            **log_fields(task),
+            kv_warmth=kv_warm,
+        )
+
+    def ended(self, task: Task, phase: str, reason: CancelReason | None) -> None:
+        outcome = {TaskState.ENDED: "end", TaskState.CANCELED: "canceled"}.get(task.state, "error")
+        code = task.failure.code if task.failure else "none"
+        if phase != "recovered":  # its start was counted by the process that is gone
+            self._count_end(task, phase, outcome, code)
+        if reason is not None:
+            self._t.count("tasks_canceled_total", **self._labels(task), reason=reason)
+        human = f"finished: {task.finish_reason}" if task.failure is None else f"failed: {code}"
+        name = "task_canceled" if task.state is TaskState.CANCELED else "task_ended"
+        self._t.event(
+            name,
+            human if reason is None else f"{human}, by {reason}",
+            **log_fields(task),
+            outcome=outcome,
+            code=code,
+        )
+
+    def _count_end(self, task: Task, phase: str, outcome: str, code: str) -> None:
+        self._t.count(
+            "orchestratord_tasks_ended_total",
+            engine=task.request.engine,
+            pool_id=task.pool_id,
+            phase=phase,
+            outcome=outcome,
+            code=code,
+        )
+        labels = self._labels(task)
+        if task.usage.tokens_in:
+            self._t.count("tokens_in_total", task.usage.tokens_in, **labels)
+        if task.usage.tokens_out:
+            self._t.count("tokens_out_total", task.usage.tokens_out, **labels)
+        del labels["replica_id"]
+        labels["priority"] = task.request.priority
+        if task.first_token is not None and task.ended is not None:
+            first_ms = (task.first_token - task.created) * 1000
+            self._t.observe("latency_first_token_ms", first_ms, **labels)
+            self._t.observe("latency_decode_ms", (task.ended - task.first_token) * 1000, **labels)

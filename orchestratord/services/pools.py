@@ -1,0 +1,131 @@
+"""Pools as operators see them: health, list, capabilities. Reading only."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestratord.domain.core import Core
+from orchestratord.domain.errors import NotFound
+from orchestratord.domain.pool import Fault, Pool, Replica
+
+DEFAULT_PROFILE = "v1"
+
+
+class Pools:
+    def __init__(self, core: Core, limits: dict[str, int], api_version: str) -> None:
+        self._core = core
+        self._limits = limits
+        self._api_version = api_version
+
+    def get(self, pool_id: str) -> Pool:
+        """Raises NotFound."""
+        pool = self._core.pools.get(pool_id)
+        if pool is None:
+            raise NotFound(f"There is no pool {pool_id!r}. See GET /v1/pools.")
+        return pool
+
+    def all(self) -> list[Pool]:
+        return [self._core.pools[pool_id] for pool_id in sorted(self._core.pools)]
+
+    def not_ready(self) -> list[str]:
+        """Why the daemon cannot take work for some pool; empty when every pool is ready."""
+        reasons = []
+        for pool in self.all():
+            if not pool.ready:
+                states = "; ".join(f"{r.id}: {r.reason or r.state}" for r in pool.replicas.values())
+                reasons.append(f"pool {pool.id} is not ready ({states or 'no replicas'})")
+        return reasons
+
+    def health(self, pool_id: str) -> dict[str, Any]:
+        pool = self.get(pool_id)
+        body = self.summary(pool)
+        del body["id"], body["driver"], body["load"]
+        rate = pool.service.units_per_s
+        body["metrics"] = {
+            "service_ms_per_unit": pool.service.ms_per_unit,
+            "observations": pool.service.observations,
+            **({"tokens_per_s": rate} if rate is not None else {}),
+        }
+        body["replicas"] = [_replica(replica) for replica in pool.replicas.values()]
+        if pool.engine_version != "unknown":
+            body["engine_version"] = pool.engine_version
+        digest = next((r.model_digest for r in pool.replicas.values() if r.model_digest), None)
+        if digest is not None:
+            body["model_digest"] = digest
+        if pool.last_error is not None:
+            body["last_error"] = _fault(pool.last_error)
+        return body
+
+    def summary(self, pool: Pool) -> dict[str, Any]:
+        return {
+            "id": pool.id,
+            "engine": pool.spec.engine,
+            "driver": pool.spec.driver,
+            "model_ref": pool.spec.model_ref,
+            "load": "always",
+            "live": pool.live,
+            "ready": pool.ready,
+            "draining": pool.draining,
+            "slots_total": pool.slots,
+            "slots_busy": len(pool.leases),
+            "queue": {
+                "interactive": pool.queue.depth("interactive"),
+                "batch": pool.queue.depth("batch"),
+                "capacity": pool.queue.capacity,
+            },
+        }
+
+    def capabilities(self) -> dict[str, Any]:
+        """What this server can do now, from live pools (OC-CTRL-2061: api_version is the contract's)."""
+        groups: dict[tuple[str, str, str], list[Pool]] = {}
+        for pool in self.all():
+            groups.setdefault((pool.spec.engine, pool.spec.driver, pool.engine_version), []).append(pool)
+        return {
+            "api_version": self._api_version,
+            "engines": [_engine(key, pools) for key, pools in sorted(groups.items())],
+            "pools": [self.summary(pool) for pool in self.all()],
+            "limits": self._limits,
+        }
+
+
+def _replica(replica: Replica) -> dict[str, Any]:
+    optional = {
+        "ctx_max": replica.ctx or None,
+        "engine_version": replica.engine_version or None,
+        "model_digest": replica.model_digest,
+        "device_mask": replica.device_mask,
+        "last_error": _fault(replica.last_error) if replica.last_error else None,
+    }
+    return {
+        "id": replica.id,
+        "kind": replica.kind,
+        "live": replica.state != "dead",
+        "ready": replica.state == "ready",
+        "slots_total": replica.slots,
+        "slots_busy": len(replica.leases),
+        "slots_quarantined": sum(lease.quarantined for lease in replica.leases.values()),
+        **{key: value for key, value in optional.items() if value is not None},
+    }
+
+
+def _fault(fault: Fault) -> dict[str, Any]:
+    return {"code": fault.code, "message": fault.message, "at_ms": fault.at_ms, "log_tail": list(fault.log_tail)}
+
+
+def _engine(key: tuple[str, str, str], pools: list[Pool]) -> dict[str, Any]:
+    engine, driver, version = key
+    replicas = [r for pool in pools for r in pool.ready_replicas]
+    ctx = max((r.ctx for r in replicas), default=0)
+    body: dict[str, Any] = {
+        "engine": engine,
+        "driver": driver,
+        "engine_version": version,
+        "concurrency": sum(r.slots for r in replicas),
+        "supported_workloads": sorted({w for r in replicas for w in r.workloads}),
+        "features": sorted({f for r in replicas for f in r.features}),
+        "determinism": "exact" if any(r.exact for r in replicas) else "best_effort",
+        "sampler_profile_version": DEFAULT_PROFILE,
+    }
+    if ctx:
+        body["ctx_max"] = body["max_tokens_out"] = ctx
+    return body

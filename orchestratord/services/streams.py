@@ -1,0 +1,251 @@
+"""Streams: cursors over event logs, the live `metrics` frames between them, and what a vanished reader means."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from orchestratord.domain import forecast
+from orchestratord.domain.core import Core
+from orchestratord.domain.errors import InvalidParams, NotFound
+from orchestratord.domain.task import Task, TaskState
+from orchestratord.ports import Clock, Timer
+
+WRITE_BYTES = 256 * 1024  # at most this much is handed to the socket at once
+
+
+@dataclass(frozen=True, slots=True)
+class StreamSettings:
+    metrics_s: float = 1.0  # cadence of `metrics` while running
+    metrics_queued_s: float = 5.0
+    keep_alive_s: float = 15.0
+    stall_s: float = 30.0  # a reader that takes nothing for so long is cut
+    disconnect_grace_s: float = 30.0
+
+
+@dataclass(frozen=True, slots=True)
+class LiveFrames:
+    """How frames that are not in the log are written."""
+
+    live: Callable[[str, dict[str, Any]], bytes]
+    keep_alive: bytes
+    retry: bytes
+
+
+class Cursor:
+    """One reader's place in one log. `next` gives whatever can be written now; b"" ends the stream."""
+
+    def __init__(self, streams: Streams, task: Task, after: int) -> None:
+        self.task = task
+        self._streams = streams
+        self._log = task.log
+        self._offset = task.log.offset_after(after)
+        self._live = not task.terminal  # a replay of a finished log brings no metrics frames
+        self._wake = asyncio.Event()
+        self._due = False  # a metrics frame is wanted
+        self._closing = False
+        self._greeted = False
+        self.sending_since: float | None = None
+        self.abort: Callable[[], object] = self.cut  # the response puts its own way to break off here
+        self.written_at = streams.clock.now()
+        self.metrics_at = self.written_at
+        self._log.watch(self._wake.set)
+
+    async def next(self) -> bytes:
+        while True:
+            data = self._pending()
+            if data:
+                self.written_at = self._streams.clock.now()
+                return data
+            if self._log.finished or self._closing:
+                return b""
+            self._wake.clear()
+            await self._wake.wait()
+
+    def _pending(self) -> bytes:
+        """Log bytes not read yet, with metrics frames where they belong."""
+        log, start = self._log, self._offset
+        data = log.read(start, WRITE_BYTES)
+        self._offset = start + len(data)
+        if data and self._live:
+            data = self._with_metrics(data, start)
+        if self._due and not log.finished:
+            self._due = False
+            self.metrics_at = self._streams.clock.now()
+            data += self._streams.metrics_frame(self.task)
+        elif not data and self._streams.clock.now() - self.written_at >= self._streams.settings.keep_alive_s:
+            data = self._streams.frames.keep_alive
+        if self._closing and not log.finished:
+            data += self._streams.farewell(self.task)
+        if not self._greeted:
+            self._greeted = True
+            data = self._streams.frames.retry + data
+        return data
+
+    def _with_metrics(self, data: bytes, start: int) -> bytes:
+        """Metrics directly after the first token and directly before `end`."""
+        log, end = self._log, start + len(data)
+        cuts = []
+        if self.task.token_frames and start < (first := log.offset_after(2)) <= end:
+            cuts.append(first - start)
+        if log.finished and self.task.failure is None and start <= (last := log.offset_after(log.sealed or 0)) < end:
+            cuts.append(last - start)
+        for cut in reversed(cuts):
+            data = data[:cut] + self._streams.metrics_frame(self.task) + data[cut:]
+        return data
+
+    def sending(self) -> None:
+        """A write was handed to the socket; until `sent` it has not been taken."""
+        self.sending_since = self._streams.clock.now()
+
+    def sent(self) -> None:
+        self.sending_since = None
+
+    def tick(self, now: float) -> None:
+        """The sweep's turn: ask for a metrics frame or a keep-alive when one is due; cut a reader that stalls."""
+        settings = self._streams.settings
+        if self.sending_since is not None:
+            if now - self.sending_since >= settings.stall_s:
+                self.abort()
+            return
+        every = settings.metrics_queued_s if self.task.state is TaskState.QUEUED else settings.metrics_s
+        if self._live and now - self.metrics_at >= every - 1e-6:
+            self._due = True
+        if self._due or now - self.written_at >= settings.keep_alive_s:
+            self._wake.set()
+
+    def cut(self) -> None:
+        """End the stream without a terminal event: the daemon is going away and the task will be back."""
+        self._closing = True
+        self._wake.set()
+
+    def close(self) -> None:
+        """The reader is gone. Idempotent."""
+        self._log.unwatch(self._wake.set)
+        self._streams.left(self)
+
+
+class Streams:
+    """Every open cursor."""
+
+    def __init__(self, core: Core, clock: Clock, settings: StreamSettings, frames: LiveFrames) -> None:
+        self.clock = clock
+        self.settings = settings
+        self.frames = frames
+        self._core = core
+        self._cursors: dict[str, set[Cursor]] = {}
+        self._graces: dict[str, Timer] = {}
+        self._sweep: Timer | None = None
+        self._stopping = False
+
+    @property
+    def open_cursors(self) -> int:
+        return sum(len(cursors) for cursors in self._cursors.values())
+
+    def follow(self, task_id: str, last_event_id: str | None, after: int | None) -> Cursor | None:
+        """A cursor behind the given event; None when the reader has seen the terminal event already.
+
+        Raises NotFound, and InvalidParams for an id that is no decimal number or that no event has yet.
+        """
+        task = self._core.tasks.get(task_id)
+        if task is None:
+            raise NotFound(f"There is no task {task_id}; finished tasks are kept for a limited time.")
+        seen = self._parse(last_event_id) if last_event_id is not None else (after or 0)
+        if seen > task.log.last_id:
+            raise InvalidParams(
+                f"Event {seen} has not happened; the last one is {task.log.last_id}. Resume from an id you received.",
+                rule="last_event_id",
+            )
+        if task.log.finished and seen == task.log.terminal_id:
+            return None
+        cursor = Cursor(self, task, seen)
+        self._cursors.setdefault(task_id, set()).add(cursor)
+        grace = self._graces.pop(task_id, None)
+        if grace is not None:
+            grace.cancel()
+        self._arm()
+        if self._stopping:
+            cursor.cut()
+        return cursor
+
+    @staticmethod
+    def _parse(value: str) -> int:
+        if value.isascii() and value.isdecimal() and len(value) <= 20:
+            return int(value)
+        raise InvalidParams("Last-Event-ID must be the decimal id of an event of this stream.", rule="last_event_id")
+
+    def left(self, cursor: Cursor) -> None:
+        task = cursor.task
+        cursors = self._cursors.get(task.task_id)
+        if cursors is None or cursor not in cursors:
+            return
+        cursors.discard(cursor)
+        if cursors:
+            return
+        del self._cursors[task.task_id]
+        if not task.terminal and not self._stopping and task.request.on_disconnect == "cancel":
+            due = self.clock.now() + self.settings.disconnect_grace_s
+            self._graces[task.task_id] = self.clock.call_at(due, lambda: self._abandoned(task))
+
+    def _abandoned(self, task: Task) -> None:
+        self._graces.pop(task.task_id, None)
+        self._core.cancel(task, "disconnect", self.clock.now(), self.clock.wall_ms())
+
+    def metrics_frame(self, task: Task) -> bytes:
+        """Made from the current state, for this moment only."""
+        return self.frames.live("metrics", self._metrics(task))
+
+    def _metrics(self, task: Task) -> dict[str, Any]:
+        pool = self._core.pools.get(task.pool_id)
+        if pool is None:
+            return {"queue_depth": 0, "on_time_probability": 0.0}
+        payload: dict[str, Any] = {
+            "queue_depth": len(pool.queue),
+            "on_time_probability": forecast.on_time_probability(pool, task, self.clock.now()),
+        }
+        session = self._core.sessions.get(task.session_id, self.clock.now())
+        if session is not None:
+            payload["kv_warmth"] = session.kv_warm
+        if task.state is TaskState.QUEUED:
+            payload["predicted_start_ms"] = int(forecast.start_ms(pool, task.request.priority, task))
+            payload["waiting_for"] = waiting_for(pool.draining, pool.slots)
+        return payload
+
+    def farewell(self, task: Task) -> bytes:
+        """Last words to a reader whose task outlives this process: why, and when to come back."""
+        payload = {**self._metrics(task), "waiting_for": "restart"}
+        return self.frames.live("metrics", payload) + self.frames.retry
+
+    # -- one sweep for every stream ------------------------------------------------------------------------
+    def _arm(self) -> None:
+        if self._sweep is None and self._cursors:
+            interval = min(self.settings.metrics_s, self.settings.metrics_queued_s, self.settings.keep_alive_s)
+            self._sweep = self.clock.call_at(self.clock.now() + interval, self._tick)
+
+    def _tick(self) -> None:
+        self._sweep = None
+        now = self.clock.now()
+        for cursors in tuple(self._cursors.values()):
+            for cursor in tuple(cursors):
+                cursor.tick(now)
+        self._arm()
+
+    def stop(self) -> None:
+        """The daemon is going away: cut every stream whose task has no terminal event to wait for."""
+        self._stopping = True
+        for timer in self._graces.values():
+            timer.cancel()
+        self._graces.clear()
+        for cursors in tuple(self._cursors.values()):
+            for cursor in tuple(cursors):
+                if not cursor.task.terminal:
+                    cursor.cut()
+
+
+def waiting_for(draining: bool, slots: int) -> str:
+    """Why a queued task waits."""
+    if draining:
+        return "resume"
+    return "slot" if slots else "replica"

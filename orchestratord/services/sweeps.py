@@ -1,0 +1,75 @@
+"""Sweeps: what is due for many tasks at once. One timer each, and the fast one only while something runs."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from orchestratord.domain.core import Core
+from orchestratord.domain.pool import Lease
+from orchestratord.domain.task import Failure
+from orchestratord.ports import Clock, Timer
+
+FLUSH_S = 0.25
+RETENTION_S = 10.0
+
+
+@dataclass(frozen=True, slots=True)
+class Watchdogs:
+    """Longest silences and the longest run of a pool's tasks, in seconds; 0 is off (OC-CORE-1022)."""
+
+    first_token_s: float = 120.0
+    idle_s: float = 60.0
+    wall_s: float = 0.0
+
+    def verdict(self, lease: Lease, now: float) -> str | None:
+        """Why this task has to be given up, or None."""
+        task = lease.task
+        if task.terminal or task.started is None or task.last_output is None:
+            return None
+        if self.wall_s and now - task.started >= self.wall_s:
+            return f"It ran for {self.wall_s:g} s, the limit of pool {lease.pool.id}."
+        if task.first_token is None:
+            if self.first_token_s and now - task.started >= self.first_token_s:
+                return f"The engine gave no token within {self.first_token_s:g} s."
+        elif self.idle_s and now - task.last_output >= self.idle_s:
+            return f"The engine gave nothing for {self.idle_s:g} s."
+        return None
+
+
+class Sweeps:
+    def __init__(self, core: Core, clock: Clock, watchdogs: dict[str, Watchdogs]) -> None:
+        self._core = core
+        self._clock = clock
+        self._watchdogs = watchdogs
+        self._running: Timer | None = None
+        self._retention: Timer | None = None
+
+    def start(self) -> None:
+        self._retention = self._clock.call_at(self._clock.now() + RETENTION_S, self._retain)
+
+    def stop(self) -> None:
+        for timer in (self._running, self._retention):
+            if timer is not None:
+                timer.cancel()
+
+    def leased(self) -> None:
+        """Something runs: sweep it until nothing does."""
+        if self._running is None:
+            self._running = self._clock.call_at(self._clock.now() + FLUSH_S, self._sweep)
+
+    def _sweep(self) -> None:
+        self._running = None
+        now, wall_ms = self._clock.now(), self._clock.wall_ms()
+        leases = [lease for pool in self._core.pools.values() for lease in pool.leases if not lease.quarantined]
+        for lease in leases:
+            self._core.flush(lease.task)
+            why = self._watchdogs[lease.pool.id].verdict(lease, now)
+            if why is not None:
+                failure = Failure("DECODE_TIMEOUT", why, lease.task.request.engine, retriable=True)
+                self._core.fail(lease.task, failure, now, wall_ms, "watchdog")
+        if leases:
+            self.leased()
+
+    def _retain(self) -> None:
+        self._core.forget(self._clock.now())
+        self.start()

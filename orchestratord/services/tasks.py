@@ -1,0 +1,60 @@
+"""Tasks as clients see them: look up, list, cancel."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from orchestratord.domain import forecast
+from orchestratord.domain.core import Core
+from orchestratord.domain.errors import NotFound
+from orchestratord.domain.task import Task, TaskState
+from orchestratord.ports import Clock
+from orchestratord.services.durability import durable
+from orchestratord.services.streams import waiting_for
+
+Waiting = tuple[int, int, str]  # queue_position, predicted_start_ms, waiting_for
+
+
+class Tasks:
+    def __init__(self, core: Core, clock: Clock) -> None:
+        self._core = core
+        self._clock = clock
+
+    def get(self, task_id: str) -> Task:
+        """Raises NotFound."""
+        task = self._core.tasks.get(task_id)
+        if task is None:
+            raise NotFound(f"There is no task {task_id}; finished tasks are kept for a limited time.")
+        return task
+
+    def waiting(self, task: Task) -> Waiting | None:
+        """Where a queued task stands; None once it left the queue."""
+        if task.state is not TaskState.QUEUED:
+            return None
+        pool = self._core.pools[task.pool_id]
+        priority = task.request.priority
+        return (
+            forecast.position(pool, priority, task),
+            int(forecast.start_ms(pool, priority, task)),
+            waiting_for(pool.draining, pool.slots),
+        )
+
+    def newest(self, below: int | None, state: str | None, session_id: str | None) -> Iterator[Task]:
+        """Newest first, beginning below an admission order."""
+        for task in reversed(self._core.tasks.values()):
+            if below is not None and task.order >= below:
+                continue
+            if (state is None or task.state == state) and (session_id is None or task.session_id == session_id):
+                yield task
+
+    async def cancel(self, task_id: str) -> int:
+        """Seal the task's log and return the seal; a task that is over stays as it is.
+
+        Raises NotFound, and StorageUnavailable when the end could not be journaled (the seal holds all the same).
+        """
+        task = self.get(task_id)
+        seal = self._core.cancel(task, "client", self._clock.now(), self._clock.wall_ms())
+        ticket = self._core.closing.get(task_id)
+        if ticket is not None:
+            await durable(ticket)
+        return seal

@@ -1,0 +1,1 @@
+"""The shapes of the contract, without behaviour: errors, SSE frames, tasks."""

@@ -1,0 +1,52 @@
+r"""Event <-> bytes. One frame is `id`, `event` and one `data` line of JSON, ended by a blank line.
+
+JSON escapes every line break inside a string, so no token text can forge a frame.
+
+>>> encode_token(2, 'a"b\n', 0)
+b'id: 2\nevent: token\ndata: {"t":"a\\"b\\n","i":0}\n\n'
+>>> decode(encode_token(2, "hi", 0))
+[(2, 'token', {'t': 'hi', 'i': 0})]
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+import orjson
+
+RETRY = b"retry: 3000\n\n"
+KEEP_ALIVE = b": keep-alive\n\n"
+
+_text = msgspec.json.Encoder().encode
+
+
+def encode(event_id: int, name: str, payload: dict[str, Any]) -> bytes:
+    """A log event: it has an id, and the same bytes for every reader."""
+    return b"id: %d\nevent: %b\ndata: %b\n\n" % (event_id, name.encode(), orjson.dumps(payload))
+
+
+def encode_token(event_id: int, text: str, index: int) -> bytes:
+    """`encode` for the one event that comes by the thousand."""
+    return b'id: %d\nevent: token\ndata: {"t":%b,"i":%d}\n\n' % (event_id, _text(text), index)
+
+
+def encode_live(name: str, payload: dict[str, Any]) -> bytes:
+    """A live frame (`metrics`): no id, so it never moves a reader's Last-Event-ID."""
+    return b"event: %b\ndata: %b\n\n" % (name.encode(), orjson.dumps(payload))
+
+
+def split(frames: bytes) -> list[bytes]:
+    """Single frames, each with its blank line."""
+    return [frame + b"\n\n" for frame in frames.split(b"\n\n") if frame]
+
+
+def decode(frames: bytes) -> list[tuple[int | None, str, Any]]:
+    """(id, event, payload) of each frame that `encode` and its siblings made; comments and `retry` are left out."""
+    events: list[tuple[int | None, str, Any]] = []
+    for frame in frames.split(b"\n\n"):
+        fields = dict(line.split(b": ", 1) for line in frame.split(b"\n") if b": " in line and line[:1] != b":")
+        if b"event" in fields:
+            event_id = int(fields[b"id"]) if b"id" in fields else None
+            events.append((event_id, fields[b"event"].decode(), orjson.loads(fields[b"data"])))
+    return events

@@ -1,0 +1,82 @@
+"""TaskRequest in, AdmissionResponse, TaskStatus and SessionInfo out."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import msgspec
+
+from orchestratord.domain.session import Session
+from orchestratord.domain.task import Admission, Failure, Task, TaskRequest
+from orchestratord.domain.views import decision_view
+
+
+def parse_request(body: dict[str, Any]) -> TaskRequest:
+    """A body the contract's schema has accepted, as the one parsed shape. Ids are kept in lower case (RFC 9562 4)."""
+    ids = {"task_id": body["task_id"].lower(), "session_id": body["session_id"].lower()}
+    return msgspec.convert({**body, **ids}, TaskRequest)
+
+
+def admission_body(task_id: str, admission: Admission) -> dict[str, Any]:
+    return {
+        "task_id": task_id,
+        "queue_position": admission.queue_position,
+        "predicted_start_ms": admission.predicted_start_ms,
+        "backoff_ms": admission.backoff_ms,
+    }
+
+
+def failure_body(failure: Failure) -> dict[str, Any]:
+    body: dict[str, Any] = {"code": failure.code, "message": failure.message, "retriable": failure.retriable}
+    if failure.engine:
+        body["engine"] = failure.engine
+    if failure.retry_after_ms is not None:
+        body["retry_after_ms"] = failure.retry_after_ms
+    if failure.details:
+        body["details"] = failure.details
+    return body
+
+
+def status_body(task: Task, waiting: tuple[int, int, str] | None) -> dict[str, Any]:
+    """TaskStatus. `waiting` is (queue_position, predicted_start_ms, waiting_for) of a queued task."""
+    request = task.request
+    body: dict[str, Any] = {
+        "task_id": task.task_id,
+        "session_id": task.session_id,
+        "state": task.state.value,
+        "workload": request.workload,
+        "priority": request.priority,
+        "model_ref": request.model_ref,
+        "engine": request.engine,
+        "pool_id": task.pool_id,
+        "seed": task.seed,
+        "determinism_class": task.determinism_class,
+        "last_event_id": task.log.visible_id,
+        "created_at_ms": task.created_ms,
+        "placement": decision_view(task.decision),
+    }
+    optional = {
+        "replica_id": task.replica_id,
+        "engine_version": task.engine_version,
+        "tokens_in": task.usage.tokens_in,
+        "tokens_out": task.usage.tokens_out if task.started is not None else None,
+        "finish_reason": task.finish_reason,
+        "error": failure_body(task.failure) if task.failure else None,
+        "started_at_ms": task.started_ms,
+        "first_token_at_ms": task.first_token_ms,
+        "ended_at_ms": task.ended_ms,
+        "transcript_id": task.transcript_id,
+    }
+    if waiting is not None:
+        optional["queue_position"], optional["predicted_start_ms"], optional["waiting_for"] = waiting
+    body.update((key, value) for key, value in optional.items() if value is not None)
+    return body
+
+
+def session_body(session: Session, turns_max: int, ttl_left_s: float) -> dict[str, Any]:
+    return {
+        "ttl_ms_remaining": int(ttl_left_s * 1000),
+        "turns": session.turns,
+        "turns_max": turns_max,
+        "kv_warmth": session.kv_warm,
+    }

@@ -1,0 +1,364 @@
+"""The core, step by step and as a state machine."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from orchestratord.domain import forecast
+from orchestratord.domain.core import Limits
+from orchestratord.domain.errors import AdmissionReject, Conflict, DeadlineUnmet, NotFound
+from orchestratord.domain.facts import Admitted, Finished, Frames, Started
+from orchestratord.domain.task import Failure, TaskState
+from orchestratord.wire import sse
+from tests.domain.world import World
+
+
+class Boom(Exception):
+    pass
+
+
+def test_the_three_facts_gate_what_a_reader_sees() -> None:
+    """ORCH-2002: nothing is visible before its fact is durable: 202, first token, terminal event."""
+    world = World(auto=False)
+    task = world.admit()
+    assert world.visible(task) == []
+    world.commit()
+    assert [name for _, name, _ in world.visible(task)] == ["started"]
+    (lease,) = world.dispatch()
+    world.output(lease, "a", "b")
+    assert [name for _, name, _ in world.visible(task)] == ["started"]
+    world.commit()
+    assert [name for _, name, _ in world.visible(task)] == ["started", "token", "token"]
+    world.output(lease, "c")
+    assert len(world.visible(task)) == 4
+    world.finish(lease)
+    assert len(world.visible(task)) == 4
+    world.commit()
+    assert [name for _, name, _ in world.visible(task)][-1] == "end"
+    assert [event_id for event_id, _, _ in world.visible(task)] == [1, 2, 3, 4, 5]
+
+
+def test_facts_are_journaled_in_decision_order_and_hold_the_whole_log() -> None:
+    world = World()
+    task = world.admit()
+    (lease,) = world.dispatch()
+    world.output(lease, "a")
+    world.core.flush(task)
+    world.output(lease, "b")
+    world.finish(lease)
+    kinds = [type(fact) for fact in world.facts]
+    assert kinds == [Admitted, Started, Frames, Frames, Finished]
+    admitted, _, first, second, finished = world.facts
+    assert isinstance(admitted, Admitted)
+    assert isinstance(finished, Finished)
+    stored = admitted.started_frame + first.data + second.data + finished.terminal_frame  # type: ignore[union-attr]
+    assert stored == task.log.raw()
+
+
+def test_a_failed_commit_withdraws_the_task_without_trace() -> None:
+    """SPEC 2 (Durable): as if it had never been tried: no task, no turn, no seat."""
+    world = World(auto=False)
+    task = world.admit()
+    world.tickets[0].resolve(Boom())
+    assert task.task_id not in world.core.tasks
+    assert len(world.core.pools["home"].queue) == 0
+    assert len(world.core.sessions) == 0
+
+
+def test_an_uncommitted_task_keeps_its_place_but_is_not_dispatched() -> None:
+    world = World(auto=False, slots=1)
+    first, second = world.admit(), world.admit()
+    assert world.dispatch() == []
+    assert forecast.position(world.core.pools["home"], "interactive", second) == 1
+    world.commit()
+    assert [lease.task for lease in world.dispatch()] == [first]
+
+
+def test_interactive_goes_first_and_each_priority_is_first_in_first_out() -> None:
+    """ORCH-3004: strict order."""
+    world = World(slots=1)
+    batch1, batch2 = world.admit(priority="batch"), world.admit(priority="batch")
+    inter1, inter2 = world.admit(), world.admit()
+    order = []
+    for _ in range(4):
+        (lease,) = world.dispatch()
+        order.append(lease.task)
+        world.finish(lease)
+    assert order == [inter1, inter2, batch1, batch2]
+
+
+def test_a_full_queue_refuses_and_says_when_room_appears() -> None:
+    """ORCH-2007, OC-CTRL-2011: `reject` changes nothing but its own answer."""
+    world = World(slots=1, capacity=2)
+    world.admit()
+    world.dispatch()
+    world.admit(), world.admit(priority="batch")
+    before = list(world.core.pools["home"].queue)
+    with pytest.raises(AdmissionReject) as refused:
+        world.admit()
+    assert refused.value.policy_label == "reject"
+    assert refused.value.retry_after_ms == int(forecast.room_ms(world.core.pools["home"]))
+    assert list(world.core.pools["home"].queue) == before
+
+
+def test_the_same_id_with_another_body_is_a_conflict() -> None:
+    world = World()
+    task = world.admit()
+    assert world.core.known(task.task_id, task.fingerprint) is task
+    with pytest.raises(Conflict):
+        world.core.known(task.task_id, b"other")
+
+
+def test_a_deadline_the_median_end_misses_is_refused_with_the_prediction() -> None:
+    world = World()
+    with pytest.raises(DeadlineUnmet) as refused:
+        world.admit(max_tokens=4000, ctx=4096, deadline_ms=10)
+    assert refused.value.details["predicted_end_ms"] > 10
+    assert refused.value.is_retriable
+
+
+def test_nothing_is_appended_above_the_seal_of_a_cancel() -> None:
+    """ORCH-3026: the seal is the last id; the engine call is aborted; the slot stays taken until released."""
+    world = World(slots=1)
+    task = world.admit()
+    (lease,) = world.dispatch()
+    world.output(lease, "a", "b")
+    seal = world.cancel(task)
+    assert seal == 3
+    assert world.output(lease, "late") is False
+    assert world.aborted == [lease]
+    assert world.visible(task)[-1][:2] == (4, "end")
+    assert world.visible(task)[-1][2]["finish_reason"] == "canceled"
+    waiting = world.admit()
+    assert world.dispatch() == []
+    world.finish(lease)
+    assert [le.task for le in world.dispatch()] == [waiting]
+
+
+def test_cancel_is_idempotent_and_leaves_a_finished_task_alone() -> None:
+    world = World()
+    task = world.admit()
+    (lease,) = world.dispatch()
+    world.output(lease, "a")
+    world.finish(lease)
+    assert world.cancel(task) == 2
+    assert task.state is TaskState.ENDED
+    assert sum(isinstance(f, Finished) for f in world.facts) == 1
+
+
+def test_a_deadline_ends_waiting_and_running_tasks() -> None:
+    """ORCH-3014: the engine never sees the one that waited."""
+    world = World(slots=1)
+    running, waiting = world.admit(deadline_ms=60_000), world.admit(deadline_ms=60_000)
+    (lease,) = world.dispatch()
+    world.output(lease, "a")
+    world.now += 60
+    assert world.core.next_deadline() == world.now
+    world.core.expire(world.now, world.wall_ms)
+    world.commit()
+    assert {t.failure.code for t in (running, waiting) if t.failure} == {"DEADLINE_UNMET"}
+    assert waiting.started is None
+    assert world.aborted == [lease]
+    assert world.core.next_deadline() is None
+
+
+def test_a_task_that_outgrows_its_log_fails() -> None:
+    world = World(limits=Limits(task_bytes=500))
+    task = world.admit()
+    (lease,) = world.dispatch()
+    assert world.output(lease, "x" * 600) is False
+    assert task.failure is not None
+    assert world.visible(task)[-1][1] == "error"
+
+
+def test_a_quarantined_slot_is_not_leased() -> None:
+    world = World(slots=1)
+    task = world.admit()
+    (lease,) = world.dispatch()
+    world.cancel(task)
+    world.finish(lease, slot_free=False, finish_reason="stop")
+    world.admit()
+    assert world.dispatch() == []
+    world.core.release(lease)
+    assert len(world.dispatch()) == 1
+
+
+def test_a_journal_that_fails_at_the_first_token_ends_the_task_without_showing_it() -> None:
+    world = World()
+    task = world.admit()
+    (lease,) = world.dispatch()
+    world.auto = False
+    world.output(lease, "secret")
+    world.tickets[-1].resolve(Boom())
+    assert task.failure is not None
+    assert task.failure.code == "STORAGE_UNAVAILABLE"
+    assert world.aborted == [lease]
+    for ticket in [t for t in world.tickets if not t.done]:
+        ticket.resolve(Boom())
+    assert world.visible(task)[-1][1] == "error"  # a reader is never left hanging
+
+
+def test_session_turns_ttl_and_delete() -> None:
+    """ORCH-3021..3023: turns are bounded, refusals cost none, the TTL runs only while nothing is live."""
+    world = World(slots=4, capacity=8, limits=Limits(turns_max=2, session_ttl_s=10))
+    first = world.admit(session_id="s")
+    world.admit(session_id="s")
+    with pytest.raises(AdmissionReject) as refused:
+        world.admit(session_id="s")
+    assert refused.value.policy_label == "session-turns"
+    assert refused.value.is_retriable is False
+    world.now += 100  # live tasks hold the session
+    assert world.core.session("s", world.now).turns == 2
+    world.core.delete_session("s", world.now, world.wall_ms)
+    world.commit()
+    assert first.state is TaskState.CANCELED
+    with pytest.raises(NotFound):
+        world.core.session("s", world.now)
+    world.admit(session_id="s")
+    assert world.core.session("s", world.now).turns == 1
+
+
+def test_retention_forgets_the_oldest_finished_tasks() -> None:
+    world = World(limits=Limits(retain_s=10, retain_tasks=1))
+    tasks = [world.admit(), world.admit()]
+    for lease in world.dispatch():
+        world.finish(lease)
+    world.core.forget(world.now)
+    assert list(world.core.tasks.values()) == tasks[1:]
+    world.now += 10
+    world.core.forget(world.now)
+    assert not world.core.tasks
+
+
+@settings(max_examples=120, stateful_step_count=50, deadline=None)
+class CoreMachine(RuleBasedStateMachine):
+    """Random lives of tasks against a model of plain lists (I1-I6, I9-I12 of the invariants)."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.world = World(slots=2, capacity=4, auto=False)
+        self.waiting: dict[str, list[Any]] = {"interactive": [], "batch": []}
+        self.leases: list[Any] = []
+        self.tasks: list[Any] = []
+        self.seals: dict[Any, int] = {}
+        self.seen: dict[Any, bytes] = {}
+
+    def _depth(self) -> int:
+        return sum(map(len, self.waiting.values()))
+
+    @rule(priority=st.sampled_from(["interactive", "batch"]))
+    def submit(self, priority: str) -> None:
+        batch = self.waiting["batch"] if priority == "batch" else []
+        lanes = [*self.waiting["interactive"], *batch]
+        try:
+            task = self.world.admit(priority=priority)
+        except AdmissionReject:
+            assert self._depth() == 4
+            return
+        assert self._depth() < 4
+        assert task.admission.queue_position == len(lanes)
+        self.waiting[priority].append(task)
+        self.tasks.append(task)
+
+    @rule(ok=st.booleans())
+    def commit(self, ok: bool) -> None:
+        pending = [t for t in self.world.tickets if not t.done]
+        if not pending:
+            return
+        if ok or not isinstance(pending[0].fact, Admitted):
+            pending[0].resolve()
+            return
+        task = self.world.core.tasks[pending[0].fact.task_id]
+        pending[0].resolve(Boom())
+        if not task.terminal:
+            self.waiting[task.request.priority].remove(task)
+            self.tasks.remove(task)
+
+    @rule()
+    def dispatch(self) -> None:
+        ready = [t for lane in self.waiting.values() for t in lane if t.committed]
+        expected = ready[: 2 - len(self.world.core.pools["home"].leases)]
+        leases = self.world.dispatch()
+        assert [lease.task for lease in leases] == expected
+        for task in expected:
+            self.waiting[task.request.priority].remove(task)
+        self.leases += leases
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), texts=st.lists(st.text(max_size=5), min_size=1, max_size=3))
+    def output(self, data: Any, texts: list[str]) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        appended = self.world.output(lease, *texts)
+        assert appended is not lease.task.terminal
+
+    @precondition(lambda self: self.leases)
+    @rule(data=st.data(), how=st.sampled_from(["stop", "lost"]))
+    def finish(self, data: Any, how: str) -> None:
+        lease = data.draw(st.sampled_from(self.leases))
+        failure = Failure("WORKER_RESET", "gone", "llamacpp") if how == "lost" else None
+        self.world.finish(lease, failure=failure, finish_reason=None if failure else "stop")
+        self.leases.remove(lease)
+
+    @precondition(lambda self: self.tasks)
+    @rule(data=st.data())
+    def cancel(self, data: Any) -> None:
+        task = data.draw(st.sampled_from(self.tasks))
+        was_over = task.terminal
+        seal = self.world.cancel(task)
+        if not was_over:
+            self.seals[task] = seal
+            if task in self.waiting[task.request.priority]:
+                self.waiting[task.request.priority].remove(task)
+
+    @rule(seconds=st.integers(1, 4000))
+    def pass_time(self, seconds: int) -> None:
+        self.world.now += seconds
+        self.world.core.expire(self.world.now, self.world.wall_ms)
+        for lane in self.waiting.values():
+            lane[:] = [task for task in lane if not task.terminal]
+
+    @invariant()
+    def the_queue_is_the_models(self) -> None:
+        queue = self.world.core.pools["home"].queue
+        assert list(queue) == self.waiting["interactive"] + self.waiting["batch"]
+        assert len(queue) <= 4
+        for ahead, task in enumerate(queue):
+            assert forecast.position(self.world.core.pools["home"], task.request.priority, task) == ahead
+
+    @invariant()
+    def slots_are_never_overcommitted(self) -> None:
+        assert self.world.core.pools["home"].leases == self.leases
+        assert len(self.leases) <= 2
+
+    @invariant()
+    def logs_are_append_only_with_one_terminal_event(self) -> None:
+        for task in self.tasks:
+            visible = task.log.read(0)
+            assert visible.startswith(self.seen.get(task, b""))
+            self.seen[task] = visible
+            events = sse.decode(task.log.raw())
+            assert [event_id for event_id, _, _ in events] == list(range(1, len(events) + 1))
+            terminals = [name for _, name, _ in events if name in ("end", "error")]
+            assert len(terminals) == int(task.terminal)
+            if task.terminal:
+                assert events[-1][1] in ("end", "error")
+            if task in self.seals:
+                assert all(name != "token" for event_id, name, _ in events if event_id > self.seals[task])
+
+    @invariant()
+    def facts_come_once_and_in_order(self) -> None:
+        for task in self.tasks:
+            kinds = [type(f) for f in self.world.facts if getattr(f, "task_id", None) == task.task_id]
+            assert kinds[0] is Admitted
+            assert kinds.count(Finished) == int(task.terminal)
+            assert kinds.count(Started) == int(task.first_token is not None)
+            if task.terminal:
+                assert kinds[-1] is Finished
+
+
+TestCore = CoreMachine.TestCase

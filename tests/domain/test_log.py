@@ -1,0 +1,74 @@
+"""The event log and cursors over it."""
+
+from __future__ import annotations
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestratord.domain.log import EventLog
+from orchestratord.wire import sse
+
+
+def _log(texts: list[str]) -> EventLog:
+    log = EventLog()
+    log.append(sse.encode(1, "started", {}))
+    log.open()
+    for index, text in enumerate(texts):
+        log.append(sse.encode_token(log.next_id, text, index))
+    log.wake()
+    return log
+
+
+@given(st.lists(st.text(max_size=20), max_size=20), st.data())
+def test_a_resume_gets_exactly_what_was_missed(texts: list[str], data: st.DataObject) -> None:
+    """OC-CTRL-2020..2029: prefix plus resumed rest is the log, wherever the reader broke off."""
+    log = _log(texts)
+    log.seal()
+    log.close(sse.encode(log.next_id, "end", {}))
+    log.reveal()
+    seen = data.draw(st.integers(0, log.last_id))
+    rest = log.read(log.offset_after(seen))
+    assert log.raw()[: log.offset_after(seen)] + rest == log.raw()
+    assert [event_id for event_id, _, _ in sse.decode(rest)] == list(range(seen + 1, log.last_id + 1))
+
+
+@given(st.lists(st.text(max_size=30), min_size=1, max_size=30), st.integers(1, 400))
+def test_a_bounded_read_gives_whole_frames_and_misses_none(texts: list[str], limit: int) -> None:
+    log = _log(texts)
+    offset, parts = 0, []
+    while part := log.read(offset, limit):
+        assert part.endswith(b"\n\n")
+        assert len(part) <= limit or part.count(b"\n\n") == 1
+        parts.append(part)
+        offset += len(part)
+    assert b"".join(parts) == log.raw()
+
+
+@given(st.text())
+def test_no_token_text_can_forge_a_frame(text: str) -> None:
+    """SSE-1001: whatever the engine says is one frame and round-trips."""
+    frame = sse.encode_token(2, text, 0)
+    assert sse.split(frame) == [frame]
+    assert sse.decode(frame) == [(2, "token", {"t": text, "i": 0})]
+
+
+def test_a_terminal_id_that_skips_ahead_still_resumes() -> None:
+    """SPEC 4: only after a crash; ids skip, never repeat."""
+    log = _log(["a", "b"])
+    log.seal()
+    log.close(sse.encode(100, "error", {}), 100)
+    log.reveal()
+    assert log.last_id == 100
+    for seen in (3, 50, 99):
+        assert [event_id for event_id, _, _ in sse.decode(log.read(log.offset_after(seen)))] == [100]
+    assert log.read(log.offset_after(100)) == b""
+
+
+def test_readers_are_woken_once_per_batch() -> None:
+    log = _log([])
+    wakes = []
+    log.watch(lambda: wakes.append(1))
+    for index in range(10):
+        log.append(sse.encode_token(log.next_id, "x", index))
+    log.wake()
+    assert len(wakes) == 1

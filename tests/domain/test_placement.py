@@ -1,0 +1,159 @@
+"""Placement: feasibility, the table of refusals, the order of tie-breakers."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready, Refusal
+from orchestratord.domain.placement import PoolSnapshot, place
+from orchestratord.domain.task import PlacementHints, TaskRequest
+from tests.domain.world import World
+
+
+def pool(pool_id: str, **fields: Any) -> PoolSnapshot:
+    base = PoolSnapshot(
+        id=pool_id,
+        engine="llamacpp",
+        serves=True,
+        ready=True,
+        loading=False,
+        draining=False,
+        ctx=4096,
+        workloads=frozenset({"completion"}),
+        device_masks=frozenset(),
+        exact=False,
+        predicted_end_ms=None,
+        holds_session=False,
+        load=0.0,
+        vram_free=0,
+        tokens_per_s=0.0,
+    )
+    return replace(base, **fields)
+
+
+def job(**fields: Any) -> TaskRequest:
+    hints = {k: fields.pop(k) for k in list(fields) if k in PlacementHints.__slots__}
+    return World().request(placement=PlacementHints(**hints), **fields)
+
+
+@pytest.mark.parametrize(
+    ("request_fields", "pools", "error", "rule", "retriable"),
+    [
+        ({}, [pool("a", serves=False)], PoolUnready, None, False),
+        ({}, [pool("a", ready=False, loading=True)], PoolUnready, None, True),
+        ({}, [pool("a", draining=True)], PoolUnready, None, True),
+        ({}, [pool("a", ready=False), pool("b", ready=False)], PoolUnavailable, None, True),
+        ({"mode": "pin", "pin_pool_id": "x"}, [pool("a")], InvalidParams, "pin_unknown_pool", False),
+        ({"mode": "pin", "pin_pool_id": "a"}, [pool("a", serves=False)], InvalidParams, "pin_infeasible", False),
+        ({"mode": "pin", "pin_pool_id": "a"}, [pool("a", ready=False), pool("b")], PoolUnready, None, True),
+        ({"avoid_pools": ("a",)}, [pool("a")], InvalidParams, "avoid_leaves_none", False),
+        (
+            {"mode": "prefer", "prefer_pools": ("a",), "allow_fallback": False},
+            [pool("a", ready=False), pool("b")],
+            PoolUnready,
+            None,
+            True,
+        ),
+        ({"ctx": 8192}, [pool("a")], InvalidParams, "ctx_exceeds_model", False),
+        ({"workload": "embedding"}, [pool("a")], InvalidParams, "unsupported_workload", False),
+        ({"determinism": "strict"}, [pool("a")], InvalidParams, "unsupported_determinism", False),
+        ({"require_device_mask": "0"}, [pool("a")], InvalidParams, "pin_infeasible", False),
+    ],
+)
+def test_every_row_of_the_refusal_table(
+    request_fields: dict[str, Any], pools: list[PoolSnapshot], error: type[Refusal], rule: str | None, retriable: bool
+) -> None:
+    """ORCH-39xx."""
+    with pytest.raises(error) as refused:
+        place(job(**request_fields), pools)
+    assert refused.value.details.get("rule") == rule
+    assert refused.value.is_retriable is retriable
+
+
+def test_an_unserved_model_names_what_there_is() -> None:
+    with pytest.raises(PoolUnready) as refused:
+        place(job(), [pool(f"p{i:02}", serves=False) for i in range(30)])
+    assert refused.value.details["available"] == [f"p{i:02}" for i in range(20)]
+
+
+@pytest.mark.parametrize(
+    ("fields", "breaker"),
+    [
+        ({"predicted_end_ms": 10.0}, "predicted_end"),
+        ({"holds_session": True}, "affinity"),
+        ({"load": -1.0}, "least_loaded"),
+        ({"vram_free": 5}, "free_vram"),
+        ({"tokens_per_s": 9.0}, "tokens_per_s"),
+    ],
+)
+def test_each_tie_breaker_decides_when_all_before_it_tie(fields: dict[str, Any], breaker: str) -> None:
+    """ORCH-3902: the order between pools; the log names what was needed."""
+    base = {"predicted_end_ms": 20.0} if breaker == "predicted_end" else {}
+    decision = place(job(), [pool("a", **base), pool("b", **{**base, **fields})])
+    assert decision.pool_id == "b"
+    assert decision.tie_breakers == (breaker,)
+
+
+def test_prefer_falls_back_and_says_so_pin_never_does() -> None:
+    pools = [pool("a", ready=False, loading=True), pool("b")]
+    decision = place(job(mode="prefer", prefer_pools=("a",)), pools)
+    assert decision.pool_id == "b"
+    assert decision.fallback_used
+    assert not decision.pinned
+
+
+snapshots = st.builds(
+    pool,
+    st.sampled_from("abcdef"),
+    serves=st.booleans(),
+    ready=st.booleans(),
+    loading=st.booleans(),
+    draining=st.booleans(),
+    ctx=st.sampled_from([None, 64, 4096]),
+    predicted_end_ms=st.none() | st.floats(0, 100),
+    holds_session=st.booleans(),
+    load=st.floats(0, 3),
+    vram_free=st.integers(0, 3),
+)
+jobs = st.builds(
+    job,
+    mode=st.sampled_from(["pin", "prefer", "auto"]),
+    pin_pool_id=st.sampled_from("abcdefg"),
+    prefer_pools=st.lists(st.sampled_from("abcdef"), max_size=2).map(tuple),
+    avoid_pools=st.lists(st.sampled_from("abcdef"), max_size=3).map(tuple),
+    allow_fallback=st.booleans(),
+)
+
+
+@given(jobs, st.lists(snapshots, max_size=6, unique_by=lambda p: p.id), st.randoms())
+def test_placement_is_deterministic_and_keeps_every_promise(
+    request: TaskRequest, pools: list[PoolSnapshot], rng: Any
+) -> None:
+    """OC-CORE-1010..1019: order of the snapshots does not matter; what is chosen is feasible and allowed."""
+
+    def outcome(given_pools: list[PoolSnapshot]) -> Any:
+        try:
+            return place(request, given_pools).pool_id
+        except Refusal as refusal:
+            return type(refusal), refusal.details.get("rule")
+
+    shuffled = rng.sample(pools, len(pools))
+    first = outcome(pools)
+    if isinstance(first, str):
+        assert outcome(shuffled) == first
+        chosen = next(p for p in pools if p.id == first)
+        assert chosen.serves
+        assert chosen.ready
+        assert not chosen.draining
+        hints = request.placement
+        if hints.mode == "pin":
+            assert first == hints.pin_pool_id
+        else:
+            assert first not in hints.avoid_pools
+    else:
+        assert not isinstance(outcome(shuffled), str)

@@ -1,0 +1,132 @@
+"""Recovery is a function of the journal."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestratord.domain.facts import Admitted, Finished, Forgotten, Frames, JournaledTask, SessionDeleted, Started
+from orchestratord.domain.task import Task, TaskState
+from orchestratord.wire import sse
+from tests.domain.world import World
+
+
+def journaled(world: World) -> tuple[list[JournaledTask], list[SessionDeleted]]:
+    """What a journal that kept every fact would load."""
+    tasks: dict[str, dict[str, Any]] = {}
+    deleted: list[SessionDeleted] = []
+    for fact in world.facts:
+        if isinstance(fact, SessionDeleted):
+            deleted.append(fact)
+        elif isinstance(fact, Admitted):
+            tasks[fact.task_id] = {"admitted": fact, "started": None, "frames": b"", "finished": None}
+        elif isinstance(fact, Started):
+            tasks[fact.task_id]["started"] = fact
+        elif isinstance(fact, Frames):
+            tasks[fact.task_id]["frames"] += fact.data
+        elif isinstance(fact, Finished):
+            tasks[fact.task_id]["finished"] = fact
+        elif isinstance(fact, Forgotten):
+            del tasks[fact.task_id]
+    return [JournaledTask(**fields, transcript_id=None) for fields in tasks.values()], deleted
+
+
+def restart(world: World, downtime: float = 1.0) -> World:
+    after = World(slots=2, capacity=4)
+    after.now = world.now + downtime
+    items, deleted = journaled(world)
+    after.core.restore(items, deleted, sse.split, after.now, after.wall_ms)
+    after.commit()
+    return after
+
+
+def test_waiting_tasks_wait_again_in_order_and_the_running_one_ends_in_worker_reset() -> None:
+    """SPEC 4 (crash), issue 2 line 5: one with tokens sent, one leased without a token, the rest queued."""
+    world = World(slots=2, capacity=8)
+    running, silent, *waiting = [
+        world.admit(priority=p) for p in ["interactive", "interactive", "batch", "interactive"]
+    ]
+    first, _second = world.dispatch()
+    world.output(first, "a", "b")
+    world.core.flush(running)
+    after = restart(world)
+    reset = after.core.tasks[running.task_id]
+    assert reset.failure is not None
+    assert reset.failure.code == "WORKER_RESET"
+    assert reset.failure.retriable
+    events = after.visible(reset)
+    assert [e[:2] for e in events[:-1]] == [(1, "started"), (2, "token"), (3, "token")]
+    assert events[-1][0] == running.request.max_events + 1
+    queue = [task.task_id for task in after.core.pools["home"].queue]
+    assert queue == [silent.task_id, waiting[1].task_id, waiting[0].task_id]
+    assert [lease.task.task_id for lease in after.dispatch()] == queue[:2]
+
+
+def test_a_finished_task_replays_byte_for_byte() -> None:
+    world = World()
+    task = world.admit()
+    (lease,) = world.dispatch()
+    world.output(lease, "héllo")
+    world.finish(lease)
+    after = restart(world)
+    assert after.core.tasks[task.task_id].log.raw() == task.log.raw()
+    assert after.core.known(task.task_id, task.fingerprint) is not None
+
+
+def test_deadlines_and_sessions_go_on_across_a_restart() -> None:
+    world = World()
+    task = world.admit(deadline_ms=60_000, session_id="s")
+    world.admit(session_id="s")
+    after = restart(world, downtime=20.0)
+    assert after.core.next_deadline() == after.now + 40
+    assert after.core.session("s", after.now).turns == 2
+    after.now += 41
+    after.core.expire(after.now, after.wall_ms)
+    assert after.core.tasks[task.task_id].failure is not None
+
+
+def test_a_deleted_session_stays_deleted() -> None:
+    world = World()
+    world.admit(session_id="s")
+    world.core.delete_session("s", world.now, world.wall_ms)
+    world.commit()
+    after = restart(world)
+    assert after.core.sessions.get("s", after.now) is None
+
+
+@given(st.lists(st.sampled_from(["admit", "batch", "dispatch", "output", "finish", "cancel", "flush"]), max_size=40))
+def test_recovery_loses_and_repeats_nothing(steps: list[str]) -> None:
+    """I7, I11: after any history every accepted task is there, and recovering twice changes nothing."""
+    world = World(slots=2, capacity=50)
+    leases: list[Any] = []
+    for step in steps:
+        if step in ("admit", "batch"):
+            world.admit(priority="batch" if step == "batch" else "interactive")
+        elif step == "dispatch":
+            leases += world.dispatch()
+        elif leases and step == "output":
+            world.output(leases[0], "x")
+        elif leases and step == "finish":
+            world.finish(leases.pop(0))
+        elif leases and step == "cancel":
+            world.cancel(leases[0].task)
+        elif leases and step == "flush":
+            world.core.flush(leases[0].task)
+    after = restart(world)
+    assert list(after.core.tasks) == list(world.core.tasks)
+    for before in world.core.tasks.values():
+        _same_or_settled(before, after.core.tasks[before.task_id])
+
+
+def _same_or_settled(before: Task, now: Task) -> None:
+    if before.terminal:
+        assert now.log.raw() == before.log.raw()
+        assert now.state == before.state
+    elif before.first_token is not None:
+        assert now.state is TaskState.FAILED
+        assert before.log.raw().startswith(now.log.raw()[: now.log.offset_after(now.log.sealed or 0)])
+        assert now.log.last_id > before.log.last_id
+    else:
+        assert now.state is TaskState.QUEUED

@@ -1,0 +1,136 @@
+"""A core with hand-worked hooks: tickets resolve when the test says so, effects are lists."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Callable
+from typing import Any
+
+from orchestratord.domain.core import Core, Hooks, Limits, Sized
+from orchestratord.domain.facts import Fact
+from orchestratord.domain.pool import Lease, PoolSpec, Replica
+from orchestratord.domain.task import Task, TaskRequest
+from orchestratord.wire import sse
+
+
+class HandTicket:
+    """A ticket a test resolves."""
+
+    def __init__(self, fact: Fact) -> None:
+        self.fact = fact
+        self._callbacks: list[Callable[[Any], object]] = []
+        self._error: BaseException | None = None
+        self.done = False
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None:
+        self._callbacks.append(fn)
+
+    def exception(self) -> BaseException | None:
+        return self._error
+
+    def result(self) -> Any:
+        return None
+
+    def resolve(self, error: BaseException | None = None) -> None:
+        self._error, self.done = error, True
+        for callback in self._callbacks:
+            callback(self)
+
+
+class World:
+    def __init__(self, *, slots: int = 2, capacity: int = 4, auto: bool = True, limits: Limits | None = None) -> None:
+        self.now = 1000.0
+        self.auto = auto
+        self.tickets: list[HandTicket] = []
+        self.aborted: list[Lease] = []
+        self.ended: list[tuple[Task, str, str | None]] = []
+        hooks = Hooks(
+            record=self._record,
+            encode=sse.encode,
+            encode_token=sse.encode_token,
+            abort=self.aborted.append,
+            wake=lambda: None,
+            admitted=lambda task: None,
+            ended=lambda task, phase, reason: self.ended.append((task, phase, reason)),
+            archive=lambda task_id, artifact: None,
+        )
+        spec = PoolSpec("home", "llamacpp", "mock", "m", capacity=capacity)
+        self.core = Core([spec], limits or Limits(turns_max=10_000), hooks)
+        self.core.add_replica("home", Replica("r0"))
+        self.ready(slots)
+
+    def ready(self, slots: int) -> None:
+        self.core.replica_ready(
+            "home",
+            "r0",
+            slots=slots,
+            ctx=4096,
+            engine_version="mock-1",
+            model_id="m",
+            workloads=frozenset({"completion"}),
+            features=("prefix_cache",),
+        )
+
+    def _record(self, fact: Fact) -> HandTicket:
+        ticket = HandTicket(fact)
+        self.tickets.append(ticket)
+        return ticket
+
+    @property
+    def wall_ms(self) -> int:
+        return 1_800_000_000_000 + int(self.now * 1000)
+
+    def commit(self) -> None:
+        """Resolve what is pending, in order."""
+        for ticket in [t for t in self.tickets if not t.done]:
+            ticket.resolve()
+
+    @property
+    def facts(self) -> list[Fact]:
+        return [ticket.fact for ticket in self.tickets]
+
+    def request(self, **fields: Any) -> TaskRequest:
+        defaults: dict[str, Any] = {
+            "task_id": str(uuid.uuid4()),
+            "session_id": str(uuid.uuid4()),
+            "workload": "completion",
+            "model_ref": "m",
+            "engine": "llamacpp",
+            "ctx": 256,
+            "priority": "interactive",
+            "max_tokens": 16,
+            "deadline_ms": 3_600_000,
+            "prompt": "hi",
+        }
+        return TaskRequest(**{**defaults, **fields})
+
+    def admit(self, **fields: Any) -> Task:
+        request = self.request(**fields)
+        sized = Sized(request, request.task_id.encode(), 7, 3, None, "cid")
+        task, _ = self.core.admit(sized, self.now, self.wall_ms)
+        if self.auto:
+            self.commit()
+        return task
+
+    def dispatch(self) -> list[Lease]:
+        return self.core.dispatch(self.now, self.wall_ms)
+
+    def output(self, lease: Lease, *texts: str) -> bool:
+        more = self.core.output(lease, texts, (), len(texts), self.now, self.wall_ms)
+        if self.auto:
+            self.commit()
+        return more
+
+    def finish(self, lease: Lease, **outcome: Any) -> None:
+        self.core.finish(lease, self.now, self.wall_ms, **(outcome or {"finish_reason": "stop"}))
+        if self.auto:
+            self.commit()
+
+    def cancel(self, task: Task) -> int:
+        seal = self.core.cancel(task, "client", self.now, self.wall_ms)
+        if self.auto:
+            self.commit()
+        return seal
+
+    def visible(self, task: Task) -> list[tuple[int | None, str, Any]]:
+        return sse.decode(task.log.read(0))

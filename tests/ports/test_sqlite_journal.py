@@ -1,0 +1,375 @@
+"""What only the journal on disk has to do: survive kills and broken disks, stay private, keep others out."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import random
+import re
+import signal
+import sqlite3
+import subprocess
+import sys
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from journal_samples import GUARD_S, admitted, archive, chat, eventually, finished, started, within
+
+from orchestratord.domain.facts import Fact, Forgotten, Frames, JournaledTask
+from orchestratord.infra.journal import codec, database, sqlite
+from orchestratord.infra.journal.sqlite import SqliteJournal
+from orchestratord.ports import JournalUnavailable
+
+HERE = Path(__file__).parent
+
+
+class Fault:
+    """Called at the journal's named points: raises while `error` is set, counts, and can hold the writer."""
+
+    def __init__(self) -> None:
+        self.error: BaseException | None = None
+        self.point = "before_commit"
+        self.seen: list[str] = []
+        self.gate = threading.Event()
+        self.gate.set()
+        self.reached = threading.Event()
+
+    def __call__(self, point: str) -> None:
+        self.seen.append(point)
+        if point == self.point:
+            self.reached.set()
+            assert self.gate.wait(GUARD_S)
+            if self.error is not None:
+                raise self.error
+
+
+async def load(path: Path) -> list[JournaledTask]:
+    journal = SqliteJournal(path, archive)
+    tasks = await journal.open()
+    await journal.close()
+    return tasks
+
+
+async def failed(journal: SqliteJournal, *facts: Fact) -> None:
+    tickets = [journal.append(fact) for fact in facts]
+    for ticket in tickets:
+        with pytest.raises(JournalUnavailable):
+            await within(ticket)
+
+
+def files(path: Path) -> bytes:
+    return b"".join(file.read_bytes() for file in sorted(path.parent.iterdir()))
+
+
+# -- commits and outages -----------------------------------------------------------------------------------
+def test_nothing_is_acknowledged_before_its_commit(tmp_path: Path) -> None:
+    async def body() -> None:
+        fault = Fault()
+        journal = SqliteJournal(tmp_path / "j.db", archive, fault=fault)
+        await journal.open()
+        fault.reached.clear()
+        fault.gate.clear()
+        first = journal.append(admitted(1))
+        assert await asyncio.to_thread(fault.reached.wait, GUARD_S)
+        crowd = [journal.append(admitted(number)) for number in range(2, 50)]
+        await asyncio.to_thread(int)  # the loop has turned: a hasty acknowledgement would be here
+        assert not any(ticket.done() for ticket in (first, *crowd))
+        commits = fault.seen.count("before_commit")
+        fault.gate.set()
+        for ticket in (first, *crowd):
+            await within(ticket)
+        assert fault.seen.count("before_commit") == commits + 1  # the crowd shared one
+        await journal.close()
+
+    asyncio.run(body())
+
+
+def test_a_failed_commit_fails_everything_until_a_write_succeeds(tmp_path: Path) -> None:
+    async def body() -> None:
+        fault = Fault()
+        journal = SqliteJournal(tmp_path / "j.db", archive, fault=fault)
+        await journal.open()
+        for fact in (admitted(1), admitted(2), Frames("task-1", b"kept")):
+            await within(journal.append(fact))
+
+        fault.error = sqlite3.OperationalError("disk I/O error")
+        await failed(journal, admitted(3), Frames("task-1", b"lost"), finished("task-2"))
+        assert not journal.healthy
+        assert journal.backlog == 0
+        late = journal.append(started("task-1"))
+        assert late.done()
+        with pytest.raises(JournalUnavailable, match="disk I/O error"):
+            late.result()
+        failures = fault.seen.count("before_commit")
+        await eventually(lambda: fault.seen.count("before_commit") >= failures + 2)  # probes that fail as well
+        assert not journal.healthy
+
+        fault.error = None
+        await eventually(lambda: journal.healthy)
+        for fact in (admitted(4), Frames("task-1", b"would not connect"), Frames("task-2", b"fine")):
+            await within(journal.append(fact))
+        await journal.close()
+        tasks = await load(tmp_path / "j.db")
+        assert [(task.admitted.order, task.frames) for task in tasks] == [(1, b"kept"), (2, b"fine"), (4, b"")]
+        assert [task.finished or task.started for task in tasks] == [None] * 3
+
+    asyncio.run(body())
+
+
+def test_facts_that_wait_behind_a_failing_commit_fail_with_it(tmp_path: Path) -> None:
+    async def body() -> None:
+        fault = Fault()
+        journal = SqliteJournal(tmp_path / "j.db", archive, fault=fault)
+        await journal.open()
+        fault.reached.clear()
+        fault.gate.clear()
+        fault.error = OSError(5, "Input/output error")
+        order: list[int] = []
+        first = journal.append(admitted(1))
+        first.add_done_callback(lambda _: order.append(1))
+        assert await asyncio.to_thread(fault.reached.wait, GUARD_S)
+        second = journal.append(started("task-1"))
+        second.add_done_callback(lambda _: order.append(2))
+        fault.gate.set()
+        for ticket in (first, second):
+            with pytest.raises(JournalUnavailable):
+                await within(ticket)
+        assert order == [1, 2]
+        await journal.close()  # in the middle of the outage
+        assert await load(tmp_path / "j.db") == []
+
+    asyncio.run(body())
+
+
+def test_a_commit_of_unknown_outcome_is_not_acknowledged_and_can_be_repeated(tmp_path: Path) -> None:
+    async def body() -> None:
+        fault = Fault()
+        journal = SqliteJournal(tmp_path / "j.db", archive, fault=fault)
+        await journal.open()
+        fault.point, fault.error = "after_commit", OSError(5, "Input/output error")
+        await failed(journal, admitted(1, "same", prompt="the first attempt"))
+        fault.error = None
+        await eventually(lambda: journal.healthy)
+        await within(journal.append(admitted(2, "same")))
+        await journal.close()
+        assert [task.admitted for task in await load(tmp_path / "j.db")] == [admitted(2, "same")]
+        assert b"the first attempt" not in files(tmp_path / "j.db")
+
+    asyncio.run(body())
+
+
+def test_a_checkpoint_that_fails_is_an_outage_but_takes_nothing_back(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sqlite, "WAL_LIMIT", 0)  # a checkpoint after every commit
+
+    async def body() -> None:
+        fault = Fault()
+        journal = SqliteJournal(tmp_path / "j.db", archive, fault=fault)
+        await journal.open()
+        fault.point, fault.error = "after_checkpoint", OSError(28, "No space left on device")
+        await within(journal.append(admitted(1)))
+        await eventually(lambda: not journal.healthy)
+        fault.error = None
+        await eventually(lambda: journal.healthy)
+        await journal.close()
+        assert len(await load(tmp_path / "j.db")) == 1
+
+    asyncio.run(body())
+
+
+def test_the_log_never_grows_beyond_its_limit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "WAL_LIMIT", 100_000)
+
+    async def body() -> None:
+        journal = SqliteJournal(tmp_path / "j.db", archive)
+        await journal.open()
+        largest = 0
+        for number in range(100):
+            await within(journal.append(admitted(number)))
+            largest = max(largest, (tmp_path / "j.db-wal").stat().st_size)
+        assert 50_000 < largest < 200_000
+        await journal.close()
+
+    asyncio.run(body())
+
+
+# -- privacy -----------------------------------------------------------------------------------------------
+def test_a_prompt_is_nowhere_once_its_task_has_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "ERASE_IDLE_S", 0.01)
+    path = tmp_path / "j.db"
+
+    async def body() -> None:
+        fault = Fault()
+        journal = SqliteJournal(path, archive, fault=fault)
+        await journal.open()
+        await within(journal.append(admitted(1, prompt="SECRET-A" * 300)))
+        await within(journal.append(chat(2, "SECRET-B", "SECRET-C" * 5000)))
+        assert {b"SECRET-A", b"SECRET-B", b"SECRET-C"} == set(re.findall(rb"SECRET-.", files(path)))
+        fault.point = "after_checkpoint"
+        fault.reached.clear()
+        await within(journal.append(finished("task-1")))
+        await within(journal.append(Forgotten("task-1")))
+        await within(journal.append(finished("task-2")))
+        assert await asyncio.to_thread(fault.reached.wait, GUARD_S)
+        await eventually(lambda: b"SECRET" not in files(path))  # while it is open and idle
+        assert (tmp_path / "j.db-wal").stat().st_size == 0
+        await journal.close()
+        assert b"SECRET" not in files(path)
+
+    asyncio.run(body())
+
+
+def test_a_crash_leaves_no_erased_prompt_beyond_the_next_start(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    child(path, "finish_and_die")
+    assert b"SECRET" in files(path)  # in the log that nobody could truncate
+
+    async def body() -> None:
+        journal = SqliteJournal(path, archive)
+        await journal.open()
+        assert b"SECRET" not in files(path)
+        await journal.close()
+
+    asyncio.run(body())
+
+
+def test_moving_rows_between_pages_leaves_no_copies_of_content(tmp_path: Path) -> None:
+    """SQLite's secure_delete alone fails this: see the module's docstring."""
+    path = tmp_path / "j.db"
+    store = database.Database(path, "process", lambda _: None, lambda _: None)
+    store.open()
+    for seed in range(4):
+        rnd = random.Random(seed)
+        live: list[int] = []
+        for order in range(seed * 1000, seed * 1000 + 600):
+            prompt = f"SECRET{order:08d}!" * rnd.choice([1, 3, 10, 40, 100, 300])
+            store.write([(admitted(order), *codec.encode(admitted(order, prompt=prompt)))])
+            live.append(order)
+            while live and rnd.random() < 0.5:
+                end = finished(f"task-{live.pop(rnd.randrange(len(live)))}")
+                store.write([(end, *codec.encode(end))])
+        store.checkpoint()
+        found = {int(number) for number in re.findall(rb"SECRET(\d{8})", files(path))}
+        assert found == set(live)
+        for order in live:
+            store.write([(Forgotten(f"task-{order}"), b"", b"")])
+    store.close()
+    assert b"SECRET" not in files(path)
+
+
+def test_the_directory_and_the_files_are_private(tmp_path: Path) -> None:
+    path = tmp_path / "new" / "data" / "j.db"
+    before = os.umask(0)
+    try:
+
+        async def body() -> None:
+            journal = SqliteJournal(path, archive)
+            await journal.open()
+            await within(journal.append(admitted(1)))
+            modes = {file.name: file.stat().st_mode & 0o777 for file in path.parent.iterdir()}
+            assert modes == {"j.db": 0o600, "j.db-wal": 0o600, "j.db.lock": 0o600}
+            assert path.parent.stat().st_mode & 0o777 == 0o700
+            await journal.close()
+
+        asyncio.run(body())
+    finally:
+        os.umask(before)
+
+
+# -- refusals ----------------------------------------------------------------------------------------------
+def test_a_second_daemon_on_the_same_store_is_refused(tmp_path: Path) -> None:
+    async def body() -> None:
+        first, second = (SqliteJournal(tmp_path / "j.db", archive) for _ in range(2))
+        await first.open()
+        with pytest.raises(JournalUnavailable, match=f"in use by another daemon .process {os.getpid()}"):
+            await second.open()
+        await second.close()
+        await within(first.append(admitted(1)))
+        await first.close()
+        third = SqliteJournal(tmp_path / "j.db", archive)
+        assert len(await third.open()) == 1
+        await third.close()
+
+    asyncio.run(body())
+
+
+def newer(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 99")
+    connection.close()
+
+
+@pytest.mark.parametrize(
+    ("spoil", "reason"),
+    [
+        (newer, "newer version"),
+        (lambda path: path.write_bytes(b"not a database, but long enough" * 99), "not a database"),
+        (lambda path: path.mkdir(), "directory"),
+        (lambda path: path.symlink_to("elsewhere.db"), "symbolic link"),
+    ],
+)
+def test_a_store_that_cannot_be_used_says_why(tmp_path: Path, spoil: Callable[[Path], object], reason: str) -> None:
+    spoil(tmp_path / "j.db")
+
+    async def body() -> None:
+        journal = SqliteJournal(tmp_path / "j.db", archive)
+        with pytest.raises(JournalUnavailable, match=reason):
+            await journal.open()
+        assert not journal.healthy
+        await journal.close()
+
+    asyncio.run(body())
+
+
+# -- kills and full disks, in a child process --------------------------------------------------------------
+def command(path: Path, scenario: str) -> list[str]:
+    return [sys.executable, str(HERE / "journal_child.py"), str(path), scenario]
+
+
+def child(path: Path, scenario: str) -> str:
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
+    done = subprocess.run(
+        command(path, scenario), env=environment, capture_output=True, text=True, timeout=60, check=False
+    )
+    assert "Traceback" not in done.stderr, done.stderr
+    return done.stdout
+
+
+def test_kill_9_loses_no_acknowledged_fact(tmp_path: Path) -> None:
+    path = tmp_path / "j.db"
+    environment = {**os.environ, "PYTHONPATH": str(HERE.parent.parent)}
+    rnd = random.Random(0)
+    expected: set[int] = set()
+    ended: set[int] = set()
+    for _ in range(20):
+        with subprocess.Popen(command(path, "run"), env=environment, stdout=subprocess.PIPE) as process:
+            assert process.stdout is not None
+            acknowledged = [process.stdout.readline() for _ in range(rnd.randrange(1, 200))]
+            process.send_signal(signal.SIGKILL)
+            acknowledged += process.stdout.readlines()
+        for line in acknowledged:
+            if line.endswith(b"\n"):
+                kind, number = line.split()
+                (expected if kind == b"A" else ended).add(int(number))
+    tasks = {task.admitted.order: task for task in asyncio.run(load(path))}
+    assert len(expected) > 500
+    assert expected <= set(tasks)
+    assert all(tasks[number].finished for number in ended)
+    assert all(task.admitted.request.prompt for task in tasks.values() if task.finished is None)
+
+
+@pytest.mark.parametrize(("scenario", "stored"), [("die_before_commit", [1]), ("die_after_commit", [1, 2])])
+def test_a_crash_at_a_commit_leaves_all_of_it_or_nothing(tmp_path: Path, scenario: str, stored: list[int]) -> None:
+    assert child(tmp_path / "j.db", scenario) == "A 1\n"
+    assert [task.admitted.order for task in asyncio.run(load(tmp_path / "j.db"))] == stored
+
+
+def test_a_full_disk_is_an_outage_and_ends_by_itself(tmp_path: Path) -> None:
+    said = child(tmp_path / "j.db", "full_disk").split("\n")
+    acknowledged = {int(line[2:]) for line in said if line.startswith("A ")}
+    assert [line for line in said if line and not line.startswith("A ")] == ["full", "healthy"]
+    assert {task.admitted.order for task in asyncio.run(load(tmp_path / "j.db"))} == acknowledged
+    assert 1000 in acknowledged
