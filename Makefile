@@ -2,7 +2,7 @@
 PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
-PROMPT ?= Explain in two sentences why the sky is blue.
+PROMPT ?= The sky is blue because
 SEED ?= 7
 
 .PHONY: demo test install clean

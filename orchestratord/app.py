@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestratord import contract
-from orchestratord.config import PoolSettings, QueueSettings, ReplicaSettings, Settings, is_loopback
+from orchestratord.config import ConfigError, PoolSettings, QueueSettings, ReplicaSettings, Settings, is_loopback
 from orchestratord.domain.core import Core, Hooks, Limits
 from orchestratord.domain.eta import Prior
 from orchestratord.domain.facts import TranscriptSource
@@ -71,6 +71,8 @@ class Daemon:
         self.journal = journal or self._journal()
         self.store = store or self._store()
         self.mocks: dict[tuple[str, str], MockEngine] = {}
+        names = {p.driver or p.engine for p in settings.pools if not any(r.mock for r in p.replicas)}
+        self._drivers = {name: driver(name) for name in names}
         self.stopping = False
 
         profiles = {name: _sampling(profile) for name, profile in settings.all_profiles.items()}
@@ -269,7 +271,7 @@ class Daemon:
             return self.mocks[key]
         key_name = replica.api_key_env
         api_key = os.environ.get(key_name) if key_name else None
-        engine: Engine = driver(pool.driver or pool.engine)(url, clock=self.clock, api_key=api_key)
+        engine: Engine = self._drivers[pool.driver or pool.engine](url, clock=self.clock, api_key=api_key)
         return engine
 
     def _state(self) -> Iterable[prometheus.Sample]:
@@ -292,12 +294,13 @@ def handler_table(services: Services) -> dict[str, Callable[..., Awaitable[Any]]
 
 
 def driver(name: str) -> Callable[..., Any]:
-    """The engine driver of an entry point in `orchestratord.engines`. Raises LookupError."""
-    found = entry_points(group="orchestratord.engines", name=name)
-    for point in found:
-        loaded: Callable[..., Any] = point.load()
-        return loaded
-    raise LookupError(f"there is no engine driver {name!r} (entry point group orchestratord.engines)")
+    """The engine driver of an entry point in `orchestratord.engines`. Raises ConfigError."""
+    known = entry_points(group="orchestratord.engines")
+    if name not in known.names:
+        there = ", ".join(sorted(known.names)) or "none: is the package installed?"
+        raise ConfigError(f"there is no engine driver {name!r}. Installed: {there}.")
+    loaded: Callable[..., Any] = known[name].load()
+    return loaded
 
 
 def _access(settings: Settings) -> Access:

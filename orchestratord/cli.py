@@ -7,6 +7,7 @@ import json
 import os
 import sys
 import time
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -65,16 +66,17 @@ def _serve(arguments: argparse.Namespace) -> int:
         environ["ORCHD_SERVER__PORT"] = str(arguments.port)
     try:
         settings = config.load(arguments.config, environ)
+        warnings.simplefilter("ignore", DeprecationWarning)  # Connexion's imports; a user can do nothing about them
+        from orchestratord.app import Daemon
+        from orchestratord.ports import JournalUnavailable
+        from orchestratord.server import make_server
+
+        daemon = Daemon(settings)
     except config.ConfigError as error:
         return _complain(str(error), BAD_CONFIG)
 
-    from orchestratord.app import Daemon
-    from orchestratord.ports import JournalUnavailable
-    from orchestratord.server import make_server
-
     try:
-        server = make_server(Daemon(settings))
-        server.run()
+        make_server(daemon).run()
     except JournalUnavailable as error:
         return _complain(str(error), UNAVAILABLE)
     except SystemExit as error:  # uvicorn's own refusal to start
@@ -140,15 +142,28 @@ def _run(arguments: argparse.Namespace) -> int:
         }
         if arguments.seed is not None:
             fields["seed"] = arguments.seed
-        if arguments.raw:
-            fields["prompt"] = arguments.prompt
-        else:
-            fields["messages"] = [{"role": "user", "content": arguments.prompt}]
-        return _follow(client, client.submit(**fields))
+        return _follow(client, _submit(client, arguments, fields))
     except ServerError as error:
         return _refused(error)
     except OSError as error:
         return _reach(arguments, error)
+
+
+def _submit(client: Any, arguments: argparse.Namespace, fields: dict[str, Any]) -> dict[str, Any]:
+    """Through the model's chat template if it has one, else (or with --raw) as plain text to continue."""
+    from orchestratord.client import ServerError
+
+    admission: dict[str, Any]
+    if not arguments.raw:
+        try:
+            admission = client.submit(**fields, messages=[{"role": "user", "content": arguments.prompt}])
+        except ServerError as error:
+            if error.envelope.get("details", {}).get("rule") != "no_chat_template":
+                raise
+        else:
+            return admission
+    admission = client.submit(**fields, prompt=arguments.prompt)
+    return admission
 
 
 def _follow(client: Any, admission: dict[str, Any]) -> int:

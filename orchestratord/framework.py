@@ -107,7 +107,8 @@ class Routing(SpecMiddleware):  # type: ignore[misc]
         if scope["type"] != "http":
             await self.app(scope, receive, send)
             return
-        methods, params = self._match(scope["path"])
+        # A decoded slash would let a path mean something else here than to a proxy in front.
+        methods, params = self._match("" if b"%2f" in scope["raw_path"].lower() else scope["path"])
         context = methods.get(scope["method"])
         if context is None:
             allow = ", ".join(sorted(methods))
@@ -164,6 +165,7 @@ class ValidatedOperation:
         self._query = {p.name: p for p in parameters if p.place == "query"}
         self._body = contract.compile_schema(op.body_schema) if op.body_schema is not None else None
         self._schema = op.body_schema or {}
+        self._judges_query = "400" in op.responses  # a probe or scraper may send what it likes
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         arguments: dict[str, Any] = {}
@@ -171,7 +173,7 @@ class ValidatedOperation:
             arguments[p.argument] = p.read(scope["path_params"][p.name])
         for p in self._headers:
             arguments[p.argument] = p.read(_header(scope, p.key))
-        if self._query or scope["query_string"]:
+        if self._query or (scope["query_string"] and self._judges_query):
             self._read_query(scope["query_string"], arguments)
         if self._body is not None:
             arguments["body"] = await self._read_body(scope, receive)

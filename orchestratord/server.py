@@ -130,6 +130,8 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        url = f"http://{self.config.host}:{self.port}"
+        self._daemon.telemetry.event("listening", f"open {url}/docs, or run `orchestratord status`", url=url)
         self.up.set()
 
     @property

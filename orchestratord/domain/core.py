@@ -422,15 +422,18 @@ class Core:
             self._hooks.wake()
 
     def cancel(self, task: Task, reason: CancelReason, now: float, wall_ms: int) -> int:
-        """Seal the log; returns the seal. On a task that is over already it changes nothing."""
+        """End the task now: nothing is appended above the id this returns, that of the terminal event.
+
+        On a task that is over already it changes nothing.
+        """
         if not task.terminal:
             phase = "queued" if task.state is TaskState.QUEUED else "running"
             self.pools[task.pool_id].queue.remove(task)
             self._terminate(
                 task, TaskState.CANCELED, now, wall_ms, finish_reason="canceled", phase=phase, reason=reason
             )
-        assert task.log.sealed is not None
-        return task.log.sealed
+        assert task.log.terminal_id is not None
+        return task.log.terminal_id
 
     def fail(self, task: Task, failure: Failure, now: float, wall_ms: int, reason: CancelReason | None = None) -> None:
         """End an open task, queued or leased, with an error."""

@@ -53,6 +53,10 @@ class Child:
         """Of the engine itself, not of its warden."""
         return self._pid
 
+    @property
+    def returncode(self) -> int | None:
+        return self._warden.returncode
+
     async def greet(self) -> None:
         """Wait for the warden's word on the engine. Raises OSError when it could not be started."""
         self._lifeline.setblocking(False)

@@ -164,7 +164,8 @@ class Admission:
                 return await question
         except EngineError as error:
             if error.kind == "refused":
-                raise InvalidParams(f"The engine refuses this input: {error.message}", engine=request.engine) from error
+                message = f"The engine refuses this input: {error.message}"
+                raise InvalidParams(message, rule="inputs_for_workload", engine=request.engine) from error
             raise self._no_answer(request) from error
         except TimeoutError as error:
             raise self._no_answer(request) from error

@@ -120,7 +120,7 @@ class Replicas:
                 await self._come_up(spec, engine, process)
                 was_ready, backoff = True, BACKOFF_S
                 await self._watch(spec, engine, process)
-            except (EngineError, Down, OSError, TimeoutError) as error:
+            except Exception as error:  # whatever it was, the replica is down and will be tried again
                 self._fell(spec, error, process, was_ready)
             finally:
                 self._engines.pop((spec.pool_id, spec.id), None)

@@ -48,7 +48,7 @@ class Tasks:
                 yield task
 
     async def cancel(self, task_id: str) -> int:
-        """Seal the task's log and return the seal; a task that is over stays as it is.
+        """Seal the task's log and return its last event id; a task that is over stays as it is.
 
         Raises NotFound, and StorageUnavailable when the end could not be journaled (the seal holds all the same).
         """

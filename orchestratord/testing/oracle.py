@@ -7,6 +7,7 @@ pseudo operation per response.
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cache
@@ -142,6 +143,10 @@ def request_problems(request: requests.PreparedRequest, operation: contract.Oper
         return
     for error in errors:
         yield from _explain(error)
+    known = {parameter["name"] for parameter in operation.parameters if parameter["in"] == "query"}
+    sent = Counter(name for name, _ in parse_qsl(urlsplit(request.url or "").query, keep_blank_values=True))
+    yield from ((name, "no such query parameter is declared") for name in sent if name not in known)
+    yield from ((name, "a query parameter comes once") for name in sent if name in known and sent[name] > 1)
 
 
 def response_problems(

@@ -23,7 +23,7 @@ from orchestratord.testing.verifier import Verified, Verifier
 __all__ = ["Event", "EventStream", "Record", "Stream", "VerifyingSession"]
 
 
-@dataclass(slots=True)
+@dataclass(slots=True, eq=False)
 class Record:
     """What verified exchanges have shown. Sessions may share one, also across threads."""
 
@@ -31,7 +31,7 @@ class Record:
     coverage: set[tuple[str, int]] = field(default_factory=set)  # (operation or shared response, status)
     seen_headers: set[tuple[str, str]] = field(default_factory=set)
     seen_events: set[tuple[str, str]] = field(default_factory=set)
-    _lock: Lock = field(default_factory=Lock)
+    _lock: Lock = field(default_factory=Lock, init=False, repr=False)
 
     def add(self, verified: Verified) -> None:
         with self._lock:

@@ -258,7 +258,7 @@ class _Exchange:
         elif self.status == 204:
             if int(given) == 0:
                 yield "status", "204 for a reader that has nothing yet"
-        elif self.request.method != "HEAD":
+        else:
             judge = StreamJudge(operation, int(given))
             for where, what in judge.problems(self.body, complete=self.complete):
                 yield f"event {where}", what

@@ -123,13 +123,13 @@ def test_a_deadline_the_median_end_misses_is_refused_with_the_prediction() -> No
 
 
 def test_nothing_is_appended_above_the_seal_of_a_cancel() -> None:
-    """ORCH-3026: the seal is the last id; the engine call is aborted; the slot stays taken until released."""
+    """ORCH-3026: the seal is the terminal event's id; the engine call is aborted; the slot stays taken until released."""
     world = World(slots=1)
     task = world.admit()
     (lease,) = world.dispatch()
     world.output(lease, "a", "b")
     seal = world.cancel(task)
-    assert seal == 3
+    assert seal == 4
     assert world.output(lease, "late") is False
     assert world.aborted == [lease]
     assert world.visible(task)[-1][:2] == (4, "end")
@@ -146,7 +146,7 @@ def test_cancel_is_idempotent_and_leaves_a_finished_task_alone() -> None:
     (lease,) = world.dispatch()
     world.output(lease, "a")
     world.finish(lease)
-    assert world.cancel(task) == 2
+    assert world.cancel(task) == 3
     assert task.state is TaskState.ENDED
     assert sum(isinstance(f, Finished) for f in world.facts) == 1
 

@@ -11,11 +11,10 @@ import resource
 import sys
 from pathlib import Path
 
-from journal_samples import admitted, archive, eventually, finished, within
-
 from orchestratord.domain.facts import Fact
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import JournalUnavailable, Ticket
+from tests.ports.journal_samples import admitted, archive, eventually, finished, within
 
 dying: str | None = None
 

@@ -99,14 +99,15 @@ def test_lists_are_newest_first_and_page_without_gap_or_overlap(make: Make) -> N
             await store.put(one)
         expected = sorted(some, key=lambda one: (one.created_ms, one.id), reverse=True)
         assert await ids(store) == [one.id for one in expected]
-        paged: list[str] = []
+        paged: list[list[str]] = []
         after = None
-        while page := await store.list(limit=4, after=after, tag=None):
-            assert len(page) <= 4
-            paged += [one.id for one in page]
+        for _ in range(6):
+            page = await store.list(limit=4, after=after, tag=None)
+            paged.append([one.id for one in page])
             after = (page[-1].created_ms, page[-1].id)
-        assert paged == [one.id for one in expected]
-        assert page == []
+        assert [len(page) for page in paged] == [4, 4, 4, 4, 4, 3]
+        assert [one for page in paged for one in page] == [one.id for one in expected]
+        assert await ids(store, after=after) == []
 
     asyncio.run(body())
 
@@ -240,17 +241,16 @@ def test_damage_done_while_nobody_looked_is_found_by_the_next_read(tmp_path: Pat
 
 def test_a_crash_before_the_rename_leaves_nothing_visible(tmp_path: Path) -> None:
     script = (
-        "import asyncio, os, sys; sys.path[:0] = sys.argv[2:]\n"
+        "import asyncio, os, sys; sys.path.insert(0, sys.argv[2])\n"
         "from pathlib import Path\n"
-        "from test_artifact_store import artifact, files\n"
+        "from tests.ports.test_artifact_store import artifact, files\n"
         "async def main():\n"
         "    store = await files(Path(sys.argv[1]))\n"
         "    os.rename = lambda *a, **k: os._exit(9)\n"
         "    await store.put(artifact('x'))\n"
         "asyncio.run(main())\n"
     )
-    here = Path(__file__).parent
-    arguments = [sys.executable, "-c", script, str(tmp_path), str(here), str(here.parent.parent)]
+    arguments = [sys.executable, "-c", script, str(tmp_path), str(Path(__file__).parents[2])]
     assert subprocess.run(arguments, check=False, timeout=60).returncode == 9
     assert len(visible(tmp_path)) == 1
 
@@ -311,6 +311,20 @@ def test_an_artifact_beyond_the_size_limit_is_refused(tmp_path: Path) -> None:
         with pytest.raises(OSError, match="over the limit of 1000"):
             await store.put(artifact("x" * 1000))
         await store.put(artifact("x" * 500))
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("bad", BAD_IDS)
+def test_what_is_not_an_id_never_reaches_the_disk(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad: str) -> None:
+    def forbidden(path: object, *_: object, **__: object) -> int:
+        raise AssertionError(f"opened {path}")
+
+    async def body() -> None:
+        store = await files(tmp_path)
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "open", forbidden)
+            assert await store.get(bad) is None
 
     asyncio.run(body())
 

@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from journal_samples import admitted, archive, chat, finished, started, within
 
 from orchestratord.domain.facts import (
     Admitted,
@@ -28,6 +27,7 @@ from orchestratord.domain.facts import (
 from orchestratord.infra.journal.memory import MemoryJournal, MemoryStore
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import Artifact, Journal, JournalUnavailable
+from tests.ports.journal_samples import admitted, archive, chat, finished, started, within
 
 Make = Callable[..., Journal]  # each call: another journal on the same store
 

@@ -15,12 +15,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from journal_samples import GUARD_S, admitted, archive, chat, eventually, finished, started, within
 
 from orchestratord.domain.facts import Fact, Forgotten, Frames, JournaledTask
 from orchestratord.infra.journal import codec, database, sqlite
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import JournalUnavailable
+from tests.ports.journal_samples import GUARD_S, admitted, archive, chat, eventually, finished, started, within
 
 HERE = Path(__file__).parent
 

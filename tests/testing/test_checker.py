@@ -59,7 +59,8 @@ def readers(draw: st.DrawFn, log: list[Seen], number: int) -> Reader:
     until = draw(st.integers(after, len(log)))
     events: list[Seen] = []
     for seen in log[after:until]:
-        if events and draw(st.booleans()):
+        metrics: bool = draw(st.booleans())
+        if events and metrics:
             events.append(METRICS)
         events.append(seen)
     closed: Literal["end", "client", "cut"] = "end" if until == len(log) else draw(st.sampled_from(["client", "cut"]))
@@ -235,7 +236,7 @@ def test_a_fault_is_found_in_any_company(
 def crashed(transcript: str, tokens: list[str]) -> list[Finding]:
     log = make_log(tokens, "reset", 50)
     task = make_task("t", log, "reset")
-    task.transcript = transcript
+    task.session_id, task.transcript = None, transcript
     task.readers = [Reader("r", 0, log)]
     return check(RunRecord([task]))
 

@@ -19,7 +19,6 @@ STREAM = f"/v1/tasks/{TASK}/stream"
 STARTED = b'id: 1\nevent: started\ndata: {"queue_position":0,"predicted_start_ms":1}\n\n'
 TOKEN = 'id: 2\nevent: token\ndata: {"t":"\u2028ß","i":0}\n\n'.encode()
 END = b'id: 3\nevent: end\ndata: {"tokens_out":1,"decode_ms":1,"finish_reason":"stop"}\n\n'
-WHOLE = STARTED + TOKEN + END
 
 
 class Handler(BaseHTTPRequestHandler):
@@ -153,12 +152,14 @@ def test_sessions_may_share_a_record(daemon: Daemon) -> None:
 # -- streams
 def test_events_arrive_whole_however_they_were_cut(daemon: Daemon, session: VerifyingSession) -> None:
     """Chunks may end anywhere; line separators inside a text split nothing."""
-    daemon.script = lambda handler: handler.stream(*(WHOLE[at : at + 1] for at in range(len(WHOLE))))
+    body = b"retry: 3000\n\n" + STARTED + b": keep-alive\n\n" + TOKEN + END
+    daemon.script = lambda handler: handler.stream(*(body[at : at + 1] for at in range(len(body))))
     with session.events(TASK) as stream:
         events = list(stream)
     assert [(event.id, event.name) for event in events] == [(1, "started"), (2, "token"), (3, "end")]
     assert events[1].data == {"t": "\u2028ß", "i": 0}
-    assert b"".join(event.raw for event in events) == WHOLE == stream.raw
+    assert b"".join(event.raw for event in events) == STARTED + TOKEN + END
+    assert stream.raw == body
     assert session.seen_events == {("streamTask", "started"), ("streamTask", "token"), ("streamTask", "end")}
     assert (stream.status, stream.correlation_id, stream.headers["Cache-Control"]) == (200, "fresh", "no-cache")
 

@@ -277,13 +277,15 @@ BROKEN: list[tuple[str, dict[str, Any], tuple[Any, ...]]] = [
     ("leads to another host", {"ask": REQUEST}, (*CREATE, 202, ADMISSION, {"Location": "//evil.test/v1/tasks"})),
     ("leads to another host", {"ask": REQUEST}, (*CREATE, 202, ADMISSION, {"Location": f"https://evil.test{CREATE[1]}"})),
     ("nothing is served at", {"ask": REQUEST}, (*CREATE, 202, ADMISSION, {"Location": "/v1/jobs/1"})),
-    ("at request: accepted an invalid request: 'prompt' is not", {"ask": "prompt"}, (*CREATE, 202, ADMISSION, LOCATION)),
+    ("at request: accepted an invalid request: 'prompt' is", {"ask": "prompt"}, (*CREATE, 202, ADMISSION, LOCATION)),
     ("accepted an invalid request: Additional", {"ask": {**REQUEST, "more": 1}}, (*CREATE, 202, ADMISSION, LOCATION)),
     ("request /seed: accepted an invalid", {"ask": {**REQUEST, "seed": -1}}, (*CREATE, 202, ADMISSION, LOCATION)),
     ("accepted an invalid request", {"ask": b'{"seed": NaN}'}, (*CREATE, 202, ADMISSION, LOCATION)),
     ("accepted an invalid request", {}, (*CREATE, 202, ADMISSION, LOCATION)),
     ("request limit: accepted", {}, ("GET", "/v1/pools?limit=0", 200, {"items": [], "next_cursor": None})),
     ("request cursor: accepted", {}, ("GET", "/v1/pools?cursor=", 200, {"items": [], "next_cursor": None})),
+    ("request limt: accepted", {}, ("GET", "/v1/pools?limt=5", 200, {"items": [], "next_cursor": None})),
+    ("request limit: accepted", {}, ("GET", "/v1/pools?limit=1&limit=2", 200, {"items": [], "next_cursor": None})),
     ("request id: accepted", {}, ("DELETE", "/v1/sessions/abc", 204)),
     ("header ETag", {}, ("GET", f"/v1/artifacts/{'a' * 64}", 304, b"", {"ETag": "abc"})),
     ("X-Idempotent-Replay", {"ask": REQUEST}, (*CREATE, 202, ADMISSION, {**LOCATION, "X-Idempotent-Replay": "yes"})),
@@ -311,7 +313,8 @@ def test_a_request_body_nobody_can_read_again_is_not_waved_through() -> None:
 
 def test_refusals_of_invalid_requests_need_no_rule() -> None:
     """A 400 to a request that does not fit its schema may come without `details.rule`."""
-    assert exchange("GET", "/v1/pools?limit=0", 400, error("INVALID_PARAMS")).name == "listPools"
+    for query in ("limit=0", "limt=5", "limit=1&limit=2"):
+        assert exchange("GET", f"/v1/pools?{query}", 400, error("INVALID_PARAMS")).name == "listPools"
 
 
 def test_an_open_daemon_may_accept_without_a_token() -> None:

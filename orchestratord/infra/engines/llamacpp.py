@@ -225,6 +225,8 @@ class LlamaCpp:
         return _refusal("/completion", reply.status, parsed)
 
     async def busy(self) -> int | None:
+        """See the port. After an abort ask at most once a second: llama-server looks whether the clients of requests
+        without output are still there only when nothing else has woken it for a second."""
         status, parsed, _ = await self._http.request_json("GET", "/slots", limit_s=CONTROL_S)
         if status == 501:  # started with --no-slots
             return None

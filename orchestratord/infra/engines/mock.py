@@ -226,16 +226,15 @@ class MockEngine:
 
     async def _fail(self, run: _Run) -> None:
         """Raise or hang where the script says so."""
-        script = run.script
-        for after, kind, text in (
-            (script.die_after, "lost", "the connection closed within the reply"),
-            (script.garbage_after, "protocol", "a frame that cannot be read"),
-            (script.error_after, "failed", "the engine exploded"),
-        ):
-            if after == run.done:
-                run.ended = True  # by itself: nobody aborted it
-                raise EngineError(kind, text)
-        if script.hang_after == run.done:
+        script, done = run.script, run.done
+        run.ended = done in (script.die_after, script.garbage_after, script.error_after)  # by itself: not aborted
+        if done == script.die_after:
+            raise EngineError("lost", "the connection closed within the reply")
+        if done == script.garbage_after:
+            raise EngineError("protocol", "a frame that cannot be read")
+        if done == script.error_after:
+            raise EngineError("failed", "the engine exploded")
+        if done == script.hang_after:
             await asyncio.get_running_loop().create_future()
 
     async def _work(self, run: _Run) -> AsyncGenerator[Chunk, None]:

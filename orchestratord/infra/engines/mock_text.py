@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 from orchestratord.ports import Job
@@ -24,8 +25,8 @@ def _digest(*parts: object) -> bytes:
 
 
 def words(job: Job) -> Iterator[str]:
-    """The endless text of a job, token by token."""
-    state = _digest(job.prompt, job.seed, job.sampling)
+    """The endless text of a job, token by token. Stop strings cut it short, they do not change it."""
+    state = _digest(job.prompt, job.seed, replace(job.sampling, stop=None))
     while True:
         for byte in state:
             yield " " + WORDS[byte % len(WORDS)]

@@ -55,8 +55,8 @@ class _Failures:
 class _Connector(aiohttp.TCPConnector):
     """A connector whose connects are bounded by our own clock, and which trusts no kept connection blindly."""
 
-    def __init__(self, clock: Clock) -> None:
-        super().__init__(limit=0, keepalive_timeout=KEEPALIVE_S)
+    def __init__(self, clock: Clock, keep: bool) -> None:
+        super().__init__(limit=0, **({"keepalive_timeout": KEEPALIVE_S} if keep else {"force_close": True}))
         self._clock = clock
 
     async def connect(self, *args: Any, **kwargs: Any) -> Any:
@@ -137,15 +137,15 @@ class Transport:
         self._base = base_url.rstrip("/")
         self._clock = clock
         self._api_key = api_key
-        self._session: aiohttp.ClientSession | None = None
+        self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether they keep connections
         self._failures = _Failures(self._base.rpartition("@")[2])  # an URL may carry a password
 
     def __repr__(self) -> str:
         return f"Transport({self._failures._where!r})"
 
-    def _open(self) -> aiohttp.ClientSession:
-        """The session, made on the loop that uses it."""
-        if self._session is None:
+    def _session(self, keep: bool) -> aiohttp.ClientSession:
+        """Made when first needed, on the loop that uses it."""
+        if keep not in self._sessions:
             headers = {
                 hdrs.USER_AGENT: "orchestratord",
                 hdrs.ACCEPT_ENCODING: "identity",
@@ -153,38 +153,33 @@ class Transport:
             }
             if self._api_key:
                 headers[hdrs.AUTHORIZATION] = f"Bearer {self._api_key}"
+            if not keep:
+                headers[hdrs.CONNECTION] = "close"
             trace = aiohttp.TraceConfig()
             trace.on_connection_reuseconn.append(_reused)
-            self._session = aiohttp.ClientSession(
-                connector=_Connector(self._clock),
+            self._sessions[keep] = aiohttp.ClientSession(
+                connector=_Connector(self._clock, keep),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers=headers,
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
                 auto_decompress=False,
                 trust_env=False,
-                trace_configs=[trace],
+                trace_configs=[trace] if keep else [],
             )
-        return self._session
+        return self._sessions[keep]
 
-    async def _request(
-        self, method: str, path: str, body: bytes | None, headers: dict[str, str]
-    ) -> aiohttp.ClientResponse:
+    async def _request(self, method: str, path: str, body: bytes | None, keep: bool) -> aiohttp.ClientResponse:
         """The reply to one request, once its head is there.
 
         A kept connection may have been closed by the engine just as we took it. Then nothing was answered and the
         request goes out once more; anything else is for the caller to judge.
         """
-        session = self._open()
+        session = self._session(keep)
         for last in (False, True):
             attempt = _Attempt()
             try:
                 return await session.request(
-                    method,
-                    self._base + path,
-                    data=body,
-                    headers=headers,
-                    allow_redirects=False,
-                    trace_request_ctx=attempt,
+                    method, self._base + path, data=body, allow_redirects=False, trace_request_ctx=attempt
                 )
             except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
                 # The library puts what it has of the head into `message`; text means it has nothing.
@@ -196,7 +191,7 @@ class Transport:
     @asynccontextmanager
     async def _reply(self, method: str, path: str, body: bytes | None, keep: bool) -> AsyncIterator[Reply]:
         with self._failures:
-            response = await self._request(method, path, body, {} if keep else {hdrs.CONNECTION: "close"})
+            response = await self._request(method, path, body, keep)
         reply = Reply(response, self._failures)
         try:
             if 300 <= reply.status < 400:
@@ -211,7 +206,7 @@ class Transport:
         """POST a JSON document: an async context manager that gives the `Reply` once its head has arrived.
 
         There is no time limit beyond the connect: the caller's watchdogs decide. Leaving the context before the end
-        of the body closes the connection at once. keep: whether the connection may serve a later request.
+        of the body closes the connection at once. keep: whether a connection may serve several requests.
         Raises EngineError.
         """
         return self._reply("POST", path, body, keep)
@@ -234,6 +229,5 @@ class Transport:
 
     async def close(self) -> None:
         """Close every connection. Idempotent."""
-        session, self._session = self._session, None
-        if session is not None:
-            await session.close()
+        while self._sessions:
+            await self._sessions.popitem()[1].close()

@@ -1,0 +1,96 @@
+"""Engines and stores that misbehave in ways the shipped ones cannot: behind the same ports."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from typing import Any
+
+from orchestratord.domain.facts import TranscriptSource
+from orchestratord.infra.engines.mock import MockEngine, MockScript
+from orchestratord.infra.storage.memory import MemoryArtifacts
+from orchestratord.ports import Artifact, ArtifactCorrupt, Chunk, Job, JobEnd
+from orchestratord.services.artifacts import transcript
+from orchestratord.wire import canonical, sse
+
+
+class Speaking(MockEngine):
+    """Says word for word what it is told to, token by token."""
+
+    says: tuple[str, ...] = ()
+
+    def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+        return self._speak(job) if self.says and job.prompt != "ping" else super().stream(job)
+
+    @asynccontextmanager
+    async def _speak(self, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
+        self.calls += 1
+        self.busy_slots += 1
+        try:
+            async with aclosing(self._words(job)) as chunks:
+                yield chunks
+        finally:
+            self.busy_slots -= 1
+
+    async def _words(self, job: Job) -> AsyncGenerator[Chunk, None]:
+        for count, text in enumerate(self.says, 1):
+            yield Chunk([text], tokens_out=count)
+        yield Chunk(end=JobEnd("stop", 1, len(self.says)))
+
+
+class Flaky(MemoryArtifacts):
+    """A store in memory that can refuse to be written or read, and whose documents can rot."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.fault: Exception | None = None
+        self.rotten: set[str] = set()
+
+    async def put(self, artifact: Artifact) -> Artifact:
+        self._fail()
+        return await super().put(artifact)
+
+    async def get(self, artifact_id: str) -> Artifact | None:
+        self._fail()
+        if artifact_id in self.rotten:
+            raise ArtifactCorrupt(artifact_id)
+        return await super().get(artifact_id)
+
+    async def list(self, *, limit: int, after: Any, tag: str | None) -> list[Artifact]:
+        self._fail()
+        return await super().list(limit=limit, after=after, tag=tag)
+
+    def _fail(self) -> None:
+        if self.fault is not None:
+            raise self.fault
+
+
+class Disk:
+    """The fault hook of a journal: while it is full, every write fails."""
+
+    def __init__(self) -> None:
+        self.full = False
+
+    def __call__(self, point: str) -> None:
+        if self.full and point == "before_commit":
+            raise OSError(28, "No space left on device")
+
+
+def archive(source: TranscriptSource) -> Artifact:
+    """How a daemon makes transcripts, for a journal that exists before its daemon."""
+    return transcript(source, sse.decode, canonical.artifact_id)
+
+
+def fault(words: str, after: int) -> MockScript:
+    """What an engine is told to do wrong. Raises KeyError for words nobody knows."""
+    known: dict[str, Callable[[], MockScript]] = {
+        "breaks off": lambda: MockScript(die_after=after),
+        "sends garbage": lambda: MockScript(garbage_after=after),
+        "reports an error": lambda: MockScript(error_after=after),
+        "falls silent": lambda: MockScript(hang_after=after),
+        "refuses the task": lambda: MockScript(refuse="this is not for me"),
+        "is full": lambda: MockScript(full=True),
+        "ignores the abort": lambda: MockScript(ignore_abort=True),
+        "never stops": lambda: MockScript(endless=True),
+    }
+    return known[words]()

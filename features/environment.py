@@ -1,0 +1,112 @@
+"""What happens around scenarios: a world for each, its books balanced after it, the coverage gate after all."""
+
+from __future__ import annotations
+
+import json
+import sys
+import warnings
+from pathlib import Path
+from typing import Any
+
+import requests
+
+from features.world import Deployment, World
+from orchestratord.testing.gate import problems
+from orchestratord.testing.session import Record, VerifyingSession
+from orchestratord.testing.verifier import Verifier
+
+HERE = Path(__file__).resolve().parent
+EVIDENCE = HERE.parent / "build" / "evidence.jsonl"
+PORTABLE_FLOOR = 40
+
+
+class Suite:
+    """What outlives a scenario."""
+
+    def __init__(self, config: Any) -> None:
+        self.verifier = Verifier()
+        self.seen = Record()
+        self.evidence: list[dict[str, Any]] = []
+        self.ran = self.skipped = 0
+        self.filtered = bool(config.tags or config.name or config.include_re or config.exclude_re)
+        self.narrowed = bool(config.name or config.include_re or config.exclude_re)
+        self.complete = not self.filtered and [Path(path).resolve() for path in config.paths] == [HERE]
+        self.deployment = _deployment(config.userdata)
+
+    def take(self, record: Record) -> None:
+        self.seen.coverage |= record.coverage
+        self.seen.seen_headers |= record.seen_headers
+        self.seen.seen_events |= record.seen_events
+
+
+def _deployment(userdata: Any) -> Deployment | None:
+    """Where `-D base_url=... -D token=... -D model_ref=...` point to."""
+    if "base_url" not in userdata:
+        return None
+    url, token = userdata["base_url"], userdata.get("token")
+    pools = VerifyingSession(url, token).get("/v1/pools").json()["items"]
+    ref = userdata.get("model_ref") or next(pool["model_ref"] for pool in pools if pool["ready"])
+    engine = next((pool["engine"] for pool in pools if ref in (pool["model_ref"], pool["id"])), "llamacpp")
+    return Deployment(url, token, ref, userdata.get("engine", engine))
+
+
+def before_all(context: Any) -> None:
+    warnings.simplefilter("ignore", DeprecationWarning)
+    try:
+        context.suite = Suite(context.config)
+    except requests.ConnectionError as error:
+        raise RuntimeError(f"no daemon answers at {context.config.userdata['base_url']}: {error}") from error
+
+
+def before_scenario(context: Any, scenario: Any) -> None:
+    suite: Suite = context.suite
+    away = suite.deployment is not None
+    if "wip-bug" in scenario.effective_tags or (away and "portable" not in scenario.effective_tags):
+        suite.skipped += "portable" in scenario.effective_tags
+        scenario.skip()
+        return
+    context.world = World(suite.deployment, suite.verifier)
+
+
+def after_scenario(context: Any, scenario: Any) -> None:
+    world: World | None = getattr(context, "world", None)
+    if world is None:
+        return
+    suite: Suite = context.suite
+    passed = scenario.status.name == "passed"
+    try:
+        if passed:
+            world.settle_accounts()
+    finally:
+        world.close()
+    if scenario.status.name == "skipped":
+        suite.skipped += "portable" in scenario.effective_tags
+        return
+    suite.ran += "portable" in scenario.effective_tags
+    suite.take(world.record)
+    if passed:
+        place = f"{Path(scenario.filename).resolve().relative_to(HERE.parent)}:{scenario.line}"
+        suite.evidence.append(
+            {"tags": sorted(scenario.effective_tags), "scenario": scenario.name, "location": place}
+        )
+
+
+def after_all(context: Any) -> None:
+    suite: Suite = context.suite
+    if suite.deployment is not None:
+        sys.__stdout__.write(f"\nportable: {suite.ran} ran, {suite.skipped} skipped\n")
+        enough = suite.ran >= PORTABLE_FLOOR or suite.narrowed or not _everything(context)
+        assert enough, f"only {suite.ran} portable scenarios ran, at least {PORTABLE_FLOOR} must"
+        return
+    EVIDENCE.parent.mkdir(exist_ok=True)
+    EVIDENCE.write_text("".join(json.dumps(entry) + "\n" for entry in suite.evidence), "utf-8")
+    if suite.complete and not context.failed:
+        found = problems(suite.seen, allowed=HERE / "uncovered.txt")
+        assert not found, "coverage gate (features/uncovered.txt):\n" + "\n".join(found)
+
+
+def _everything(context: Any) -> bool:
+    return [Path(path).resolve() for path in context.config.paths] == [HERE]
+
+
+after_all.capture = False  # type: ignore[attr-defined] # what it says is for whoever started the run

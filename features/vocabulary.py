@@ -1,0 +1,99 @@
+"""Words that steps share: how a scenario names tasks, durations, states and codes."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import parse
+from behave import register_type
+
+from features.requests import KINDS, Wanted, seconds, wishes
+from features.world import World
+from orchestratord import contract
+
+IT = ""
+
+
+@parse.with_pattern(r'it|"[^"]+"')
+def _ref(text: str) -> str:
+    """A task: `it` is the one spoken of last."""
+    return IT if text == "it" else text.strip('"')
+
+
+@parse.with_pattern(r'"[^"]+"(?:(?:, "[^"]+")* and "[^"]+")?')
+def _names(text: str) -> list[str]:
+    return text.replace(" and ", ", ").replace('"', "").split(", ")
+
+
+@parse.with_pattern(rf'(?:(?:an?|another|the) )?(?:(?:{"|".join(filter(None, KINDS))}) )?task(?: "[^"]+")?')
+def _task(text: str) -> tuple[str, str]:
+    """(name, kind) of a task that is about to be sent."""
+    words, _, name = text.partition("task")
+    kind = next((word for word in words.split() if word in KINDS), "")
+    return name.strip(' "') or ("another" if words.startswith("another") else "it"), kind
+
+
+@parse.with_pattern(r".+")
+def _wishes(text: str) -> Wanted:
+    return wishes(text)
+
+
+@parse.with_pattern(r"\d+(?:\.\d+)? (?:ms|seconds?|minutes?|hours?|days?)")
+def _duration(text: str) -> float:
+    return seconds(text)
+
+
+@parse.with_pattern(r"[A-Z][A-Z_]+")
+def _code(text: str) -> str:
+    return text
+
+
+@parse.with_pattern("|".join(contract.load("data")["components"]["schemas"]["TaskState"]["enum"]))
+def _state(text: str) -> str:
+    return text
+
+
+@parse.with_pattern(r"\w+")
+def _word(text: str) -> str:
+    return text
+
+
+@parse.with_pattern(r'[^"]*')
+def _text(text: str) -> str:
+    return text
+
+
+@parse.with_pattern(r"no|\d+")
+def _count(text: str) -> int:
+    return 0 if text == "no" else int(text)
+
+
+register_type(
+    Ref=_ref,
+    Names=_names,
+    Task=_task,
+    Wishes=_wishes,
+    Duration=_duration,
+    Code=_code,
+    State=_state,
+    Word=_word,
+    Text=_text,
+    Count=_count,
+)
+
+
+def name(world: World, ref: str) -> str:
+    """The name of the task a step speaks of."""
+    return ref or world.last
+
+
+def refusal(world: World, ref: str = IT) -> Any:
+    """The envelope of the answer a step speaks of: the last one, or the one to a task's admission."""
+    answer = world.task(ref).answer if ref else world.answer
+    assert answer is not None, "nothing was asked yet"
+    assert answer.status_code >= 400, f"it was not refused but answered with {answer.status_code}: {answer.text}"
+    return answer.json()
+
+
+def equal(actual: object, expected: object, what: str) -> None:
+    assert actual == expected, f"{what}: {actual!r}, expected {expected!r}"

@@ -1,0 +1,424 @@
+"""The world of one scenario: a daemon of its own (or somebody's deployment), one verified door, and what was said."""
+
+from __future__ import annotations
+
+import inspect
+import shutil
+import socket
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+from dataclasses import dataclass, field
+from http.client import HTTPResponse
+from pathlib import Path
+from typing import Any
+from unittest.mock import patch
+from uuid import uuid4
+
+import requests
+from prometheus_client.parser import text_string_to_metric_families
+from requests.structures import CaseInsensitiveDict
+
+from features.engines import Disk, Flaky, Speaking, archive
+from features.readers import Reader
+from features.requests import KINDS, PROMPT, SEED, Call, Wanted
+from orchestratord import app as application
+from orchestratord import server
+from orchestratord.infra.journal.sqlite import SqliteJournal
+from orchestratord.testing.checker import CancelAck, RunRecord, TaskRecord, check
+from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
+from orchestratord.testing.session import Record, VerifyingSession
+from orchestratord.testing.verifier import Verifier
+
+HERE, AWAY = (2, 5), (10, 180)  # connect and read timeouts: of a daemon in this process, of a deployment
+TERMINAL = ("ended", "canceled", "failed")
+
+
+@dataclass(frozen=True, slots=True)
+class Deployment:
+    """A daemon that runs somewhere, for `@portable` scenarios."""
+
+    base_url: str
+    token: str | None
+    model_ref: str
+    engine: str
+
+
+@dataclass(slots=True)
+class Sent:
+    """One task as it was asked for, and the last answer to that."""
+
+    body: dict[str, Any]
+    answer: requests.Response
+    seals: list[int] = field(default_factory=list)
+    watched: bool = True  # whether the checker may judge it: not across a restart of the daemon
+
+    @property
+    def id(self) -> str:
+        return str(self.body["task_id"])
+
+
+class World:
+    """Built empty; the daemon starts when a step first needs it, with the settings the steps before have asked for."""
+
+    def __init__(self, deployment: Deployment | None, verifier: Verifier) -> None:
+        self.deployment = deployment
+        self.record = Record()
+        self.answer: requests.Response | None = None
+        self.answers: dict[str, requests.Response] = {}  # of every operation, by its name
+        self.tasks: dict[str, Sent] = {}
+        self.last = ""  # the task `it` stands for
+        self.readers: dict[str, Reader] = {}
+        self.refusal = ""  # of a daemon that would not start
+        self.disk = Disk()
+        self.store: Flaky | None = None
+        self._verifier = verifier
+        self._audit = Record()
+        self._pools: dict[str, dict[str, Any]] = {}
+        self._sections: dict[str, Any] = {}
+        self._presets: list[tuple[str, Callable[[Speaking], object]]] = []
+        self._buggy = False
+        self._durable: Path | None = None
+        self._app: LiveApp | None = None
+        self._http: VerifyingSession | None = None
+        self._asked_before: dict[str, int] = {}
+        self._ids: dict[tuple[str, str], str] = {}
+        self._undo = ExitStack()
+
+    # -- before the daemon starts -------------------------------------------------------------------------------
+    def plan(self, pool_id: str, **fields: Any) -> dict[str, Any]:
+        """The configuration of a pool, to be changed until the daemon starts."""
+        assert self._app is None, f"the daemon runs already: say this of pool {pool_id!r} earlier in the scenario"
+        pool = self._pools.setdefault(pool_id, mock_pool(pool_id))
+        pool.update(fields)
+        return pool
+
+    def plan_mock(self, pool_id: str, **fields: Any) -> None:
+        for replica in self.plan(pool_id)["replicas"]:
+            replica["mock"].update(fields)
+
+    def configure(self, section: str, value: Any) -> None:
+        assert self._app is None, f"the daemon runs already: say this of {section} earlier in the scenario"
+        known = self._sections.get(section)
+        self._sections[section] = {**known, **value} if isinstance(known, dict) else value
+
+    def preset(self, pool_id: str, change: Callable[[Speaking], object]) -> None:
+        """Change the engines of a pool before the daemon first meets them."""
+        self.plan(pool_id)
+        self._presets.append((pool_id, change))
+
+    def persist(self) -> None:
+        """Keep journal and artifacts on disk."""
+        if self._durable is None:
+            self._durable = Path(tempfile.mkdtemp(prefix="orchestratord-"))
+            self._undo.callback(shutil.rmtree, self._durable, ignore_errors=True)
+
+    def break_store(self, fault: Exception | None) -> None:
+        if self.store is None:
+            assert self._app is None, "the daemon runs already: break its store earlier"
+            self.store = Flaky()
+        self.store.fault = fault
+
+    def plant_bugs(self) -> None:
+        """Every operation of the daemon raises as soon as it is called."""
+        self._buggy = True
+
+    def limit_server(self, name: str, value: float) -> None:
+        """Another limit of the HTTP server than the one it was built with."""
+        target = server.Protocol if hasattr(server.Protocol, name) else server
+        self._undo.enter_context(patch.object(target, name, value))
+
+    # -- the daemon ---------------------------------------------------------------------------------------------
+    @property
+    def app(self) -> LiveApp:
+        assert self.deployment is None, "this step needs a daemon of its own: the scenario is not @portable"
+        if self._app is None:
+            self._app = self._launch()
+        return self._app
+
+    def _launch(self) -> LiveApp:
+        settings = mock_settings(self._durable, pools=list(self._pools.values()) or None, **self._sections)
+        parts: dict[str, Any] = {}
+        if self._durable is not None:
+            parts["journal"] = SqliteJournal(self._durable / "journal.db", archive, fault=self.disk)
+        if self.store is not None:
+            parts["store"] = self.store
+        with ExitStack() as bugs:
+            if self._buggy:
+                bugs.enter_context(patch.object(application, "handler_table", _buggy(application.handler_table)))
+            app = LiveApp(settings, **parts)
+        for pool in settings.pools:
+            for replica in pool.replicas:
+                assert replica.mock is not None
+                engine = Speaking(
+                    clock=app.daemon.clock,
+                    engine=pool.engine,
+                    slots=replica.mock.slots,
+                    ctx=replica.mock.ctx,
+                    token_ms=replica.mock.token_ms,
+                    prefill_ms=replica.mock.prefill_ms,
+                )
+                for pool_id, change in self._presets:
+                    if pool_id == pool.id:
+                        change(engine)
+                app.daemon.mocks[pool.id, replica.id] = engine
+        app.start()
+        self._http = None
+        self._asked_before = {pool.id: self.calls(pool.id, app) for pool in settings.pools}
+        return app
+
+    def restart(self) -> None:
+        """End the daemon as its supervisor would, and start it again over the same disk."""
+        assert self._durable is not None, "a daemon that keeps nothing cannot be restarted"
+        self.settle_accounts()
+        self.app.stop()
+        for sent in self.tasks.values():
+            sent.watched = False
+        self.record.ledger.clear()
+        self._audit.ledger.clear()
+        self._app = self._launch()
+
+    @property
+    def http(self) -> VerifyingSession:
+        """The one door."""
+        if self._http is None:
+            self._http = self.door(self.record)
+        return self._http
+
+    def door(self, record: Record, token: str | None = None) -> VerifyingSession:
+        if self.deployment is not None:
+            target, timeout = self.deployment, AWAY
+            return VerifyingSession(target.base_url, target.token, self._verifier, timeout, record)
+        given = token or self._sections.get("token")
+        session = VerifyingSession(self.app.url, given, self._verifier, HERE, record)
+        self._undo.callback(session.close)
+        return session
+
+    def settle(self, seconds: float = 0) -> None:
+        """Let everything come to rest; of a deployment nothing is known but its answers."""
+        if self.deployment is None:
+            self.app.advance(seconds)
+
+    def until(self, true: Callable[[], bool], what: str) -> None:
+        """Wait for what the daemon notices in its own time, such as a connection that closed."""
+        for _ in range(5000):
+            self.settle()
+            if true():
+                return
+        raise AssertionError(f"it never came to be that {what}")
+
+    # -- engines ------------------------------------------------------------------------------------------------
+    def engines(self, pool_id: str, app: LiveApp | None = None) -> list[Speaking]:
+        mocks = (app or self.app).daemon.mocks
+        found = [engine for (pool, _), engine in sorted(mocks.items()) if pool == pool_id]
+        assert found, f"there is no pool {pool_id!r}"
+        return found  # type: ignore[return-value] # `_launch` put them there
+
+    def drive(self, pool_id: str, act: Callable[[Speaking], object]) -> None:
+        """Do something to every engine of a pool, and let it take effect."""
+        for engine in self.engines(pool_id):
+            self.app.call(lambda engine=engine: act(engine))
+        self.settle()
+
+    def calls(self, pool_id: str, app: LiveApp | None = None) -> int:
+        """How often tasks reached the engines of a pool; probes before the first task do not count."""
+        return sum(engine.calls for engine in self.engines(pool_id, app)) - self._asked_before.get(pool_id, 0)
+
+    def occupy(self, pool_id: str) -> None:
+        """Fill every slot of a pool with a task that does not move until the engine is let go."""
+        slots = sum(replica["mock"]["slots"] for replica in self.plan_of(pool_id)["replicas"])
+        self.drive(pool_id, lambda engine: engine.hold())
+        for number in range(1, slots + 1):
+            self.submit(f"busy {number}", "", Wanted({"model_ref": pool_id, "on_disconnect": "continue"}))
+        busy = self.look(f"/v1/pools/{pool_id}/health")["slots_busy"]
+        assert busy == slots, f"{busy} of {slots} slots of {pool_id} are busy"
+
+    def plan_of(self, pool_id: str) -> dict[str, Any]:
+        return self._pools.get(pool_id) or mock_pool(pool_id)
+
+    # -- talking to it ------------------------------------------------------------------------------------------
+    def send(self, method: str, path: str, **options: Any) -> requests.Response:
+        """Ask, and remember the answer as `it`."""
+        self.answer = self.http.request(method, path, **options)
+        self.settle()
+        return self.answer
+
+    def send_all(self, calls: list[Call], **options: Any) -> None:
+        """Ask many operations; the answers stand under the operations' names."""
+        for call in calls:
+            sent = {**({"json": call.json} if call.json is not None else {}), **options}
+            self.answers[call.operation.operation_id] = self.http.request(call.method, call.path, **sent)
+        self.settle()
+
+    def look(self, path: str) -> Any:
+        """What the daemon shows under a path; `it` stays what it was."""
+        answer = self.http.get(path)
+        assert answer.status_code == 200, f"GET {path} gave {answer.status_code}: {answer.text}"
+        return answer.json()
+
+    def id(self, kind: str, name: str) -> str:
+        """The id a name of the scenario stands for."""
+        return self._ids.setdefault((kind, name), str(uuid4()))
+
+    def submit(self, name: str, kind: str, wanted: Wanted) -> Sent:
+        """Send a task; from now on `it` is this one."""
+        body = self._body(name, kind, wanted)
+        self.tasks[name] = Sent(body, self.send("POST", "/v1/tasks", json=body))
+        self.last = name
+        return self.tasks[name]
+
+    def _body(self, name: str, kind: str, wanted: Wanted) -> dict[str, Any]:
+        if self.deployment is not None:
+            model, engine = self.deployment.model_ref, self.deployment.engine
+        else:
+            model = next(iter(self._pools), "home")
+            engine = self.plan_of(str(wanted.fields.get("model_ref", model)))["engine"]
+        body = {
+            "task_id": self.id("task", name),
+            "session_id": self.id("session", wanted.session or f"of task {name}"),
+            "workload": "completion",
+            "model_ref": model,
+            "engine": engine,
+            "ctx": 256,
+            "priority": "interactive",
+            "max_tokens": 20,
+            "deadline_ms": 3_600_000,
+            "seed": SEED,
+            **({} if kind == "embedding" else {"prompt": PROMPT}),
+            **KINDS[kind],
+            **wanted.fields,
+        }
+        for field_name in wanted.without:
+            body.pop(field_name, None)
+        return body
+
+    def resend(self, name: str, wanted: Wanted) -> None:
+        """The request of a task once more, perhaps changed."""
+        sent = self.tasks[name]
+        sent.answer = self.send("POST", "/v1/tasks", json={**sent.body, **wanted.fields})
+
+    def task(self, name: str) -> Sent:
+        assert name in self.tasks, f"no task {name!r} was sent; there are {sorted(self.tasks)}"
+        return self.tasks[name]
+
+    def status(self, name: str) -> dict[str, Any]:
+        found: dict[str, Any] = self.look(f"/v1/tasks/{self.task(name).id}")
+        return found
+
+    def cancel(self, name: str) -> None:
+        sent = self.task(name)
+        answer = self.send("POST", f"/v1/tasks/{sent.id}/cancel")
+        if answer.status_code == 204:
+            sent.seals.append(int(answer.headers["X-Last-Event-Id"]))
+
+    def follow(self, reader: str, task: str, **options: Any) -> Reader:
+        """Open a stream. An answer other than 200 is `it`."""
+        stream = self.door(self.record).events(self.task(task).id, **options)
+        self.answer = stream.response
+        resumed = options.get("last_event_id", options.get("after"))
+        after = int(resumed) if stream.status == 200 and resumed is not None else 0
+        self.readers[reader] = Reader(reader, task, stream, after)
+        self.settle()
+        return self.readers[reader]
+
+    def reader(self, name: str) -> Reader:
+        assert name in self.readers, f"no reader {name!r}; there are {sorted(self.readers)}"
+        return self.readers[name]
+
+    def story(self, task: str) -> Reader:
+        """Everything a task has to tell, read from the first event to the last by a reader of its own."""
+        reader = self.readers.get(f"story of {task}") or self.follow(f"story of {task}", task)
+        reader.rest()
+        return reader
+
+    def transcript(self, task: str) -> dict[str, Any]:
+        """The artifact a finished task left."""
+        found: dict[str, Any] = self.look(f"/v1/artifacts/{self.status(task)['transcript_id']}")
+        return found
+
+    def metric(self, name: str, labels: dict[str, str]) -> float | None:
+        """The sum of a series over the samples with these labels; None when there is none."""
+        found = [
+            sample.value
+            for family in text_string_to_metric_families(self.http.get("/metrics").text)
+            for sample in family.samples
+            if sample.name == name and labels.items() <= sample.labels.items()
+        ]
+        return sum(found) if found else None
+
+    def trickle(self, data: bytes) -> requests.Response:
+        """Send bytes of our own making and no more; the answer passes the verifier like any other."""
+        host, port = self.app.url.removeprefix("http://").split(":")
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(data)
+            raw = HTTPResponse(connection, method="GET")
+            raw.begin()
+            body = raw.read()
+        answer = requests.Response()
+        answer.status_code = raw.status
+        answer.headers = CaseInsensitiveDict(raw.getheaders())
+        answer._content = body
+        answer.request = requests.Request("GET", self.http.url("/healthz")).prepare()
+        self.http.verify_exchange(answer, body, complete=True)
+        self.answer = answer
+        return answer
+
+    # -- afterwards ---------------------------------------------------------------------------------------------
+    def settle_accounts(self) -> None:
+        """Leave every stream, let the independent checker judge what was seen, and balance the books."""
+        for reader in self.readers.values():
+            reader.leave()
+        if self._app is None and self.deployment is None:
+            return
+        findings = check(RunRecord(list(self._judged())))
+        assert not findings, "\n".join(map(str, findings))
+        if self._app is not None:
+            unbalanced = self._app.ledger.balance(self.record.ledger + self._audit.ledger)
+            assert not unbalanced, "\n".join(unbalanced)
+
+    def _judged(self) -> Iterator[TaskRecord]:
+        """What the checker may know of each task that is over and still known."""
+        if self._buggy or not any(sent.watched for sent in self.tasks.values()):
+            return
+        door = self.door(self._audit)
+        for name, sent in self.tasks.items():
+            if sent.answer.status_code != 202 or not sent.watched:
+                continue
+            answer = door.get(f"/v1/tasks/{sent.id}")
+            final = answer.json() if answer.status_code == 200 else {}
+            if final.get("state") in TERMINAL:
+                readers = [r.record for r in self.readers.values() if r.task == name and r.stream.status == 200]
+                acks = [CancelAck(seal, index) for index, seal in enumerate(sent.seals)]
+                yield TaskRecord(
+                    sent.id, 202, readers, acks, final, sent.body["session_id"], self._text(door, final)
+                )
+
+    def _text(self, door: VerifyingSession, final: dict[str, Any]) -> str | None:
+        if self.store is not None or "transcript_id" not in final:
+            return None
+        answer = door.get(f"/v1/artifacts/{final['transcript_id']}")
+        return answer.json()["content"]["text"] if answer.status_code == 200 else None
+
+    def close(self) -> None:
+        """Whatever happened, leave nothing running. Idempotent."""
+        for reader in self.readers.values():
+            reader.stream._stream.response.close()
+        app, self._app = self._app, None
+        try:
+            if app is not None:
+                app.stop()
+        finally:
+            self._undo.close()
+
+
+def _buggy(table: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
+    """A handler table whose handlers all have a bug."""
+
+    def broken(handler: Callable[..., Any]) -> Callable[..., Any]:
+        async def bug(**_: Any) -> Any:
+            raise ZeroDivisionError("a secret of the inside")
+
+        bug.__signature__ = inspect.signature(handler)  # type: ignore[attr-defined]
+        return bug
+
+    return lambda services: {name: broken(handler) for name, handler in table(services).items()}

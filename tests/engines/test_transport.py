@@ -1,0 +1,258 @@
+"""The HTTP client towards engines, against a server that says exactly what it is told."""
+
+from __future__ import annotations
+
+import asyncio
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import pytest
+
+from orchestratord.infra.engines.transport import MIB, Transport
+from orchestratord.ports import EngineError
+from tests.engines.support import CLOCK, RawServer, raw_server, response, run, turn
+
+KEY = "sesame-open-up"
+OK = response(b'{"a": 1}')
+
+
+async def get(transport: Transport, path: str = "/x", limit_s: float = 5) -> tuple[int, object, str]:
+    return await transport.request_json("GET", path, limit_s=limit_s)
+
+
+@asynccontextmanager
+async def to(url: str, api_key: str | None = None) -> AsyncIterator[Transport]:
+    transport = Transport(url, clock=CLOCK, api_key=api_key)
+    try:
+        yield transport
+    finally:
+        await transport.close()
+
+
+async def failing(transport: Transport, limit_s: float = 5) -> EngineError:
+    """The error of a POST read to its end."""
+    with pytest.raises(EngineError) as caught:
+        await transport.request_json("POST", "/x", b"{}", limit_s=limit_s)
+    return caught.value
+
+
+def test_request_json() -> None:
+    """Status, parsed body and text come back; no status is an error; a body that is no JSON parses as None."""
+
+    async def body() -> None:
+        async with (
+            raw_server(OK, response(b"no", "418 Teapot"), response(b"", "200 OK")) as raw,
+            to(raw.url + "/", KEY) as transport,
+        ):
+            assert await get(transport) == (200, {"a": 1}, '{"a": 1}')
+            assert await get(transport) == (418, None, "no")
+            assert await get(transport) == (200, None, "")
+            head = raw.requests[0].lower()
+            assert head.startswith(b"get /x http/1.1\r\n")
+            assert b"authorization: bearer sesame-open-up\r\n" in head
+            assert b"accept-encoding: identity\r\n" in head
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("reply", "kind"),
+    [
+        (None, "lost"),
+        (b"HTTP/1.1 200 OK\r\nContent-Le", "lost"),
+        (b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n1234", "lost"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\n1234\r\n", "lost"),
+        (b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\nnonsense\r\n", "protocol"),
+        (b"SSH-2.0-OpenSSH_9.2\r\n", "protocol"),
+        (b"HTTP/1.1 200 OK\r\nX: " + b"x" * 100_000 + b"\r\n\r\n", "protocol"),
+        (b"HTTP/1.1 200 OK\r\n" + b"X: y\r\n" * 100_000 + b"\r\n", "protocol"),
+        (response(b"", "302 Found", extra="Location: http://169.254.169.254/\r\n"), "protocol"),
+        (response(b"\x1f\x8b", extra="Content-Encoding: gzip\r\n"), "protocol"),
+        (response(b"x" * (MIB + 1)), "protocol"),
+    ],
+    ids=[
+        "silence",
+        "half head",
+        "short",
+        "no last chunk",
+        "bad chunk",
+        "not http",
+        "long",
+        "many",
+        "3xx",
+        "gzip",
+        "big",
+    ],
+)
+def test_hostile_replies(reply: bytes | None, kind: str) -> None:
+    """Whatever a server does, it becomes an EngineError of the right kind, without the key in it (OC-ADAPT)."""
+
+    async def body() -> None:
+        async with raw_server(reply) as raw, to(raw.url, KEY) as transport:
+            error = await failing(transport)
+            assert error.kind == kind
+            assert KEY not in f"{error!r} {error} {error.__cause__!r} {transport!r}"
+            assert raw.connections == 1
+
+    run(body())
+
+
+def test_nothing_listens() -> None:
+    """A refused connection is `lost`, and says where; a password in the URL stays out of it."""
+
+    async def body() -> None:
+        with socket.socket() as taken:
+            taken.bind(("127.0.0.1", 0))  # bound, not listening
+            async with to(f"http://me:{KEY}@127.0.0.1:{taken.getsockname()[1]}") as transport:
+                error = await failing(transport)
+        assert error.kind == "lost"
+        assert "127.0.0.1" in error.message
+        assert KEY not in f"{error!r}{transport!r}"
+
+    run(body())
+
+
+def test_time_limit() -> None:
+    """A control request that is not answered in time is a `timeout`, and its connection is closed."""
+
+    async def body() -> None:
+        async with (
+            raw_server(b"HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\n", stall=True) as raw,
+            to(raw.url) as transport,
+        ):
+            assert (await failing(transport, limit_s=0.05)).kind == "timeout"
+            await raw.closed.wait()
+
+    run(body())
+
+
+def test_a_callers_own_timeout_is_not_the_engines() -> None:
+    """A TimeoutError raised in the body of the context stays one."""
+
+    async def body() -> None:
+        async with raw_server(OK) as raw, to(raw.url) as transport:
+            with pytest.raises(TimeoutError):
+                async with transport.post("/x", b"{}"):
+                    raise TimeoutError
+
+    run(body())
+
+
+def test_connections_are_kept() -> None:
+    """Requests one after the other share a connection; one that is not to be kept gets a connection to itself."""
+
+    async def body() -> None:
+        async with raw_server(OK, OK, OK, OK, keep=True) as raw, to(raw.url) as transport:
+            await get(transport)
+            await get(transport)
+            assert raw.connections == 1
+            async with transport.post("/x", b"{}", keep=False) as reply:
+                assert [data async for data in reply.chunks()] == [b'{"a": 1}']
+            assert b"connection: close" in raw.requests[2].lower()
+            assert raw.connections == 2
+            await get(transport)
+            assert raw.connections == 2
+
+    run(body())
+
+
+async def _after_one(raw: RawServer) -> EngineError | int:
+    """What a POST gets on a connection that served one request before."""
+    async with to(raw.url) as transport:
+        await get(transport)
+        try:
+            return (await transport.request_json("POST", "/x", b'{"n": 2}', limit_s=5))[0]
+        except EngineError as error:
+            return error
+
+
+def test_a_kept_connection_that_closes_is_retried_once() -> None:
+    """Closed before a byte of the answer came: the request goes out again, silently, on another connection."""
+
+    async def body() -> None:
+        async with raw_server(OK, None, OK, keep=True) as raw:
+            assert await _after_one(raw) == 200
+            assert [request.rpartition(b"\r\n\r\n")[2] for request in raw.requests[1:]] == [b'{"n": 2}'] * 2
+        async with raw_server(OK, None, None, OK, keep=True) as raw:
+            error = await _after_one(raw)
+            assert isinstance(error, EngineError)
+            assert error.kind == "lost"
+            assert len(raw.requests) == 3
+
+    run(body())
+
+
+def test_nothing_else_is_retried() -> None:
+    """Not a new connection that closes, and not an answer that had begun: the work may have been done."""
+
+    async def body() -> None:
+        async with raw_server(None, OK) as raw, to(raw.url) as transport:
+            assert (await failing(transport)).kind == "lost"
+            assert len(raw.requests) == 1
+        for begun in (b"HTTP/1.1 2", b"HTTP/1.1 200 OK\r\nContent-Length: 5\r\n\r\n1"):
+            async with raw_server(OK, begun, OK, keep=True) as raw:
+                raw.close_after = 2
+                error = await _after_one(raw)
+                assert isinstance(error, EngineError)
+                assert error.kind == "lost"
+                assert len(raw.requests) == 2
+
+    run(body())
+
+
+def test_stray_bytes_are_not_the_next_answer() -> None:
+    """What a server sends between two requests is never taken for the reply to the second."""
+
+    async def body() -> None:
+        stray = response(b'{"b": 2}')
+        for step in (len(OK), len(OK) * 2):  # after the reply was read, and together with it
+            async with raw_server(OK + stray, OK, keep=True, step=step) as raw, to(raw.url) as transport:
+                await get(transport)
+                while not raw.answered:
+                    await turn()
+                await turn()
+                assert (await get(transport))[1] == {"a": 1}
+
+    run(body())
+
+
+def test_leaving_early_closes_the_connection() -> None:
+    """A reply left before its end takes its connection along, at once; the next request gets a new one."""
+
+    async def body() -> None:
+        head = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n"
+        async with raw_server(head, OK, keep=True, stall=True) as raw, to(raw.url) as transport:
+            async with transport.post("/x", b"{}") as reply:
+                assert await anext(reply.chunks()) == b"abc"
+            await raw.closed.wait()
+
+    run(body())
+
+
+def test_cancelling_before_the_head_closes_the_connection() -> None:
+    """A request cancelled while the engine has said nothing yet is taken back at once."""
+
+    async def body() -> None:
+        async with raw_server(b"", stall=True) as raw, to(raw.url) as transport:
+            task = asyncio.create_task(failing(transport))
+            while not raw.requests:
+                await asyncio.wait([task], timeout=0)
+            task.cancel()
+            await asyncio.gather(task, return_exceptions=True)
+            await raw.closed.wait()
+
+    run(body())
+
+
+def test_close_is_idempotent() -> None:
+    """Closing twice, or before any request, does nothing more; a transport can be used again after it."""
+
+    async def body() -> None:
+        async with raw_server(OK) as raw, to(raw.url) as transport:
+            await transport.close()
+            assert (await get(transport))[0] == 200
+            await transport.close()
+            await transport.close()
+
+    run(body())
