@@ -15,7 +15,7 @@ TERMINAL = ("end", "error")
 class Reader:
     """One reader of one stream. Reads when it is asked to, and waits for what must come."""
 
-    def __init__(self, name: str, task: str, stream: EventStream, after: int = 0) -> None:
+    def __init__(self, name: str, task: str, stream: EventStream, after: int = 0, cut: bool = False) -> None:
         self.name = name
         self.task = task
         self.after = after
@@ -23,6 +23,7 @@ class Reader:
         self.seen: list[Event] = []
         self.ended = stream.status != 200
         self.left = False
+        self.cut = cut
 
     def until(self, enough: Callable[[Reader], bool]) -> list[Event]:
         """Read on until it is enough or nothing more comes."""
@@ -62,7 +63,8 @@ class Reader:
     def record(self) -> SeenBy:
         """For the checker."""
         seen = [Seen(event.id, event.name, event.data, event.raw) for event in self.seen]
-        return SeenBy(self.name, self.after, seen, "end" if self.ended and not self.left else "client")
+        closed = "cut" if self.cut else "end" if self.ended and not self.left else "client"
+        return SeenBy(self.name, self.after, seen, closed)
 
 
 def line(event: Event) -> str:

@@ -63,6 +63,21 @@ def _text(text: str) -> str:
     return text
 
 
+@parse.with_pattern(r"somebody|\"[^\"]+\"")
+def _reader(text: str) -> str:
+    return text.strip('"')
+
+
+@parse.with_pattern(r"/[^ ]*")
+def _path(text: str) -> str:
+    return text
+
+
+@parse.with_pattern("refuses the task|is full|ignores the abort|never stops")
+def _fault(text: str) -> str:
+    return text
+
+
 @parse.with_pattern(r"no|\d+")
 def _count(text: str) -> int:
     return 0 if text == "no" else int(text)
@@ -79,6 +94,9 @@ register_type(
     Word=_word,
     Text=_text,
     Count=_count,
+    Reader=_reader,
+    Path=_path,
+    Fault=_fault,
 )
 
 

@@ -17,6 +17,7 @@ from uuid import uuid4
 
 import requests
 from prometheus_client.parser import text_string_to_metric_families
+from requests.adapters import HTTPAdapter
 from requests.structures import CaseInsensitiveDict
 
 from features.engines import Disk, Flaky, Speaking, archive
@@ -77,7 +78,7 @@ class World:
         self._pools: dict[str, dict[str, Any]] = {}
         self._sections: dict[str, Any] = {}
         self._presets: list[tuple[str, Callable[[Speaking], object]]] = []
-        self._buggy = False
+        self._buggy = self._bare = False
         self._durable: Path | None = None
         self._app: LiveApp | None = None
         self._http: VerifyingSession | None = None
@@ -119,6 +120,9 @@ class World:
             self.store = Flaky()
         self.store.fault = fault
 
+    def no_pools(self) -> None:
+        self._bare = True
+
     def plant_bugs(self) -> None:
         """Every operation of the daemon raises as soon as it is called."""
         self._buggy = True
@@ -137,7 +141,7 @@ class World:
         return self._app
 
     def _launch(self) -> LiveApp:
-        settings = mock_settings(self._durable, pools=list(self._pools.values()) or None, **self._sections)
+        settings = mock_settings(self._durable, pools=[] if self._bare else list(self._pools.values()) or None, **self._sections)
         parts: dict[str, Any] = {}
         if self._durable is not None:
             parts["journal"] = SqliteJournal(self._durable / "journal.db", archive, fault=self.disk)
@@ -321,6 +325,14 @@ class World:
         self.settle()
         return self.readers[reader]
 
+    def follow_slowly(self, reader: str, task: str) -> None:
+        """Open a stream that the client takes next to nothing of, as over a line that hangs."""
+        door = self.door(self.record)
+        door.mount("http://", _SmallBuffer())
+        stream = door.events(self.task(task).id, cut=True)
+        self.readers[reader] = Reader(reader, task, stream, cut=True)
+        self.settle()
+
     def reader(self, name: str) -> Reader:
         assert name in self.readers, f"no reader {name!r}; there are {sorted(self.readers)}"
         return self.readers[name]
@@ -409,6 +421,14 @@ class World:
                 app.stop()
         finally:
             self._undo.close()
+
+
+class _SmallBuffer(HTTPAdapter):
+    """Connections that the system buffers little for on our side."""
+
+    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
+        options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]
+        super().init_poolmanager(*args, **kwargs, socket_options=options)
 
 
 def _buggy(table: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

@@ -156,7 +156,7 @@ class Daemon:
             outer=[
                 partial(Edge, telemetry=self.telemetry),
                 partial(Guard, access=_access(settings)),
-                partial(BodyLimit, max_bytes=settings.server.max_body_bytes),
+                partial(BodyLimit, max_bytes=settings.server.max_body_bytes, clock=self.clock),
             ],
             lifespan=self._lifespan,
         )
@@ -199,10 +199,11 @@ class Daemon:
         self.streams.stop()
 
     def _interrupt(self) -> None:
+        """End what has shown output, or would be lost; the rest waits again after the restart."""
         now, wall_ms = self.clock.now(), self.clock.wall_ms()
         survives = self.settings.journal.kind != "memory"
         for task in list(self.core.tasks.values()):
-            if not task.terminal and not (survives and task.started is None):
+            if not task.terminal and not (survives and task.first_token is None):
                 message = "The daemon is shutting down. Submit the task again under a fresh task_id when it is back."
                 self.core.fail(
                     task, Failure("WORKER_RESET", message, task.request.engine, True), now, wall_ms, "shutdown"
@@ -213,6 +214,8 @@ class Daemon:
         self.dispatch.pause()
         self.sweeps.stop()
         self._interrupt()
+        self.runs.give_up()
+        self.dispatch.abort_all()
         await self.dispatch.drained()
         await self.replicas.stop()
         self._archiver.cancel()

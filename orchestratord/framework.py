@@ -25,6 +25,7 @@ from connexion.resolver import Resolver
 
 from orchestratord import contract
 from orchestratord.contract import Operation
+from orchestratord.domain.task import Caller
 from orchestratord.wire.errors import HttpError
 
 JSON_DEPTH = 64
@@ -73,13 +74,13 @@ def _argument(parameter: dict[str, Any]) -> str:
 def _check_signature(name: str, handler: Handler, op: Operation) -> None:
     if not inspect.iscoroutinefunction(inspect.unwrap(getattr(handler, "func", handler))):
         raise ContractMismatch(f"handler {name} is not async: it would run in a thread, outside the one loop")
-    offered = {_argument(p) for p in op.parameters} | {"correlation_id"} | ({"body"} if op.body_schema else set())
+    offered = {_argument(p) for p in op.parameters} | {"caller"} | ({"body"} if op.body_schema else set())
     wanted = set(inspect.signature(handler).parameters)
     if unknown := sorted(wanted - offered):
         raise ContractMismatch(
             f"handler {name} asks for {', '.join(unknown)}, which {op.operation_id} does not declare"
         )
-    if ignored := sorted(offered - wanted - {"correlation_id"}):
+    if ignored := sorted(offered - wanted - {"caller"}):
         raise ContractMismatch(f"handler {name} ignores {', '.join(ignored)} of {op.operation_id}")
 
 
@@ -184,10 +185,7 @@ class ValidatedOperation:
         given: dict[str, str] = {}
         for name, value in _query_pairs(raw):
             if name not in self._query:
-                raise HttpError(
-                    "INVALID_PARAMS",
-                    f"There is no query parameter {name[:64]!r} here.{_did_you_mean(name, self._query)}",
-                )
+                raise _unknown(f"There is no query parameter {name[:64]!r} here.", name, list(self._query))
             if name in given:
                 raise HttpError("INVALID_PARAMS", f"query parameter {name!r} is given twice.")
             given[name] = value
@@ -217,17 +215,20 @@ class ValidatedOperation:
         assert self._body is not None
         found = next(self._body.iter_errors(body), None)
         if found is not None:
-            raise HttpError("INVALID_PARAMS", self._explain(found))
+            raise self._misfit(found)
         return body
 
-    def _explain(self, error: jsonschema_rs.ValidationError) -> str:
-        where = "/".join(str(step) for step in error.instance_path)
+    def _misfit(self, error: jsonschema_rs.ValidationError) -> HttpError:
+        where = "/".join(str(step)[:64] for step in error.instance_path)
         place = f"body field {where}" if where else "body"
         unexpected = getattr(error.kind, "unexpected", None)
         if unexpected:
             known = _known_fields(self._schema, error.schema_path)
-            return f"{place}: unknown field {unexpected[0][:64]!r}.{_did_you_mean(unexpected[0], known)}"
-        return f"{place}: {_short(error.message)}"
+            return _unknown(f"{place}: unknown field {unexpected[0][:64]!r}.", unexpected[0], known)
+        reason = _short(error.message)
+        return HttpError(
+            "INVALID_PARAMS", f"{place}: {reason}", errors=[{"path": f"/{where}"[:512], "message": reason}]
+        )
 
 
 def _known_fields(schema: Any, path: Any) -> list[str]:
@@ -236,11 +237,12 @@ def _known_fields(schema: Any, path: Any) -> list[str]:
     return list(schema.get("properties", ()))
 
 
-def _did_you_mean(name: str, known: Any) -> str:
-    close = difflib.get_close_matches(name, list(known), n=1)
+def _unknown(message: str, name: str, known: list[str]) -> HttpError:
+    close = difflib.get_close_matches(name[:64], known, n=1)
     if close:
-        return f" Did you mean {close[0]!r}?"
-    return f" Known: {', '.join(sorted(known))}." if known else ""
+        return HttpError("INVALID_PARAMS", f"{message} Did you mean {close[0]!r}?", did_you_mean=close[0])
+    listed = f" Known: {', '.join(sorted(known))}." if known else ""
+    return HttpError("INVALID_PARAMS", message + listed)
 
 
 def _short(text: str) -> str:
@@ -306,12 +308,13 @@ class Endpoint:
     def __init__(self, operation: Any) -> None:
         self.operation_id = operation.operation_id
         self._handler: Handler = operation.function
-        self._wants_id = "correlation_id" in inspect.signature(self._handler).parameters
+        self._wants_caller = "caller" in inspect.signature(self._handler).parameters
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         arguments = scope["arguments"]
-        if self._wants_id:
-            arguments["correlation_id"] = scope["state"]["correlation_id"]
+        if self._wants_caller:
+            state = scope["state"]
+            arguments["caller"] = Caller(state["correlation_id"], state["identity"])
         response = await self._handler(**arguments)
         await response(scope, receive, send)
 

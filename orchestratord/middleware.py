@@ -18,10 +18,12 @@ from typing import Any
 from starlette.exceptions import HTTPException
 
 from orchestratord.domain.errors import Refusal
-from orchestratord.ports import Telemetry
+from orchestratord.ports import Clock, Telemetry
 from orchestratord.wire.errors import Headers, HttpError, internal, render
 
 Scope = dict[str, Any]
+
+BODY_IDLE_S = 10.0
 
 _CORRELATION = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"via"})
@@ -178,9 +180,10 @@ def _is_local_peer(scope: Scope, headers: Headers, host: str) -> bool:
 class BodyLimit:
     """Refuses a body that is too long, declared or not, and one in an encoding nobody would undo."""
 
-    def __init__(self, app: Any, *, max_bytes: int) -> None:
+    def __init__(self, app: Any, *, max_bytes: int, clock: Clock) -> None:
         self.app = app
         self._max = max_bytes
+        self._clock = clock
 
     async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
         if scope["type"] != "http":
@@ -203,7 +206,12 @@ class BodyLimit:
 
         async def counted() -> dict[str, Any]:
             nonlocal total
-            message: dict[str, Any] = await receive()
+            try:
+                async with self._clock.limit(BODY_IDLE_S):
+                    message: dict[str, Any] = await receive()
+            except TimeoutError:
+                late = f"Nothing of the body came for {BODY_IDLE_S:g} s."
+                raise HttpError("REQUEST_TIMEOUT", late, headers=[(b"connection", b"close")]) from None
             total += len(message.get("body", b""))
             if total > self._max:
                 raise self._too_large()

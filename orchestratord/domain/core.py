@@ -35,6 +35,7 @@ from orchestratord.domain.pool import Fault, Lease, Pool, PoolSpec, Replica
 from orchestratord.domain.session import Session, Sessions
 from orchestratord.domain.task import (
     Admission,
+    Caller,
     CancelReason,
     Failure,
     FinishReason,
@@ -44,6 +45,8 @@ from orchestratord.domain.task import (
     Usage,
 )
 from orchestratord.domain.views import terminal_payload, transcript_source
+
+FLUSH_BYTES = 64 * 1024  # the journal lags a stream by no more than this
 
 
 class Ticket(Protocol):
@@ -89,7 +92,7 @@ class Sized:
     seed: int
     prompt_bound: int
     prompt_sha256: str | None
-    correlation_id: str
+    caller: Caller
 
 
 class Core:
@@ -159,7 +162,7 @@ class Core:
             deadline=now + request.deadline_ms / 1000,
             prompt_sha256=sized.prompt_sha256,
             prompt_bound=sized.prompt_bound,
-            correlation_id=sized.correlation_id,
+            caller=sized.caller,
         )
         frame = self._hooks.encode(
             1, "started", {"queue_position": position, "predicted_start_ms": admission.predicted_start_ms}
@@ -181,7 +184,7 @@ class Core:
                 created_ms=wall_ms,
                 prompt_sha256=task.prompt_sha256,
                 prompt_bound=task.prompt_bound,
-                correlation_id=task.correlation_id,
+                caller=task.caller,
                 started_frame=frame,
             )
         )
@@ -197,9 +200,9 @@ class Core:
             task.log.show(1)
             self._hooks.admitted(task)
             self._hooks.wake()
-        elif not task.terminal:  # withdraw it without trace
+        else:  # withdraw it without trace
             self.pools[task.pool_id].queue.remove(task)
-            self.sessions.return_turn(task.session_id)
+            self.sessions.return_turn(task.session_id, live=not task.terminal)
             self.tasks.pop(task.task_id, None)
 
     def _enlist(self, task: Task) -> None:
@@ -232,16 +235,18 @@ class Core:
         wall_ms: int,
     ) -> None:
         """Become what the journal says. Called once, before anything is admitted."""
-        deleted_up_to = {fact.session_id: fact.after_order for fact in deleted}
+        deletions = {fact.session_id: fact.after_order for fact in deleted}
         for item in journaled:
             task = recovery.rebuild(item, split, now, wall_ms)
+            if task.order > deletions.get(task.session_id, task.order):
+                self.sessions.delete(task.session_id, task.created)
+                del deletions[task.session_id]
             self.tasks[task.task_id] = task
             self._orders = count(task.order + 1)
             fate = recovery.fate(item)
-            if task.order > deleted_up_to.get(task.session_id, 0):
-                self.sessions.take_turn(task.session_id, task.created)
-                if task.ended is not None:
-                    self.sessions.task_ended(task.session_id, task.ended)
+            self.sessions.take_turn(task.session_id, task.created)
+            if task.ended is not None:
+                self.sessions.task_ended(task.session_id, task.ended)
             if fate == "retained":
                 self._ended.append(task)
             elif fate == "interrupted":
@@ -258,10 +263,13 @@ class Core:
             elif (pool := self.pools.get(task.pool_id)) is not None:
                 pool.queue.push(task)
                 heappush(self._deadlines, (task.deadline, task.order, task.task_id))
+                self._hooks.admitted(task)
             else:
                 gone = f"Pool {task.pool_id} is no longer configured."
                 failure = Failure("POOL_UNAVAILABLE", gone, task.request.engine)
                 self._terminate(task, TaskState.FAILED, now, wall_ms, failure=failure, phase="recovered")
+        for session_id in deletions:
+            self.sessions.delete(session_id, now)
         self._hooks.wake()
 
     # -- dispatch ----------------------------------------------------------------------------------------
@@ -324,6 +332,8 @@ class Core:
         if tokens_out:
             task.usage = Usage(task.usage.tokens_in, tokens_out, 0)
         log.wake()
+        if log.size - task.journaled > FLUSH_BYTES:
+            self.flush(task)
         if log.size > self.limits.task_bytes:
             self._fail(
                 task,
@@ -543,7 +553,7 @@ class Core:
 
     # -- sessions ----------------------------------------------------------------------------------------
     def session(self, session_id: str, now: float) -> Session:
-        session = self.sessions.get(session_id, now)
+        session = self.sessions.find(session_id, now)
         if session is None:
             raise NotFound(f"There is no session {session_id}. A session begins with its first admitted task.")
         return session
@@ -559,7 +569,7 @@ class Core:
                 if not task.terminal:
                     self.cancel(task, "session_deleted", now, wall_ms)
                     tickets.append(self.closing[task.task_id])
-        self.sessions.delete(session_id)
+        self.sessions.delete(session_id, now)
         tickets.append(self._hooks.record(SessionDeleted(session_id, last)))
         return tickets
 

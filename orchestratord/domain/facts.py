@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestratord.domain.placement import Decision
-from orchestratord.domain.task import Admission, DeterminismClass, Failure, TaskRequest, TaskState, Usage
+from orchestratord.domain.task import Admission, Caller, DeterminismClass, Failure, TaskRequest, TaskState, Usage
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +28,7 @@ class Admitted:
     created_ms: int
     prompt_sha256: str | None
     prompt_bound: int
-    correlation_id: str
+    caller: Caller
     started_frame: bytes  # the log's first event, so that a restart serves the very same bytes
 
     @property

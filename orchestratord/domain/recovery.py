@@ -56,7 +56,7 @@ def rebuild(journaled: JournaledTask, split: Split, now: float, wall_ms: int) ->
         deadline=monotonic(admitted.created_ms + admitted.request.deadline_ms),
         prompt_sha256=admitted.prompt_sha256,
         prompt_bound=admitted.prompt_bound,
-        correlation_id=admitted.correlation_id,
+        caller=admitted.caller,
         committed=True,
         recovered=True,
     )

@@ -15,6 +15,7 @@ class Session:
     id: str
     turns: int = 0
     live: int = 0
+    deleted: bool = False  # gone for its client; what it spent still counts until its TTL would have ended
     idle_since: float = 0.0
     warm_replica: Replica | None = None
     warm_pool: str | None = None
@@ -56,6 +57,11 @@ class Sessions:
             return None
         return session
 
+    def find(self, session_id: str, now: float) -> Session | None:
+        """The session as its client may see it: not one that was deleted."""
+        session = self.get(session_id, now)
+        return None if session is None or session.deleted else session
+
     def ttl_left(self, session: Session, now: float) -> float:
         """Seconds until it expires if nothing of it were live from now on."""
         return self.ttl_s if session.live else max(0.0, self.ttl_s - (now - session.idle_since))
@@ -65,7 +71,7 @@ class Sessions:
         session = self.get(session_id, now)
         if session is not None and session.turns >= self.turns_max:
             raise AdmissionReject(
-                f"Session {session_id} has used its {self.turns_max} turns. Use a new session_id, delete the session, "
+                f"Session {session_id} has used its {self.turns_max} turns. Use a new session_id, "
                 "or wait until it expires.",
                 policy_label="session-turns",
                 retriable=False,
@@ -76,16 +82,17 @@ class Sessions:
         session = self.get(session_id, now)
         if session is None:
             session = self._by_id[session_id] = Session(session_id, idle_since=now)
+        session.deleted = False
         session.turns += 1
         session.live += 1
         return session
 
-    def return_turn(self, session_id: str) -> None:
-        """The admission came to nothing: as if it had never been tried."""
+    def return_turn(self, session_id: str, *, live: bool) -> None:
+        """The admission came to nothing: as if it had never been tried. `live` unless the task has ended meanwhile."""
         session = self._by_id.get(session_id)
         if session is not None:
             session.turns -= 1
-            session.live -= 1
+            session.live -= live
             if not session.turns:
                 del self._by_id[session_id]
 
@@ -95,8 +102,11 @@ class Sessions:
             session.live -= 1
             session.idle_since = now
 
-    def delete(self, session_id: str) -> None:
-        self._by_id.pop(session_id, None)
+    def delete(self, session_id: str, now: float) -> None:
+        """Forget all but what it has spent: coming back under the same id does not refill it."""
+        session = self._by_id.get(session_id)
+        if session is not None:
+            self._by_id[session_id] = Session(session_id, session.turns, session.live, True, now)
 
     def expire(self, now: float) -> None:
         """Drop what has expired; `get` would do it too, this bounds memory."""

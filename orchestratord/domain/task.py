@@ -140,6 +140,14 @@ class Usage:
     decode_ms: int = 0
 
 
+@dataclass(frozen=True, slots=True)
+class Caller:
+    """Who sent a request: its correlation id, and `localhost` or `token:<6 hex>`, never the token."""
+
+    correlation_id: str
+    identity: str
+
+
 @dataclass(slots=True, eq=False)
 class Task:
     """An admitted task. Only `domain.core.Core` changes one."""
@@ -158,7 +166,7 @@ class Task:
     deadline: float  # monotonic seconds; bounds the terminal event
     prompt_sha256: str | None = None
     prompt_bound: int = 0  # upper bound of prompt tokens it was admitted on
-    correlation_id: str = ""
+    caller: Caller = Caller("", "")
     state: TaskState = TaskState.QUEUED
     committed: bool = False  # its `Admitted` fact is durable: it may be dispatched
     replica_id: str | None = None

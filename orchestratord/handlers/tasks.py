@@ -4,15 +4,16 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestratord.domain.task import Caller
 from orchestratord.handlers import Services
 from orchestratord.wire import canonical, cursors
 from orchestratord.wire.responses import EventStream, Reply
 from orchestratord.wire.tasks import admission_body, parse_request, status_body
 
 
-async def create_task(app: Services, body: dict[str, Any], correlation_id: str) -> Reply:
+async def create_task(app: Services, body: dict[str, Any], caller: Caller) -> Reply:
     request = parse_request(body)
-    task, replay = await app.admission.admit(request, canonical.fingerprint(body), correlation_id)
+    task, replay = await app.admission.admit(request, canonical.fingerprint(body), caller)
     headers = [(b"location", f"/v1/tasks/{task.task_id}".encode())]
     if replay:
         headers.append((b"x-idempotent-replay", b"true"))

@@ -11,7 +11,7 @@ from typing import TypeVar
 from orchestratord.domain.core import Core, Sized
 from orchestratord.domain.errors import InvalidParams, Overloaded, PoolUnready, Refusal, StorageUnavailable
 from orchestratord.domain.pool import Pool
-from orchestratord.domain.task import Task, TaskRequest
+from orchestratord.domain.task import Caller, Sampling, Task, TaskRequest
 from orchestratord.ports import Clock, Engine, EngineError, Journal
 from orchestratord.services.durability import durable
 from orchestratord.services.narration import Narrator
@@ -43,24 +43,24 @@ class Admission:
         self._counts: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self.closed = False  # set at shutdown
 
-    async def admit(self, request: TaskRequest, fingerprint: bytes, correlation_id: str) -> tuple[Task, bool]:
+    async def admit(self, request: TaskRequest, fingerprint: bytes, caller: Caller) -> tuple[Task, bool]:
         """(task, whether this repeats an earlier admission). Returns when the admission is durable.
 
         Raises a Refusal; a refused task_id is not remembered.
         """
-        known = self._core.known(request.task_id, fingerprint)
-        if known is None:
-            try:
-                known = await self._decide(request, fingerprint, correlation_id)
-            except Refusal as refusal:
-                self._narrator.rejected(request, refusal, correlation_id)
-                raise
+        try:
+            known = self._core.known(request.task_id, fingerprint)
             if known is None:
-                return self._core.tasks[request.task_id], False
+                known = await self._decide(request, fingerprint, caller)
+        except Refusal as refusal:
+            self._narrator.rejected(request, refusal, caller)
+            raise
+        if known is None:
+            return self._core.tasks[request.task_id], False
         await self._settled(known)
         return known, True
 
-    async def _decide(self, request: TaskRequest, fingerprint: bytes, correlation_id: str) -> Task | None:
+    async def _decide(self, request: TaskRequest, fingerprint: bytes, caller: Caller) -> Task | None:
         """Admit; or, when an equal request got there first while this one was being sized, that one's task."""
         if self.closed:
             raise Overloaded("The server is shutting down. Try again when it is back.", retry_after_ms=2000)
@@ -77,7 +77,7 @@ class Admission:
             seed=self._draw_seed() if request.seed is None else request.seed,
             prompt_bound=bound,
             prompt_sha256=hashlib.sha256(text.encode()).hexdigest() if text is not None else None,
-            correlation_id=correlation_id,
+            caller=caller,
         )
         _, ticket = self._core.admit(sized, self._clock.now(), self._clock.wall_ms())
         await durable(ticket)
@@ -102,6 +102,7 @@ class Admission:
             )
         if request.sampling.json_schema is not None and request.sampling.grammar is not None:
             raise InvalidParams("Give sampling.json_schema or sampling.grammar, not both.", rule="unsupported_sampling")
+        self._check_knobs(request)
         placement = request.placement
         if placement.mode == "pin" and placement.pin_pool_id is None:
             raise InvalidParams("placement.mode is pin: name the pool in pin_pool_id.", rule="pin_unknown_pool")
@@ -113,6 +114,20 @@ class Admission:
                 limit=max(limits),
             )
 
+    def _check_knobs(self, request: TaskRequest) -> None:
+        """Engines ignore what they do not know, in silence: a knob that would be dropped is refused."""
+        honoured = {f for p in self._core.serving(request) for r in p.ready_replicas for f in r.features}
+        if not honoured:
+            return  # nothing is ready: placement says why
+        for knob in Sampling.__slots__:
+            if getattr(request.sampling, knob) is not None and knob not in honoured:
+                raise InvalidParams(
+                    f"{request.model_ref} on {request.engine} cannot honour sampling.{knob}. Leave it out.",
+                    rule="unsupported_sampling",
+                    field=f"sampling.{knob}",
+                    engine=request.engine,
+                )
+
     # -- prompt size -------------------------------------------------------------------------------------
     async def _size(self, request: TaskRequest) -> tuple[TaskRequest, int]:
         """The request with its messages rendered to a prompt, and an upper bound of its prompt tokens.
@@ -121,8 +136,11 @@ class Admission:
         """
         pools = [p for p in self._core.serving(request) if p.ready_replicas]
         engine = self._engine_of(pools[0]) if pools else None
-        if engine is None or request.workload != "completion":
+        if engine is None:
             return request, 0  # nothing is ready: placement says why
+        if request.workload != "completion":
+            await self._check_inputs(engine, request)
+            return request, 0
         if request.messages is not None:
             if not any(r.chat_template for p in pools for r in p.ready_replicas):
                 raise InvalidParams(
@@ -131,10 +149,7 @@ class Admission:
                 )
             rendered = await self._ask(engine.render(request.messages), request)
             request = replace(request, prompt=rendered, messages=None)
-        prompt = request.prompt or ""
-        tokens = engine.bound(prompt)
-        if tokens + request.max_tokens > request.ctx:
-            tokens = await self._count(engine, prompt, request)
+        tokens = await self._tokens(engine, request.prompt or "", request.ctx - request.max_tokens, request)
         if tokens + request.max_tokens > request.ctx:
             raise InvalidParams(
                 f"The prompt has {tokens} tokens and max_tokens is {request.max_tokens}: together more than "
@@ -145,6 +160,25 @@ class Admission:
                 ctx=request.ctx,
             )
         return request, tokens
+
+    async def _check_inputs(self, engine: Engine, request: TaskRequest) -> None:
+        """Each input (for rerank: each pair of query and document) is one prompt of its own."""
+        for index, text in enumerate(request.inputs or ()):
+            whole = f"{request.prompt} {text}" if request.workload == "rerank" else text
+            tokens = await self._tokens(engine, whole, request.ctx, request)
+            if tokens > request.ctx:
+                raise InvalidParams(
+                    f"inputs[{index}] has {tokens} tokens, more than ctx {request.ctx}. Shorten it or raise ctx.",
+                    rule="prompt_exceeds_ctx",
+                    field=f"inputs[{index}]",
+                    tokens_in=tokens,
+                    ctx=request.ctx,
+                )
+
+    async def _tokens(self, engine: Engine, text: str, room: int, request: TaskRequest) -> int:
+        """An upper bound if that fits into `room`, else the engine's exact count."""
+        bound = engine.bound(text)
+        return bound if bound <= room else await self._count(engine, text, request)
 
     async def _count(self, engine: Engine, prompt: str, request: TaskRequest) -> int:
         key = (request.model_ref, hashlib.sha256(prompt.encode()).digest())

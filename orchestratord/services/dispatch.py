@@ -67,6 +67,10 @@ class Dispatch:
         if run is not None:
             run.cancel()
 
+    def abort_all(self) -> None:
+        for run in list(self._runs.values()):
+            run.cancel()
+
     @property
     def running(self) -> int:
         return len(self._runs)

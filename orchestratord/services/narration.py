@@ -6,7 +6,7 @@ from typing import Any
 
 from orchestratord.domain.errors import Refusal
 from orchestratord.domain.pool import Lease, Pool
-from orchestratord.domain.task import CancelReason, Task, TaskRequest, TaskState
+from orchestratord.domain.task import Caller, CancelReason, Task, TaskRequest, TaskState
 from orchestratord.ports import Telemetry
 
 
@@ -24,7 +24,8 @@ def log_fields(task: Task) -> dict[str, Any]:
         "model_id": request.model_ref,
         "ctx": request.ctx,
         "priority": request.priority,
-        "correlation_id": task.correlation_id,
+        "correlation_id": task.caller.correlation_id,
+        "identity": task.caller.identity,
         "queue_position": task.admission.queue_position,
         "predicted_start_ms": task.admission.predicted_start_ms,
         "tokens_in": task.usage.tokens_in,
@@ -59,6 +60,9 @@ class Narrator:
     def admitted(self, task: Task) -> None:
         d = task.decision
         self._t.count("tasks_enqueued_total", **self._labels(task), priority=task.request.priority)
+        if task.recovered:  # counted by this process now; decided and told by the one before
+            self._t.event("task_requeued", "waits again after a restart, at its old place", **log_fields(task))
+            return
         self._t.count(
             "placement_decisions_total",
             outcome="placed",
@@ -80,8 +84,8 @@ class Narrator:
             **log_fields(task),
         )
 
-    def rejected(self, request: TaskRequest, refusal: Refusal, correlation_id: str) -> None:
-        reason = str(refusal.details.get("rule") or refusal.policy_label or refusal.code.lower())
+    def rejected(self, request: TaskRequest, refusal: Refusal, caller: Caller) -> None:
+        reason = refusal.policy_label or refusal.code.lower()
         self._t.count("tasks_rejected_total", engine=request.engine, reason=reason)
         if refusal.policy_label is not None:
             self._t.count("admission_backpressure_events_total", engine=request.engine, policy=refusal.policy_label)
@@ -93,7 +97,9 @@ class Narrator:
             engine=request.engine,
             code=refusal.code,
             reason=reason,
-            correlation_id=correlation_id,
+            rule=refusal.details.get("rule"),
+            correlation_id=caller.correlation_id,
+            identity=caller.identity,
         )
 
     def started(self, lease: Lease, kv_warm: bool) -> None:

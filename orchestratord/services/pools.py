@@ -9,6 +9,7 @@ from orchestratord.domain.errors import NotFound
 from orchestratord.domain.pool import Fault, Pool, Replica
 
 DEFAULT_PROFILE = "v1"
+REASON_CHARS = 256
 
 
 class Pools:
@@ -33,7 +34,7 @@ class Pools:
         for pool in self.all():
             if not pool.ready:
                 states = "; ".join(f"{r.id}: {r.reason or r.state}" for r in pool.replicas.values())
-                reasons.append(f"pool {pool.id} is not ready ({states or 'no replicas'})")
+                reasons.append(f"pool {pool.id} is not ready ({states or 'no replicas'})"[:REASON_CHARS])
         return reasons
 
     def health(self, pool_id: str) -> dict[str, Any]:

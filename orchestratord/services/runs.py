@@ -41,13 +41,18 @@ class Runs:
         self._engine_of = engine_of
         self._suspect = suspect
         self._profiles = profiles
+        self._given_up = False
 
     def bind(self, core: Core) -> None:
         self._core = core
 
+    def give_up(self) -> None:
+        """The daemon goes away: a task without output is left as it stands, to wait again after the restart."""
+        self._given_up = True
+
     async def run(self, lease: Lease) -> None:
         """Stream the lease's task into its log, then settle once, whatever happened."""
-        outcome: dict[str, Any] = {"failure": self._failure(lease.task, "INTERNAL", "The run was interrupted.")}
+        outcome: dict[str, Any] = {"failure": self._failure(lease.task, "INTERNAL", "A bug ended the run.")}
         engine = self._engine_of(lease)
         try:
             if engine is None:
@@ -57,7 +62,7 @@ class Runs:
                 outcome["slot_free"] = await self._freed(engine, lease)
         except asyncio.CancelledError:
             # Aborted: the task is over already, only the slot is still to be proven free.
-            if engine is not None:
+            if engine is not None and lease.task.terminal:
                 outcome["slot_free"] = await self._freed_unless_cancelled(engine, lease)
         except EngineError as error:
             code, retriable = FAILURES[error.kind]
@@ -67,7 +72,8 @@ class Runs:
         except Exception as error:  # the last resort of the run: a bug must not leak a slot
             self._telemetry.event("run_failed", "a bug ended a run", error=repr(error), job_id=lease.task.task_id)
         finally:
-            self._core.finish(lease, self._clock.now(), self._clock.wall_ms(), **outcome)
+            if not self._given_up or lease.task.terminal:
+                self._core.finish(lease, self._clock.now(), self._clock.wall_ms(), **outcome)
 
     async def _stream(self, engine: Engine, lease: Lease) -> dict[str, Any]:
         core, clock = self._core, self._clock

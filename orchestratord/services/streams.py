@@ -10,6 +10,7 @@ from typing import Any
 from orchestratord.domain import forecast
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import InvalidParams, NotFound
+from orchestratord.domain.pool import Pool
 from orchestratord.domain.task import Task, TaskState
 from orchestratord.ports import Clock, Timer
 
@@ -210,7 +211,8 @@ class Streams:
             payload["kv_warmth"] = session.kv_warm
         if task.state is TaskState.QUEUED:
             payload["predicted_start_ms"] = int(forecast.start_ms(pool, task.request.priority, task))
-            payload["waiting_for"] = waiting_for(pool.draining, pool.slots)
+            if why := waiting_for(pool):
+                payload["waiting_for"] = why
         return payload
 
     def farewell(self, task: Task) -> bytes:
@@ -244,8 +246,8 @@ class Streams:
                     cursor.cut()
 
 
-def waiting_for(draining: bool, slots: int) -> str:
-    """Why a queued task waits."""
-    if draining:
+def waiting_for(pool: Pool) -> str | None:
+    """Why a queued task waits, when it is not only for its turn."""
+    if pool.draining:
         return "resume"
-    return "slot" if slots else "replica"
+    return None if pool.slots else "replica"

@@ -12,7 +12,7 @@ from orchestratord.ports import Clock
 from orchestratord.services.durability import durable
 from orchestratord.services.streams import waiting_for
 
-Waiting = tuple[int, int, str]  # queue_position, predicted_start_ms, waiting_for
+Waiting = tuple[int, int, str | None]  # queue_position, predicted_start_ms, waiting_for
 
 
 class Tasks:
@@ -36,7 +36,7 @@ class Tasks:
         return (
             forecast.position(pool, priority, task),
             int(forecast.start_ms(pool, priority, task)),
-            waiting_for(pool.draining, pool.slots),
+            waiting_for(pool),
         )
 
     def newest(self, below: int | None, state: str | None, session_id: str | None) -> Iterator[Task]:

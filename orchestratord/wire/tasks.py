@@ -37,7 +37,7 @@ def failure_body(failure: Failure) -> dict[str, Any]:
     return body
 
 
-def status_body(task: Task, waiting: tuple[int, int, str] | None) -> dict[str, Any]:
+def status_body(task: Task, waiting: tuple[int, int, str | None] | None) -> dict[str, Any]:
     """TaskStatus. `waiting` is (queue_position, predicted_start_ms, waiting_for) of a queued task."""
     request = task.request
     body: dict[str, Any] = {

@@ -123,7 +123,7 @@ def test_a_deadline_the_median_end_misses_is_refused_with_the_prediction() -> No
 
 
 def test_nothing_is_appended_above_the_seal_of_a_cancel() -> None:
-    """ORCH-3026: the seal is the terminal event's id; the engine call is aborted; the slot stays taken until released."""
+    """ORCH-3026: the seal names the terminal event; the engine call is aborted; the slot stays taken."""
     world = World(slots=1)
     task = world.admit()
     (lease,) = world.dispatch()
@@ -219,6 +219,9 @@ def test_session_turns_ttl_and_delete() -> None:
     assert first.state is TaskState.CANCELED
     with pytest.raises(NotFound):
         world.core.session("s", world.now)
+    with pytest.raises(AdmissionReject):  # coming back under the same id does not refill it
+        world.admit(session_id="s")
+    world.now += 10
     world.admit(session_id="s")
     assert world.core.session("s", world.now).turns == 1
 

@@ -9,7 +9,7 @@ from typing import Any
 from orchestratord.domain.core import Core, Hooks, Limits, Sized
 from orchestratord.domain.facts import Fact
 from orchestratord.domain.pool import Lease, PoolSpec, Replica
-from orchestratord.domain.task import Task, TaskRequest
+from orchestratord.domain.task import Caller, Task, TaskRequest
 from orchestratord.wire import sse
 
 
@@ -106,7 +106,7 @@ class World:
 
     def admit(self, **fields: Any) -> Task:
         request = self.request(**fields)
-        sized = Sized(request, request.task_id.encode(), 7, 3, None, "cid")
+        sized = Sized(request, request.task_id.encode(), 7, 3, None, Caller("cid", "localhost"))
         task, _ = self.core.admit(sized, self.now, self.wall_ms)
         if self.auto:
             self.commit()

@@ -41,7 +41,7 @@ async def exchange(port: int, path: str, body: bytes | None = None) -> bytes:
 @asynccontextmanager
 async def server(model: str, *extra: str, slots: int = 2, ctx: int = 256) -> AsyncIterator[int]:
     """A llama-server that accepts connections; its port. It may still be loading."""
-    spec = ProcessSpec("llamacpp", model, slots, ctx, 1, os.environ.get("LLAMA_SERVER"), extra, {}, None)
+    spec = ProcessSpec("llamacpp", model, slots, ctx, 1, os.environ.get("LLAMA_SERVER") or None, extra, {}, None)
     child = await ProcessHost(CLOCK).start(spec)
     port = int(child.url.rpartition(":")[2])
     try:
@@ -105,6 +105,8 @@ async def record() -> None:
         save("stream_context_full", await complete(port, job(max_tokens=400, sampling=greedy)))
         save("overflow", await complete(port, job("ba " * 600)))
         save("bad_grammar", await complete(port, job(sampling=Sampling(grammar="nonsense"))))
+        schema = body(prompt="", n_predict=1, json_schema={"type": "no such type"})
+        save("bad_schema", await exchange(port, "/completion", schema))
         save("bad_json", await exchange(port, "/completion", b"{bad"))
         save("not_found", await exchange(port, "/nowhere"))
     async with server("tiny-eos.gguf") as port:

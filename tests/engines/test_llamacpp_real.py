@@ -28,7 +28,7 @@ pytestmark = pytest.mark.llamacpp
 
 
 def spec(model: Path, *extra: str) -> ProcessSpec:
-    return ProcessSpec("llamacpp", str(model), 2, 4096, 1, os.environ.get("LLAMA_SERVER"), extra, {}, None)
+    return ProcessSpec("llamacpp", str(model), 2, 4096, 1, os.environ.get("LLAMA_SERVER") or None, extra, {}, None)
 
 
 @pytest.fixture(scope="module")
@@ -97,7 +97,7 @@ def test_starting(model: Path) -> None:
         assert (props.ctx, props.slots, props.model_id, props.chat_template) == (4096, 2, str(model), True)
         await engine.close()
         await child.stop(LIMIT_S)
-        assert await child.wait() == 0
+        assert await child.wait() in (0, -signal.SIGTERM)  # it minds the signal only from a moment after it is ready
 
     run(body())
 
@@ -144,13 +144,16 @@ def test_characters_survive(model: Path) -> None:
 
 
 def test_a_schema_holds(model: Path) -> None:
-    """With a JSON schema even nonsense is valid JSON of that shape."""
+    """With a JSON schema even nonsense is valid JSON of that shape, where the features promise it."""
 
     async def body() -> None:
         async with served(model) as (engine, _):
             schema = {"type": "object", "properties": {"ok": {"type": "boolean"}}, "required": ["ok"]}
             collected = await collect(engine, job(max_tokens=200, sampling=Sampling(json_schema=schema)))
-            assert isinstance(msgspec.json.decode(collected.text)["ok"], bool)
+            if "json_schema" in (await engine.props()).features:
+                assert isinstance(msgspec.json.decode(collected.text)["ok"], bool)
+            else:  # a build that ignores it must not claim it
+                assert not collected.text.lstrip().startswith("{")
             bad = await collect(engine, job(sampling=Sampling(grammar="nonsense")))
             assert bad.kind == "refused"
 

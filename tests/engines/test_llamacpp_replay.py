@@ -318,19 +318,35 @@ def test_props() -> None:
     async def body() -> None:
         broken = response(b'{"model_path":"m","total_slots":-1}')
         async with served(
-            *(recorded("props"), recorded("props_no_template")),
+            *(recorded("props"), recorded("bad_schema"), recorded("props_no_template")),
             *(response(b'{"role":"router"}'), broken, recorded("loading"), recorded("props_unauthorized")),
         ) as (engine, _):
             props = await engine.props()
             assert (props.ctx, props.slots, props.model_id, props.chat_template) == (256, 2, "tiny.gguf", True)
             assert props.engine_version.startswith("b")
             assert props.workloads == {"completion"}
-            assert "grammar" in props.features
+            assert {"grammar", "json_schema"} <= set(props.features)
             assert not (await engine.props()).chat_template
             for kind in ("protocol", "protocol", "full", "refused"):
                 with pytest.raises(EngineError) as caught:
                     await engine.props()
                 assert caught.value.kind == kind
+
+    run(body())
+
+
+def test_a_build_that_ignores_schemas() -> None:
+    """A build that takes a wrong schema without a word ignores all of them: the feature is not claimed."""
+
+    async def body() -> None:
+        async with served(recorded("props"), response(b'{"content":"a"}'), recorded("props")) as (engine, _):
+            for _ in range(2):  # asked once per build
+                features = (await engine.props()).features
+                assert "json_schema" not in features
+                assert "grammar" in features
+        async with served(recorded("props"), recorded("loading")) as (engine, _):
+            with pytest.raises(EngineError, match="full"):
+                await engine.props()
 
     run(body())
 

@@ -83,11 +83,9 @@ def test_runs_and_ends() -> None:
     """The child's own pid and exit code, its URL, and what it wrote to both outputs; several may wait."""
 
     async def body() -> None:
-        script = (
-            "import os, sys; print('out', os.getpid(), sys.argv[1], flush=True); sys.stderr.write('err'); sys.exit(3)"
-        )
+        script = "import os, sys; print('out', os.getpid(), sys.argv[1], flush=True); os.write(2, b'err'); sys.exit(3)"
         async with started(script) as child:
-            assert await asyncio.gather(child.wait(), child.wait()) == [1, 1]
+            assert await asyncio.gather(child.wait(), child.wait()) == [3, 3]
             assert child.tail() == [f"out {child.pid} {child.url.rpartition(':')[2]}", "err"]
             assert child.url.startswith("http://127.0.0.1:")
 

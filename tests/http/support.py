@@ -19,6 +19,7 @@ from orchestratord.testing.session import VerifyingSession
 from orchestratord.wire.errors import STATUS
 
 PATIENCE_S = 10.0
+TOO_MUCH = 4_000_000  # bytes no answer here comes near
 
 
 def task(**fields: Any) -> dict[str, Any]:
@@ -96,6 +97,7 @@ class RawConnection:
             self.socket.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, receive_buffer)
         self.socket.connect((parts.hostname, parts.port))
         self._data = b""
+        self.received = 0
 
     def send(self, data: bytes) -> None:
         self.socket.sendall(data)
@@ -111,6 +113,8 @@ class RawConnection:
             data = self.socket.recv(65536)
         except ConnectionResetError:
             data = b""
+        self.received += len(data)
+        assert self.received < TOO_MUCH, "the daemon does not stop sending"
         self._data += data
         return data
 

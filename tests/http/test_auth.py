@@ -198,12 +198,11 @@ def test_behind_a_proxy_nobody_is_local(optional: LiveApp, name: str, value: str
         assert session.get("/v1/pools", headers={name: value, "Authorization": f"Bearer {TOKEN}"}).status_code == 200
 
 
-@pytest.mark.parametrize("name", ["X-Forwarded-Port", "X-Real-IP", "X-Forwarded-Server", "CF-Connecting-IP", "True-Client-IP"])
-def test_further_signs_of_a_proxy(optional: LiveApp, name: str) -> None:
-    """The specification names X-Forwarded-*; the others are common but not named: only the first kind is a must."""
+@pytest.mark.xfail(strict=True, reason="bug: section 10 says X-Forwarded-*, only three of them count")
+@pytest.mark.parametrize("name", ["X-Forwarded-Port", "X-Forwarded-Server", "X-Forwarded-Prefix", "X-Forwarded-By"])
+def test_any_forwarding_header_is_a_sign_of_a_proxy(optional: LiveApp, name: str) -> None:
     with optional.session() as session:
-        status = session.get("/v1/pools", headers={name: "1"}).status_code
-        assert status == (401 if name.startswith("X-Forwarded-") else status)
+        assert session.get("/v1/pools", headers={name: "1"}).status_code == 401
 
 
 def test_a_wrong_token_is_refused_even_locally(optional: LiveApp) -> None:
@@ -212,7 +211,7 @@ def test_a_wrong_token_is_refused_even_locally(optional: LiveApp) -> None:
 
 
 # -- hosts and origins ---------------------------------------------------------------------------------------
-FOREIGN = ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example", "127.0.0.2", "0.0.0.0", "[::2]", "[::1", "", " ", "localhost@evil.example", "evil.example#localhost", "127.1", "2130706433"]
+FOREIGN = ["evil.example", "evil.example:8080", "127.0.0.1.evil.example", "localhost.evil.example", "127.0.0.2", "0.0.0.0", "[::2]", "", " ", "localhost@evil.example", "evil.example#localhost", "127.1", "2130706433"]
 
 
 @pytest.mark.parametrize("host", FOREIGN)
@@ -222,6 +221,14 @@ def test_a_foreign_host_is_403(shared_app: LiveApp, host: str) -> None:
         with RawConnection(shared_app.url) as connection:
             connection.send(f"GET {path} HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
             assert envelope_of(connection.answer(), 403)["code"] == "FORBIDDEN"
+
+
+@pytest.mark.xfail(strict=True, reason="bug (minor): what follows a bracket or colon in Host is not looked at")
+@pytest.mark.parametrize("host", ["[::1", "[::1]evil.example", "localhost:evil.example", "127.0.0.1:80:80"])
+def test_a_host_that_is_no_authority_is_refused(shared_app: LiveApp, host: str) -> None:
+    with RawConnection(shared_app.url) as connection:
+        connection.send(f"GET /v1/pools HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert connection.answer().status in (400, 403)
 
 
 ORIGINS = ["http://evil.example", "https://evil.example:8080", "null", "", "http://127.0.0.1.evil.example", "file://", "http://localhost.evil.example", "evil", "http://localhost@evil.example"]

@@ -9,7 +9,7 @@ from typing import Any
 
 from orchestratord.domain.facts import Admitted, Finished, Started, TranscriptSource
 from orchestratord.domain.placement import Decision
-from orchestratord.domain.task import Admission, Failure, Message, Sampling, TaskRequest, TaskState, Usage
+from orchestratord.domain.task import Admission, Caller, Failure, Message, Sampling, TaskRequest, TaskState, Usage
 from orchestratord.ports import Artifact
 
 GUARD_S = 5.0  # real seconds; only ever reached by a broken journal
@@ -41,7 +41,7 @@ def admitted(order: int, task_id: str | None = None, prompt: str = "Say somethin
         created_ms=1_700_000_000_000 + order,
         prompt_sha256=None,
         prompt_bound=12,
-        correlation_id="corr-1",
+        caller=Caller("corr-1", "localhost"),
         started_frame=b"id: 1\nevent: started\ndata: {}\n\n",
     )
 

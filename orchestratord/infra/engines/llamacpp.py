@@ -169,6 +169,7 @@ class LlamaCpp:
 
     def __init__(self, url: str, *, clock: Clock, api_key: str | None = None) -> None:
         self._http = Transport(url, clock=clock, api_key=api_key)
+        self._schemas: dict[str, bool] = {}  # by build: does it follow a JSON schema?
 
     async def ready(self) -> str | None:
         status, parsed, _ = await self._http.request_json("GET", "/health", limit_s=CONTROL_S)
@@ -190,6 +191,9 @@ class LlamaCpp:
             props = msgspec.convert(parsed, _Props)
         except msgspec.ValidationError as error:
             raise EngineError("protocol", f"llama-server's /props cannot be read: {error}") from None
+        if props.build_info not in self._schemas:
+            self._schemas[props.build_info] = await self._follows_schemas()
+        ignored = set() if self._schemas[props.build_info] else {"json_schema"}
         return EngineProps(
             engine_version=props.build_info,
             model_id=props.model_path,
@@ -197,8 +201,17 @@ class LlamaCpp:
             slots=props.total_slots,
             workloads=frozenset({"completion"}),
             chat_template=bool(props.chat_template) and props.chat_template.strip() != _NO_TEMPLATE,
-            features=tuple(sorted(KNOBS)),
+            features=tuple(sorted(KNOBS.keys() - ignored)),
         )
+
+    async def _follows_schemas(self) -> bool:
+        """Builds with another grammar library take a schema on /completion and ignore it; the others read it, and so
+        refuse this one."""
+        body = msgspec.json.encode({"prompt": "", "n_predict": 1, "json_schema": {"type": "no such type"}})
+        status, parsed, _ = await self._http.request_json("POST", "/completion", body, limit_s=CONTROL_S)
+        if status not in (200, 400):
+            raise _refusal("/completion", status, parsed)
+        return status == 400
 
     def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
         return self._stream(job)

@@ -13,7 +13,7 @@ from orchestratord.ports import ProcessSpec
 
 def _program(binary: str | None) -> list[str]:
     """What to run. Raises FileNotFoundError that says how to get one."""
-    if binary is not None:
+    if binary:
         return [binary]
     if found := shutil.which("llama-server"):
         return [found]

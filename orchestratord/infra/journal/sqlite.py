@@ -4,6 +4,10 @@
 transaction, tells the loop once, and begins again at once: no timer, so a lone fact waits for nothing and a
 crowd shares one commit.
 
+The writer needs the interpreter lock for a moment between two statements. A loop that is busy without a pause and
+polls more often than `sys.getswitchinterval()` (5 ms) can keep it out for seconds: a process that hosts this
+journal should set the interval to 0.5 ms, which bounds that to some 20 ms.
+
 When a commit fails, so does everything appended so far, and `append` refuses until a real write has succeeded
 on the same connection. The same one on purpose: its next transaction overwrites what the failed one may have
 left in the WAL, whereas a reopened database could find it there and bring it back.
