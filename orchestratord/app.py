@@ -250,11 +250,7 @@ class Daemon:
     def _store(self) -> ArtifactStore:
         if self.settings.artifacts.kind == "memory":
             return MemoryArtifacts()
-
-        def address(a: Artifact) -> str:
-            return canonical.artifact_id(a.kind, a.content, a.tags, a.parent, a.metadata)
-
-        return FileArtifacts(self.settings.data_path / "artifacts", address)
+        return FileArtifacts(self.settings.data_path / "artifacts", canonical.id_of)
 
     def _connect(self, spec: ReplicaSpec, url: str) -> Engine:
         pool = next(p for p in self.settings.pools if p.id == spec.pool_id)

@@ -75,6 +75,8 @@ def _serve(arguments: argparse.Namespace) -> int:
     except config.ConfigError as error:
         return _complain(str(error), BAD_CONFIG)
 
+    # The journal's writer thread would starve under a loop that never idles: Python lets go of its lock every 5 ms.
+    sys.setswitchinterval(0.0005)
     try:
         make_server(daemon).run()
     except JournalUnavailable as error:

@@ -236,13 +236,14 @@ class Core:
     ) -> None:
         """Become what the journal says. Called once, before anything is admitted."""
         deletions = {fact.session_id: fact.after_order for fact in deleted}
+        last = max(deletions.values(), default=0)
         for item in journaled:
             task = recovery.rebuild(item, split, now, wall_ms)
             if task.order > deletions.get(task.session_id, task.order):
                 self.sessions.delete(task.session_id, task.created)
                 del deletions[task.session_id]
             self.tasks[task.task_id] = task
-            self._orders = count(task.order + 1)
+            last = max(last, task.order)
             fate = recovery.fate(item)
             self.sessions.take_turn(task.session_id, task.created)
             if task.ended is not None:
@@ -270,6 +271,7 @@ class Core:
                 self._terminate(task, TaskState.FAILED, now, wall_ms, failure=failure, phase="recovered")
         for session_id in deletions:
             self.sessions.delete(session_id, now)
+        self._orders = count(last + 1)
         self._hooks.wake()
 
     # -- dispatch ----------------------------------------------------------------------------------------
@@ -565,7 +567,7 @@ class Core:
         last = 0
         for task in self.tasks.values():
             if task.session_id == session_id:
-                last = task.order
+                last = max(last, task.order)
                 if not task.terminal:
                     self.cancel(task, "session_deleted", now, wall_ms)
                     tickets.append(self.closing[task.task_id])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestratord.domain.errors import InvalidParams
 from orchestratord.domain.task import Caller
 from orchestratord.handlers import Services
 from orchestratord.wire import canonical, cursors
@@ -12,8 +13,11 @@ from orchestratord.wire.tasks import admission_body, parse_request, status_body
 
 
 async def create_task(app: Services, body: dict[str, Any], caller: Caller) -> Reply:
-    request = parse_request(body)
-    task, replay = await app.admission.admit(request, canonical.fingerprint(body), caller)
+    try:
+        fingerprint = canonical.fingerprint(body)
+    except ValueError as error:
+        raise InvalidParams(str(error), rule="body_syntax") from None
+    task, replay = await app.admission.admit(parse_request(body), fingerprint, caller)
     headers = [(b"location", f"/v1/tasks/{task.task_id}".encode())]
     if replay:
         headers.append((b"x-idempotent-replay", b"true"))

@@ -8,7 +8,7 @@ from dataclasses import replace
 from typing import Any
 
 from orchestratord.domain.core import Core
-from orchestratord.domain.errors import NotFound, StorageUnavailable
+from orchestratord.domain.errors import InvalidParams, NotFound, StorageUnavailable
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.ports import Artifact, ArtifactCorrupt, ArtifactStore, Clock, Telemetry
 
@@ -55,10 +55,13 @@ class Artifacts:
     ) -> Artifact:
         """Store a client's artifact; the same content has the same id and is stored once.
 
-        Raises StorageUnavailable.
+        Raises InvalidParams for numbers no JSON reader keeps exactly, and StorageUnavailable.
         """
         unique = tuple(sorted(set(tags)))
-        artifact_id = self._address(kind, content, unique, parent, metadata)
+        try:
+            artifact_id = self._address(kind, content, unique, parent, metadata)
+        except ValueError as error:
+            raise InvalidParams(str(error), rule="body_syntax") from None
         artifact = Artifact(artifact_id, kind, content, unique, parent, metadata, self._clock.wall_ms())
         try:
             return await self._store.put(artifact)

@@ -4,8 +4,9 @@ least two slots, idle, and leaves it idle. `ALL` lists them."""
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Callable, Coroutine
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -151,7 +152,7 @@ async def closing_twice_is_closing(engine: Engine) -> None:
     await engine.close()
 
 
-Claim = Callable[[Engine], Awaitable[None]]
+Claim = Callable[[Engine], Coroutine[Any, Any, None]]
 ALL: tuple[Claim, ...] = (
     describes_itself,
     a_stream_ends_once,
