@@ -19,8 +19,9 @@ from orchestratord.config import ConfigError, PoolSettings, QueueSettings, Repli
 from orchestratord.domain.core import Core, Hooks, Limits
 from orchestratord.domain.eta import Prior
 from orchestratord.domain.facts import TranscriptSource
+from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pool import PoolSpec
-from orchestratord.domain.task import Failure, Sampling
+from orchestratord.domain.request import Sampling
 from orchestratord.framework import App
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
 from orchestratord.infra import prometheus
@@ -260,8 +261,10 @@ class Daemon:
             if key not in self.mocks:
                 mock = replica.mock
                 self.mocks[key] = MockEngine(
-                    pool.engine,
+                    url,
                     clock=self.clock,
+                    engine=pool.engine,
+                    model_id=pool.model,
                     slots=mock.slots,
                     ctx=mock.ctx,
                     token_ms=mock.token_ms,

@@ -25,7 +25,7 @@ from connexion.resolver import Resolver
 
 from orchestratord import contract
 from orchestratord.contract import Operation
-from orchestratord.domain.task import Caller
+from orchestratord.domain.request import Caller
 from orchestratord.wire.errors import HttpError
 
 JSON_DEPTH = 64

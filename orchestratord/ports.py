@@ -11,7 +11,8 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from orchestratord.domain.facts import Fact, JournaledTask, SessionDeleted
-from orchestratord.domain.task import FinishReason, Message, Sampling, Workload
+from orchestratord.domain.outcome import FinishReason
+from orchestratord.domain.request import Message, Sampling, Workload
 
 
 # -- time --------------------------------------------------------------------------------------------------

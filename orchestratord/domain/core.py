@@ -8,11 +8,9 @@ are the `Hooks`.
 
 from __future__ import annotations
 
-from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
-from heapq import heappop, heappush
 from itertools import count
 from typing import Any, Protocol
 
@@ -30,20 +28,13 @@ from orchestratord.domain.facts import (
     Started,
 )
 from orchestratord.domain.log import EventLog
+from orchestratord.domain.outcome import Admission, CancelReason, Failure, FinishReason, TaskState, Usage
 from orchestratord.domain.placement import PoolSnapshot, pick_replica, place
 from orchestratord.domain.pool import Fault, Lease, Pool, PoolSpec, Replica
+from orchestratord.domain.request import Caller, TaskRequest
+from orchestratord.domain.roster import Roster
 from orchestratord.domain.session import Session, Sessions
-from orchestratord.domain.task import (
-    Admission,
-    Caller,
-    CancelReason,
-    Failure,
-    FinishReason,
-    Task,
-    TaskRequest,
-    TaskState,
-    Usage,
-)
+from orchestratord.domain.task import Task
 from orchestratord.domain.views import terminal_payload, transcript_source
 
 FLUSH_BYTES = 64 * 1024  # the journal lags a stream by no more than this
@@ -100,19 +91,17 @@ class Core:
         self.pools = {spec.id: Pool(spec) for spec in pools}
         self.limits = limits
         self.sessions = Sessions(limits.session_ttl_s, limits.turns_max)
-        self.tasks: dict[str, Task] = {}  # in admission order
-        self.closing: dict[str, Ticket] = {}  # tasks whose `Finished` is not durable yet
+        self.tasks = Roster()
+        self.closing: dict[str, Ticket] = {}  # the undecided `Admitted` or `Finished` of a task
         self._hooks = hooks
         self._orders = count(1)
         self._lease_ids = count(1)
-        self._deadlines: list[tuple[float, int, str]] = []
-        self._ended: deque[Task] = deque()
 
     # -- admission ---------------------------------------------------------------------------------------
     def known(self, task_id: str, fingerprint: bytes) -> Task | None:
         """The task an equal request was admitted as. Raises Conflict when the id was used for another body."""
         task = self.tasks.get(task_id)
-        if task is not None and task.fingerprint != fingerprint:
+        if task is not None and task.admitted.fingerprint != fingerprint:
             raise Conflict(
                 f"task_id {task_id} was already used with a different body. Use a fresh UUID for every task.",
             )
@@ -147,7 +136,8 @@ class Core:
             self._refuse_full(pool, request)
 
         admission = Admission(position, int(start), forecast.backoff_ms(pool))
-        task = Task(
+        promise = {"queue_position": position, "predicted_start_ms": admission.predicted_start_ms}
+        fact = Admitted(
             request=request,
             fingerprint=sized.fingerprint,
             order=next(self._orders),
@@ -156,45 +146,34 @@ class Core:
             admission=admission,
             decision=decision,
             pool_id=pool.id,
-            log=EventLog(),
             created_ms=wall_ms,
-            created=now,
-            deadline=now + request.deadline_ms / 1000,
             prompt_sha256=sized.prompt_sha256,
             prompt_bound=sized.prompt_bound,
             caller=sized.caller,
+            started_frame=self._hooks.encode(1, "started", promise),
         )
-        frame = self._hooks.encode(
-            1, "started", {"queue_position": position, "predicted_start_ms": admission.predicted_start_ms}
-        )
-        task.log.append(frame)
+        task = Task(fact, EventLog(), now, now + request.deadline_ms / 1000, fact.determinism_class)
+        task.log.append(fact.started_frame)
         self.sessions.take_turn(request.session_id, now)
-        self._enlist(task)
+        self.tasks.enlist(task)
         pool.queue.push(task)
-        ticket = self._hooks.record(
-            Admitted(
-                request=request,
-                fingerprint=task.fingerprint,
-                order=task.order,
-                seed=task.seed,
-                determinism_class=task.determinism_class,
-                admission=admission,
-                decision=decision,
-                pool_id=pool.id,
-                created_ms=wall_ms,
-                prompt_sha256=task.prompt_sha256,
-                prompt_bound=task.prompt_bound,
-                caller=task.caller,
-                started_frame=frame,
-            )
-        )
-        self.closing[task.task_id] = ticket
-        ticket.add_done_callback(partial(self._committed, task))
+        ticket = self._gate(task, fact, self._committed)
+        self._hooks.wake()
         return task, ticket
 
-    def _committed(self, task: Task, ticket: Ticket) -> None:
+    def _gate(self, task: Task, fact: Fact, then: Callable[[Task, Ticket], None]) -> Ticket:
+        """Record a fact that somebody waits for; `closing` knows its ticket until it is decided."""
+        ticket = self._hooks.record(fact)
+        self.closing[task.task_id] = ticket
+        ticket.add_done_callback(partial(self._decided, task, then))
+        return ticket
+
+    def _decided(self, task: Task, then: Callable[[Task, Ticket], None], ticket: Ticket) -> None:
         if self.closing.get(task.task_id) is ticket:
             del self.closing[task.task_id]
+        then(task, ticket)
+
+    def _committed(self, task: Task, ticket: Ticket) -> None:
         if ticket.exception() is None:
             task.committed = True
             task.log.show(1)
@@ -204,11 +183,6 @@ class Core:
             self.pools[task.pool_id].queue.remove(task)
             self.sessions.return_turn(task.session_id, live=not task.terminal)
             self.tasks.pop(task.task_id, None)
-
-    def _enlist(self, task: Task) -> None:
-        self.tasks[task.task_id] = task
-        heappush(self._deadlines, (task.deadline, task.order, task.task_id))
-        self._hooks.wake()
 
     def _snapshots(self, request: TaskRequest, now: float) -> list[PoolSnapshot]:
         session = self.sessions.get(request.session_id, now)
@@ -236,43 +210,39 @@ class Core:
     ) -> None:
         """Become what the journal says. Called once, before anything is admitted."""
         deletions = {fact.session_id: fact.after_order for fact in deleted}
-        last = max(deletions.values(), default=0)
+        last = max((*deletions.values(), *(item.admitted.order for item in journaled)), default=0)
+        self._orders = count(last + 1)
         for item in journaled:
             task = recovery.rebuild(item, split, now, wall_ms)
-            if task.order > deletions.get(task.session_id, task.order):
+            if item.admitted.order > deletions.get(task.session_id, last):
                 self.sessions.delete(task.session_id, task.created)
                 del deletions[task.session_id]
-            self.tasks[task.task_id] = task
-            last = max(last, task.order)
-            fate = recovery.fate(item)
             self.sessions.take_turn(task.session_id, task.created)
+            self.tasks.enlist(task)
             if task.ended is not None:
                 self.sessions.task_ended(task.session_id, task.ended)
-            if fate == "retained":
-                self._ended.append(task)
-            elif fate == "interrupted":
-                failure, terminal_id = recovery.interruption(task)
-                self._terminate(
-                    task,
-                    TaskState.FAILED,
-                    now,
-                    wall_ms,
-                    failure=failure,
-                    phase="recovered",
-                    terminal_id=terminal_id,
-                )
-            elif (pool := self.pools.get(task.pool_id)) is not None:
-                pool.queue.push(task)
-                heappush(self._deadlines, (task.deadline, task.order, task.task_id))
-                self._hooks.admitted(task)
+                self.tasks.retire(task)
             else:
-                gone = f"Pool {task.pool_id} is no longer configured."
-                failure = Failure("POOL_UNAVAILABLE", gone, task.request.engine)
-                self._terminate(task, TaskState.FAILED, now, wall_ms, failure=failure, phase="recovered")
+                self._resume(task, now, wall_ms)
         for session_id in deletions:
             self.sessions.delete(session_id, now)
-        self._orders = count(last + 1)
         self._hooks.wake()
+
+    def _resume(self, task: Task, now: float, wall_ms: int) -> None:
+        """An unfinished task of the process before this one: waits again, or ends."""
+        pool = self.pools.get(task.pool_id)
+        if task.first_token is not None:
+            failure, terminal_id = recovery.interruption(task)
+        elif pool is None:
+            gone = f"Pool {task.pool_id} is no longer configured."
+            failure, terminal_id = Failure("POOL_UNAVAILABLE", gone, task.request.engine), task.log.next_id
+        else:
+            pool.queue.push(task)
+            self._hooks.admitted(task)
+            return
+        self._terminate(
+            task, TaskState.FAILED, now, wall_ms, failure=failure, phase="recovered", terminal_id=terminal_id
+        )
 
     # -- dispatch ----------------------------------------------------------------------------------------
     def dispatch(self, now: float, wall_ms: int) -> list[Lease]:
@@ -373,7 +343,7 @@ class Core:
                 "STORAGE_UNAVAILABLE",
                 "The journal failed while the task was starting.",
                 task.last_output,
-                task.first_token_ms or task.created_ms,
+                task.first_token_ms or task.admitted.created_ms,
                 retriable=True,
             )
 
@@ -481,30 +451,25 @@ class Core:
         self._record_tail(task)
         task.log.close(frame, event_id)
         self._hooks.ended(task, phase, reason)
-        ticket = self._hooks.record(
-            Finished(
-                task_id=task.task_id,
-                state=state,
-                usage=task.usage,
-                finish_reason=finish_reason,
-                failure=failure,
-                ended_ms=wall_ms,
-                terminal_id=event_id,
-                terminal_frame=frame,
-                transcript=transcript_source(task) if self.limits.transcripts else None,
-            )
+        finished = Finished(
+            task_id=task.task_id,
+            state=state,
+            usage=task.usage,
+            finish_reason=finish_reason,
+            failure=failure,
+            ended_ms=wall_ms,
+            terminal_id=event_id,
+            terminal_frame=frame,
+            transcript=transcript_source(task) if self.limits.transcripts else None,
         )
-        self.closing[task.task_id] = ticket
-        ticket.add_done_callback(partial(self._closed, task))
+        self._gate(task, finished, self._closed)
         self.sessions.task_ended(task.session_id, now)
-        self._ended.append(task)
+        self.tasks.retire(task)
         for lease in self.leases_of(task):
             self._hooks.abort(lease)
         self._hooks.wake()
 
     def _closed(self, task: Task, ticket: Ticket) -> None:
-        if self.closing.get(task.task_id) is ticket:
-            del self.closing[task.task_id]
         if ticket.exception() is None and (artifact := ticket.result()) is not None:
             task.transcript_id = artifact.id
             self._hooks.archive(task.task_id, artifact)
@@ -520,20 +485,9 @@ class Core:
                 yield lease
 
     # -- time --------------------------------------------------------------------------------------------
-    def next_deadline(self) -> float | None:
-        while self._deadlines:
-            deadline, _, task_id = self._deadlines[0]
-            task = self.tasks.get(task_id)
-            if task is not None and not task.terminal:
-                return deadline
-            heappop(self._deadlines)
-        return None
-
     def expire(self, now: float, wall_ms: int) -> None:
         """End every task whose deadline has passed."""
-        while (due := self.next_deadline()) is not None and due <= now:
-            _, _, task_id = heappop(self._deadlines)
-            task = self.tasks[task_id]
+        for task in self.tasks.overdue(now):
             waiting = task.state is TaskState.QUEUED
             message = f"The deadline of {task.request.deadline_ms} ms passed while the task " + (
                 "was waiting; no engine saw it." if waiting else "was running; the text so far is in the transcript."
@@ -542,15 +496,8 @@ class Core:
 
     def forget(self, now: float) -> None:
         """Drop finished tasks past retention, oldest first, and sessions past their TTL."""
-        while self._ended:
-            task = self._ended[0]
-            assert task.ended is not None
-            if now - task.ended < self.limits.retain_s and len(self._ended) <= self.limits.retain_tasks:
-                break
-            self._ended.popleft()
-            if self.tasks.get(task.task_id) is task:
-                del self.tasks[task.task_id]
-                self._hooks.record(Forgotten(task.task_id))
+        for task_id in self.tasks.discard_stale(now - self.limits.retain_s, self.limits.retain_tasks):
+            self._hooks.record(Forgotten(task_id))
         self.sessions.expire(now)
 
     # -- sessions ----------------------------------------------------------------------------------------
@@ -567,7 +514,7 @@ class Core:
         last = 0
         for task in self.tasks.values():
             if task.session_id == session_id:
-                last = max(last, task.order)
+                last = max(last, task.admitted.order)
                 if not task.terminal:
                     self.cancel(task, "session_deleted", now, wall_ms)
                     tickets.append(self.closing[task.task_id])

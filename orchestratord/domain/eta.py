@@ -12,7 +12,7 @@ from heapq import heapify, heappop, heappush
 from math import ceil
 from statistics import NormalDist
 
-from orchestratord.domain.task import TaskRequest
+from orchestratord.domain.request import TaskRequest
 
 DECAY = 0.95  # weight of the past against one new observation: about the last twenty tasks count
 PRIOR_SPREAD = 0.5  # relative standard deviation of a service time before two were observed

@@ -9,8 +9,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from orchestratord.domain.outcome import Admission, Failure, TaskState, Usage
 from orchestratord.domain.placement import Decision
-from orchestratord.domain.task import Admission, Caller, DeterminismClass, Failure, TaskRequest, TaskState, Usage
+from orchestratord.domain.request import Caller, DeterminismClass, TaskRequest
 
 
 @dataclass(frozen=True, slots=True)

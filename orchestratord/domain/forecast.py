@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from orchestratord.domain import eta
+from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.placement import PoolSnapshot
 from orchestratord.domain.pool import Pool
-from orchestratord.domain.task import Priority, Task, TaskRequest, TaskState
+from orchestratord.domain.request import Priority, TaskRequest
+from orchestratord.domain.task import Task
 
 
 def position(pool: Pool, priority: Priority, task: Task | None = None) -> int:

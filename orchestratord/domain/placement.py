@@ -10,7 +10,7 @@ from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnre
 
 if TYPE_CHECKING:
     from orchestratord.domain.pool import Replica
-    from orchestratord.domain.task import TaskRequest
+    from orchestratord.domain.request import TaskRequest
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,8 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestratord.domain.eta import Prior, ServiceModel
-from orchestratord.domain.task import PRIORITIES, Priority, Task, Workload
+from orchestratord.domain.request import PRIORITIES, Priority, Workload
+from orchestratord.domain.task import Task
 
 ReplicaState = Literal["loading", "ready", "dead"]
 

@@ -8,25 +8,18 @@ used. `Finished`: it is kept for replay until retention.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Literal
 
 from orchestratord.domain.facts import JournaledTask
 from orchestratord.domain.log import EventLog
-from orchestratord.domain.task import Failure, Task, TaskState
+from orchestratord.domain.outcome import Failure, TaskState
+from orchestratord.domain.task import Task
 
-Fate = Literal["waiting", "interrupted", "retained"]
 Split = Callable[[bytes], Sequence[bytes]]  # encoded frames -> single frames
 
 INTERRUPTED = (
     "The daemon stopped while this task was running. What it had produced is kept; "
     "submit it anew under a fresh task_id."
 )
-
-
-def fate(journaled: JournaledTask) -> Fate:
-    if journaled.finished is not None:
-        return "retained"
-    return "interrupted" if journaled.started is not None else "waiting"
 
 
 def rebuild(journaled: JournaledTask, split: Split, now: float, wall_ms: int) -> Task:
@@ -41,25 +34,9 @@ def rebuild(journaled: JournaledTask, split: Split, now: float, wall_ms: int) ->
     for frame in split(journaled.frames):
         log.append(frame)
     log.open()
-    task = Task(
-        request=admitted.request,
-        fingerprint=admitted.fingerprint,
-        order=admitted.order,
-        seed=admitted.seed,
-        determinism_class=admitted.determinism_class,
-        admission=admitted.admission,
-        decision=admitted.decision,
-        pool_id=admitted.pool_id,
-        log=log,
-        created_ms=admitted.created_ms,
-        created=monotonic(admitted.created_ms),
-        deadline=monotonic(admitted.created_ms + admitted.request.deadline_ms),
-        prompt_sha256=admitted.prompt_sha256,
-        prompt_bound=admitted.prompt_bound,
-        caller=admitted.caller,
-        committed=True,
-        recovered=True,
-    )
+    deadline = monotonic(admitted.created_ms + admitted.request.deadline_ms)
+    task = Task(admitted, log, monotonic(admitted.created_ms), deadline, admitted.determinism_class)
+    task.committed = task.recovered = True
     task.journaled = log.size
     if started is not None:
         task.move(TaskState.STARTING)

@@ -41,16 +41,16 @@ def transcript_source(task: Task) -> TranscriptSource:
         "profile": task.request.sampler_profile_version,
         "pool_id": task.pool_id,
         "replica_id": task.replica_id,
-        "seed": task.seed,
+        "seed": task.admitted.seed,
         "determinism_class": task.determinism_class,
-        "placement": decision_view(task.decision),
+        "placement": decision_view(task.admitted.decision),
         "timings": {
-            "created_at_ms": task.created_ms,
+            "created_at_ms": task.admitted.created_ms,
             "started_at_ms": task.started_ms,
             "first_token_at_ms": task.first_token_ms,
             "ended_at_ms": task.ended_ms,
         },
-        "prompt_sha256": task.prompt_sha256,
+        "prompt_sha256": task.admitted.prompt_sha256,
         "prompt_tokens": task.usage.tokens_in,
     }
     tags = ("sse", "stream", f"task:{task.task_id}", f"session:{task.session_id}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from orchestratord.domain.errors import InvalidParams
-from orchestratord.domain.task import Caller
+from orchestratord.domain.request import Caller
 from orchestratord.handlers import Services
 from orchestratord.wire import canonical, cursors
 from orchestratord.wire.responses import EventStream, Reply
@@ -21,7 +21,7 @@ async def create_task(app: Services, body: dict[str, Any], caller: Caller) -> Re
     headers = [(b"location", f"/v1/tasks/{task.task_id}".encode())]
     if replay:
         headers.append((b"x-idempotent-replay", b"true"))
-    return Reply(202, admission_body(task.task_id, task.admission), headers)
+    return Reply(202, admission_body(task.task_id, task.admitted.admission), headers)
 
 
 async def list_tasks(
@@ -29,7 +29,7 @@ async def list_tasks(
 ) -> Reply:
     below = cursors.parse_order(cursor)
     found = app.tasks.newest(below, state, session_id.lower() if session_id else None)
-    page, following = cursors.page(found, limit, lambda task: cursors.order(task.order))
+    page, following = cursors.page(found, limit, lambda task: cursors.order(task.admitted.order))
     return Reply(200, {"items": [status_body(t, app.tasks.waiting(t)) for t in page], "next_cursor": following})
 
 

@@ -11,7 +11,8 @@ from typing import TypeVar
 from orchestratord.domain.core import Core, Sized
 from orchestratord.domain.errors import InvalidParams, Overloaded, PoolUnready, Refusal, StorageUnavailable
 from orchestratord.domain.pool import Pool
-from orchestratord.domain.task import Caller, Sampling, Task, TaskRequest
+from orchestratord.domain.request import Caller, Sampling, TaskRequest
+from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Journal
 from orchestratord.services.durability import durable
 from orchestratord.services.narration import Narrator

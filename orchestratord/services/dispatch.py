@@ -48,7 +48,7 @@ class Dispatch:
         self._arm()
 
     def _arm(self) -> None:
-        due = self._core.next_deadline()
+        due = self._core.tasks.next_deadline()
         if self._timer is not None:
             if self._timer[0] == due:
                 return

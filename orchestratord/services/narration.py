@@ -5,8 +5,10 @@ from __future__ import annotations
 from typing import Any
 
 from orchestratord.domain.errors import Refusal
+from orchestratord.domain.outcome import CancelReason, TaskState
 from orchestratord.domain.pool import Lease, Pool
-from orchestratord.domain.task import Caller, CancelReason, Task, TaskRequest, TaskState
+from orchestratord.domain.request import Caller, TaskRequest
+from orchestratord.domain.task import Task
 from orchestratord.ports import Telemetry
 
 
@@ -24,10 +26,10 @@ def log_fields(task: Task) -> dict[str, Any]:
         "model_id": request.model_ref,
         "ctx": request.ctx,
         "priority": request.priority,
-        "correlation_id": task.caller.correlation_id,
-        "identity": task.caller.identity,
-        "queue_position": task.admission.queue_position,
-        "predicted_start_ms": task.admission.predicted_start_ms,
+        "correlation_id": task.admitted.caller.correlation_id,
+        "identity": task.admitted.caller.identity,
+        "queue_position": task.admitted.admission.queue_position,
+        "predicted_start_ms": task.admitted.admission.predicted_start_ms,
         "tokens_in": task.usage.tokens_in,
     }
     if task.started is not None:
@@ -58,7 +60,7 @@ class Narrator:
         return pool.engine_version if pool else "unknown"
 
     def admitted(self, task: Task) -> None:
-        d = task.decision
+        d = task.admitted.decision
         self._t.count("tasks_enqueued_total", **self._labels(task), priority=task.request.priority)
         if task.recovered:  # counted by this process now; decided and told by the one before
             self._t.event("task_requeued", "waits again after a restart, at its old place", **log_fields(task))
@@ -77,7 +79,7 @@ class Narrator:
             filters=list(d.filters),
             tie_breakers=list(d.tie_breakers),
         )
-        a = task.admission
+        a = task.admitted.admission
         self._t.event(
             "task_admitted",
             f"accepted at position {a.queue_position}, expected to start in {a.predicted_start_ms} ms",

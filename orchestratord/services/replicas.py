@@ -13,7 +13,7 @@ from typing import Any
 
 from orchestratord.domain.core import Core
 from orchestratord.domain.pool import Fault, Lease, Pool, Replica
-from orchestratord.domain.task import Sampling
+from orchestratord.domain.request import Sampling
 from orchestratord.ports import (
     Clock,
     Engine,

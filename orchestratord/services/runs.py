@@ -8,8 +8,10 @@ from dataclasses import replace
 from typing import Any
 
 from orchestratord.domain.core import Core
+from orchestratord.domain.outcome import Failure, Usage
 from orchestratord.domain.pool import Lease
-from orchestratord.domain.task import Failure, Sampling, Task, Usage
+from orchestratord.domain.request import Sampling
+from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Job, Telemetry
 
 ABORT_LIMIT_S = 10.0  # an engine that still works on an aborted job after this gets its slot quarantined
@@ -98,7 +100,7 @@ class Runs:
         return Job(
             workload=request.workload,
             max_tokens=request.max_tokens,
-            seed=task.seed,
+            seed=task.admitted.seed,
             prompt=request.prompt or "",
             inputs=request.inputs or (),
             sampling=replace(profile, **given),

@@ -10,8 +10,9 @@ from typing import Any
 from orchestratord.domain import forecast
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import InvalidParams, NotFound
+from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.pool import Pool
-from orchestratord.domain.task import Task, TaskState
+from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Timer
 
 WRITE_BYTES = 256 * 1024  # at most this much is handed to the socket at once

@@ -5,8 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from orchestratord.domain.core import Core
+from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pool import Lease
-from orchestratord.domain.task import Failure
 from orchestratord.ports import Clock, Timer
 
 FLUSH_S = 0.25

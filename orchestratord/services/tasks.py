@@ -7,7 +7,8 @@ from collections.abc import Iterator
 from orchestratord.domain import forecast
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import NotFound
-from orchestratord.domain.task import Task, TaskState
+from orchestratord.domain.outcome import TaskState
+from orchestratord.domain.task import Task
 from orchestratord.ports import Clock
 from orchestratord.services.durability import durable
 from orchestratord.services.streams import waiting_for
@@ -42,7 +43,7 @@ class Tasks:
     def newest(self, below: int | None, state: str | None, session_id: str | None) -> Iterator[Task]:
         """Newest first, beginning below an admission order."""
         for task in reversed(self._core.tasks.values()):
-            if below is not None and task.order >= below:
+            if below is not None and task.admitted.order >= below:
                 continue
             if (state is None or task.state == state) and (session_id is None or task.session_id == session_id):
                 yield task

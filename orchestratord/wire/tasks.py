@@ -6,8 +6,10 @@ from typing import Any
 
 import msgspec
 
+from orchestratord.domain.outcome import Admission, Failure
+from orchestratord.domain.request import TaskRequest
 from orchestratord.domain.session import Session
-from orchestratord.domain.task import Admission, Failure, Task, TaskRequest
+from orchestratord.domain.task import Task
 from orchestratord.domain.views import decision_view
 
 
@@ -49,11 +51,11 @@ def status_body(task: Task, waiting: tuple[int, int, str | None] | None) -> dict
         "model_ref": request.model_ref,
         "engine": request.engine,
         "pool_id": task.pool_id,
-        "seed": task.seed,
+        "seed": task.admitted.seed,
         "determinism_class": task.determinism_class,
         "last_event_id": task.log.visible_id,
-        "created_at_ms": task.created_ms,
-        "placement": decision_view(task.decision),
+        "created_at_ms": task.admitted.created_ms,
+        "placement": decision_view(task.admitted.decision),
     }
     optional = {
         "replica_id": task.replica_id,

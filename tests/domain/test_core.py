@@ -13,7 +13,7 @@ from orchestratord.domain import forecast
 from orchestratord.domain.core import Limits
 from orchestratord.domain.errors import AdmissionReject, Conflict, DeadlineUnmet, NotFound
 from orchestratord.domain.facts import Admitted, Finished, Frames, Started
-from orchestratord.domain.task import Failure, TaskState
+from orchestratord.domain.outcome import Failure, TaskState
 from orchestratord.wire import sse
 from tests.domain.world import World
 
@@ -109,7 +109,7 @@ def test_a_full_queue_refuses_and_says_when_room_appears() -> None:
 def test_the_same_id_with_another_body_is_a_conflict() -> None:
     world = World()
     task = world.admit()
-    assert world.core.known(task.task_id, task.fingerprint) is task
+    assert world.core.known(task.task_id, task.admitted.fingerprint) is task
     with pytest.raises(Conflict):
         world.core.known(task.task_id, b"other")
 
@@ -158,13 +158,13 @@ def test_a_deadline_ends_waiting_and_running_tasks() -> None:
     (lease,) = world.dispatch()
     world.output(lease, "a")
     world.now += 60
-    assert world.core.next_deadline() == world.now
+    assert world.core.tasks.next_deadline() == world.now
     world.core.expire(world.now, world.wall_ms)
     world.commit()
     assert {t.failure.code for t in (running, waiting) if t.failure} == {"DEADLINE_UNMET"}
     assert waiting.started is None
     assert world.aborted == [lease]
-    assert world.core.next_deadline() is None
+    assert world.core.tasks.next_deadline() is None
 
 
 def test_a_task_that_outgrows_its_log_fails() -> None:
@@ -266,7 +266,7 @@ class CoreMachine(RuleBasedStateMachine):
         except DeadlineUnmet:  # long services were observed: refusing is right, and must change nothing
             return
         assert self._depth() < 4
-        assert task.admission.queue_position == len(lanes)
+        assert task.admitted.admission.queue_position == len(lanes)
         self.waiting[priority].append(task)
         self.tasks.append(task)
 

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready, Refusal
 from orchestratord.domain.placement import PoolSnapshot, place
-from orchestratord.domain.task import PlacementHints, TaskRequest
+from orchestratord.domain.request import PlacementHints, TaskRequest
 from tests.domain.world import World
 
 

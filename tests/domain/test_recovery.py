@@ -8,7 +8,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestratord.domain.facts import Admitted, Finished, Forgotten, Frames, JournaledTask, SessionDeleted, Started
-from orchestratord.domain.task import Task, TaskState
+from orchestratord.domain.outcome import TaskState
+from orchestratord.domain.task import Task
 from orchestratord.wire import sse
 from tests.domain.world import World
 
@@ -72,7 +73,7 @@ def test_a_finished_task_replays_byte_for_byte() -> None:
     world.finish(lease)
     after = restart(world)
     assert after.core.tasks[task.task_id].log.raw() == task.log.raw()
-    assert after.core.known(task.task_id, task.fingerprint) is not None
+    assert after.core.known(task.task_id, task.admitted.fingerprint) is not None
 
 
 def test_deadlines_and_sessions_go_on_across_a_restart() -> None:
@@ -80,7 +81,7 @@ def test_deadlines_and_sessions_go_on_across_a_restart() -> None:
     task = world.admit(deadline_ms=60_000, session_id="s")
     world.admit(session_id="s")
     after = restart(world, downtime=20.0)
-    assert after.core.next_deadline() == after.now + 40
+    assert after.core.tasks.next_deadline() == after.now + 40
     assert after.core.session("s", after.now).turns == 2
     after.now += 41
     after.core.expire(after.now, after.wall_ms)

@@ -9,7 +9,8 @@ from typing import Any
 from orchestratord.domain.core import Core, Hooks, Limits, Sized
 from orchestratord.domain.facts import Fact
 from orchestratord.domain.pool import Lease, PoolSpec, Replica
-from orchestratord.domain.task import Caller, Task, TaskRequest
+from orchestratord.domain.request import Caller, TaskRequest
+from orchestratord.domain.task import Task
 from orchestratord.wire import sse
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from orchestratord.domain.task import Message, Sampling
+from orchestratord.domain.request import Message, Sampling
 from orchestratord.ports import Engine, EngineError, Job
 from tests.engines.support import CLOCK, LIMIT_S, Collected, collect, job
 

@@ -17,7 +17,7 @@ from typing import Any
 
 import msgspec
 
-from orchestratord.domain.task import Sampling
+from orchestratord.domain.request import Sampling
 from orchestratord.infra.engines.llamacpp import _request
 from orchestratord.infra.process import ProcessHost
 from orchestratord.ports import Job, ProcessSpec

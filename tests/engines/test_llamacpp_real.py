@@ -15,7 +15,7 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from orchestratord.domain.task import Message, Sampling
+from orchestratord.domain.request import Message, Sampling
 from orchestratord.infra.engines import llamacpp_process
 from orchestratord.infra.engines.llamacpp import LlamaCpp
 from orchestratord.infra.process import Child, ProcessHost

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from orchestratord.domain.task import Message, Sampling
+from orchestratord.domain.request import Message, Sampling
 from orchestratord.infra.engines.llamacpp import LlamaCpp
 from orchestratord.ports import EngineError, Job, JobEnd
 from tests.engines.support import (

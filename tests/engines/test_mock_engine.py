@@ -9,7 +9,7 @@ from contextlib import AsyncExitStack
 
 import pytest
 
-from orchestratord.domain.task import Message, Sampling
+from orchestratord.domain.request import Message, Sampling
 from orchestratord.infra.engines.mock import MockEngine, MockScript
 from orchestratord.ports import Chunk, EngineError, Job
 from tests.engines import conformance

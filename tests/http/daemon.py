@@ -27,7 +27,9 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def write_config(folder: Path, *, data: Path | None, slots: int = 1, token_ms: float = 20, grace_ms: int = 1000, **pool: Any) -> Path:
+def write_config(
+    folder: Path, *, data: Path | None, slots: int = 1, token_ms: float = 20, grace_ms: int = 1000, **pool: Any
+) -> Path:
     """A TOML file with one mock pool `home`; without `data` everything is in memory."""
     where = f'data_dir = "{data}"' if data is not None else ""
     journal, store = ("sqlite", "filesystem") if data is not None else ("memory", "memory")
@@ -54,7 +56,14 @@ replicas = [{{ id = "r0", mock = {{ slots = {slots}, token_ms = {token_ms} }} }}
 class DaemonProcess:
     """`python -m orchestratord serve`. Ends at the latest with the `with` block."""
 
-    def __init__(self, config: Path | None, *, port: int | None = None, cwd: Path | None = None, env: dict[str, str] | None = None) -> None:
+    def __init__(
+        self,
+        config: Path | None,
+        *,
+        port: int | None = None,
+        cwd: Path | None = None,
+        env: dict[str, str] | None = None,
+    ) -> None:
         self.port = free_port() if port is None else port
         command = [sys.executable, "-W", "ignore", "-m", "orchestratord", "serve", "--port", str(self.port)]
         if config is not None:

@@ -104,7 +104,11 @@ class RawConnection:
 
     def get(self, path: str, **headers: str) -> None:
         """Send a whole, well-formed GET."""
-        lines = [f"GET {path} HTTP/1.1", f"Host: {self.host}", *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items())]
+        lines = [
+            f"GET {path} HTTP/1.1",
+            f"Host: {self.host}",
+            *(f"{k.replace('_', '-')}: {v}" for k, v in headers.items()),
+        ]
         self.send("\r\n".join([*lines, "", ""]).encode())
 
     def more(self) -> bytes:
@@ -185,7 +189,9 @@ class RawConnection:
 @cache
 def _schemas() -> tuple[Any, Any]:
     document = contract.load("data")
-    schemas = (contract.dereference(document, document["components"]["schemas"][n]) for n in ("ErrorEnvelope", "CorrelationId"))
+    schemas = (
+        contract.dereference(document, document["components"]["schemas"][n]) for n in ("ErrorEnvelope", "CorrelationId")
+    )
     envelope, correlation = (contract.compile_schema(schema) for schema in schemas)
     return envelope, correlation
 

@@ -78,7 +78,16 @@ BAD_UUIDS = [
 
 
 @pytest.mark.parametrize("bad", BAD_UUIDS)
-@pytest.mark.parametrize(("method", "path"), [("GET", "/v1/tasks/{}"), ("GET", "/v1/tasks/{}/stream"), ("POST", "/v1/tasks/{}/cancel"), ("GET", "/v1/sessions/{}"), ("DELETE", "/v1/sessions/{}")])
+@pytest.mark.parametrize(
+    ("method", "path"),
+    [
+        ("GET", "/v1/tasks/{}"),
+        ("GET", "/v1/tasks/{}/stream"),
+        ("POST", "/v1/tasks/{}/cancel"),
+        ("GET", "/v1/sessions/{}"),
+        ("DELETE", "/v1/sessions/{}"),
+    ],
+)
 def test_a_malformed_uuid_in_a_path_is_400(shared_session: VerifyingSession, method: str, path: str, bad: str) -> None:
     refused(shared_session.request(method, path.format(bad)), 400, "INVALID_PARAMS")
 
@@ -280,7 +289,7 @@ RIGHT_FIELDS: list[dict[str, Any]] = [
     {"prompt": "a\u0000b\u2028\U0001f600"},
     {"output_mode": ""},
     {"sampling": {"temperature": 0, "top_k": 0, "stop": []}},
-    {"task_id": SOME_ID.upper()},
+    {"task_id": str(uuid.uuid4()).upper()},
 ]
 
 
@@ -348,7 +357,7 @@ def test_a_prompt_never_comes_back_in_an_error(shared_session: VerifyingSession)
 
 
 def test_duplicate_keys_are_one_decision(shared_session: VerifyingSession) -> None:
-    """The last one counts, for the check as for the use: it cannot be valid for one and something else for the other."""
+    """The last one counts, for the check as for the use: never valid for one, something else for the other."""
     twice = GOOD[:-1] + b', "max_tokens": 0}'
     refused(post(shared_session, twice), 400, "INVALID_PARAMS")
 
@@ -406,7 +415,7 @@ def test_identity_is_no_coding(shared_session: VerifyingSession) -> None:
 
 
 def test_a_request_without_a_body_may_say_anything_about_its_type(shared_session: VerifyingSession) -> None:
-    answer = shared_session.post(f"/v1/tasks/{SOME_ID}/cancel", headers={"Content-Type": "foo; charset=\xff"})
+    answer = shared_session.post(f"/v1/tasks/{uuid.uuid4()}/cancel", headers={"Content-Type": "foo; charset=\xff"})
     refused(answer, 404, "NOT_FOUND")
 
 
@@ -502,7 +511,9 @@ def test_an_integer_has_one_way_to_be_written(shared_app: LiveApp, value: str) -
         assert "limit" in envelope_of(connection.answer(), 400)["message"]
 
 
-@pytest.mark.parametrize("query", ["", "limit=1", "limit=200", f"session_id={SOME_ID.upper()}", "state=running&limit=1"])
+@pytest.mark.parametrize(
+    "query", ["", "limit=1", "limit=200", f"session_id={SOME_ID.upper()}", "state=running&limit=1"]
+)
 def test_a_good_query_is_answered(shared_session: VerifyingSession, query: str) -> None:
     assert shared_session.get(f"/v1/tasks?{query}").status_code == 200
 

@@ -142,12 +142,15 @@ def test_a_second_signal_does_not_wait_for_the_grace(tmp_path: Path, data: bool)
 @pytest.mark.parametrize("data", [False, True], ids=["memory", "sqlite"])
 def test_a_second_signal_leaves_no_stream_without_an_end(tmp_path: Path, data: bool) -> None:
     file = write_config(tmp_path, data=tmp_path / "data" if data else None, grace_ms=60_000)
-    with DaemonProcess(file) as daemon, daemon.up().session() as session:
-        with raw_stream(session, submit(session, max_tokens=3000, ctx=4000)) as stream:
-            stream.until(b"event: token")
-            hurry(daemon, session)
-            stream.until(b"\r\n")
-            assert b"event: error" in b"".join(stream.chunks())
+    with (
+        DaemonProcess(file) as daemon,
+        daemon.up().session() as session,
+        raw_stream(session, submit(session, max_tokens=3000, ctx=4000)) as stream,
+    ):
+        stream.until(b"event: token")
+        hurry(daemon, session)
+        stream.until(b"\r\n")
+        assert b"event: error" in b"".join(stream.chunks())
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
@@ -220,22 +223,23 @@ def test_the_message_of_a_busy_port_gives_the_reason(tmp_path: Path) -> None:
             assert "in use" in second.output()
 
 
-@pytest.mark.xfail(strict=True, reason="bug: with --port 0 nobody learns which port was picked")
 def test_port_0_picks_one_and_says_which(tmp_path: Path) -> None:
     with DaemonProcess(write_config(tmp_path, data=None), port=0) as daemon:
         assert daemon.process.stdout is not None
         for line in daemon.process.stdout:
-            if "127.0.0.1:" in line and "127.0.0.1:0" not in line:
+            record = json.loads(line)
+            if record["event"] == "listening":
+                daemon.port = int(record["url"].rpartition(":")[2])
                 break
-            if "replica_ready" in line:
-                raise AssertionError("it is up and has not said where")
-        daemon.port = int(line.partition("127.0.0.1:")[2].split('"')[0].split()[0].rstrip("/"))
-        daemon.up()
+        assert daemon.port > 0
+        assert daemon.up().session().get("/healthz").status_code == 200
 
 
 def test_no_configuration_is_needed(tmp_path: Path) -> None:
     """Zero config: it serves, has no pool, and is not ready because of that."""
-    with DaemonProcess(None, cwd=tmp_path, env={"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state")}) as daemon:
+    with DaemonProcess(
+        None, cwd=tmp_path, env={"HOME": str(tmp_path), "XDG_STATE_HOME": str(tmp_path / "state")}
+    ) as daemon:
         with daemon.up("/healthz").session() as session:
             answer = session.get("/readyz")
             assert answer.status_code == 503

@@ -180,7 +180,12 @@ def test_limits_count_over_pieces(shared_app: LiveApp) -> None:
 def test_pipelined_requests_are_answered_in_order(shared_app: LiveApp) -> None:
     paths = ("/healthz", "/nope", "/v1/pools", "/readyz", "/healthz")
     with RawConnection(shared_app.url) as connection:
-        connection.send(b"".join(b"GET %b HTTP/1.1\r\n%bX-Correlation-Id: n%d\r\n\r\n" % (p.encode(), HOST, i) for i, p in enumerate(paths)))
+        connection.send(
+            b"".join(
+                b"GET %b HTTP/1.1\r\n%bX-Correlation-Id: n%d\r\n\r\n" % (p.encode(), HOST, i)
+                for i, p in enumerate(paths)
+            )
+        )
         answers = [connection.answer() for _ in paths]
         assert [a.status for a in answers] == [200, 404, 200, 200, 200]
         assert [a.header("x-correlation-id") for a in answers] == [f"n{i}" for i in range(5)]
@@ -193,8 +198,14 @@ def test_a_pipelined_request_behind_a_body(shared_app: LiveApp) -> None:
         assert [connection.answer().status, connection.answer().status] == [202, 200]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the refusal of a head is forgotten when the next request is in the same segment")
-@pytest.mark.parametrize("first", [with_header(b"X-A: " + b"a" * 20_000), b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n" + HOST + b"\r\n"], ids=["431", "414"])
+@pytest.mark.xfail(
+    strict=True, reason="bug: the refusal of a head is forgotten when the next request is in the same segment"
+)
+@pytest.mark.parametrize(
+    "first",
+    [with_header(b"X-A: " + b"a" * 20_000), b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n" + HOST + b"\r\n"],
+    ids=["431", "414"],
+)
 def test_a_refused_head_is_answered_though_another_request_follows(shared_app: LiveApp, first: bytes) -> None:
     """Else the answer to the second request is taken for the answer to the first."""
     with RawConnection(shared_app.url) as connection:
@@ -246,7 +257,13 @@ def test_expect_continue_is_honoured_only_for_a_body_that_is_wanted(shared_app: 
 @pytest.mark.parametrize("protocol", [b"websocket", b"h2c"])
 def test_an_upgrade_is_not_taken(shared_app: LiveApp, protocol: bytes) -> None:
     with RawConnection(shared_app.url) as connection:
-        connection.send(GET + HOST + b"Connection: Upgrade\r\nUpgrade: " + protocol + b"\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n")
+        connection.send(
+            GET
+            + HOST
+            + b"Connection: Upgrade\r\nUpgrade: "
+            + protocol
+            + b"\r\nSec-WebSocket-Version: 13\r\nSec-WebSocket-Key: dGhlIHNhbXBsZSBub25jZQ==\r\n\r\n"
+        )
         assert connection.answer().status in (200, 400, 426)
 
 
@@ -314,7 +331,6 @@ def test_a_slow_stream_is_no_slow_head(hasty: LiveApp) -> None:
         assert b"event: end" in b"".join(connection.chunks())
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a body that stops coming is waited for without limit")
 def test_half_a_body_and_silence_is_408(hasty: LiveApp) -> None:
     with RawConnection(hasty.url) as connection:
         connection.socket.settimeout(3)
@@ -324,7 +340,9 @@ def test_half_a_body_and_silence_is_408(hasty: LiveApp) -> None:
 
 
 # -- while a stream is open ----------------------------------------------------------------------------------
-@pytest.mark.xfail(strict=True, reason="bug: the refusal of what follows is written into the middle of a running stream")
+@pytest.mark.xfail(
+    strict=True, reason="bug: the refusal of what follows is written into the middle of a running stream"
+)
 @pytest.mark.parametrize("junk", [b"hello\r\n\r\n", with_header(b"X-A: " + b"a" * 20_000)], ids=["400", "431"])
 def test_junk_behind_a_stream_does_not_get_into_it(junk: bytes) -> None:
     with LiveApp() as app, app.session() as session, RawConnection(app.url) as connection:
@@ -337,7 +355,9 @@ def test_junk_behind_a_stream_does_not_get_into_it(junk: bytes) -> None:
         assert b"HTTP/1.1" not in received.partition(b"0\r\n\r\n")[0]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: with a request queued behind it, a stream does not notice that its reader left")
+@pytest.mark.xfail(
+    strict=True, reason="bug: with a request queued behind it, a stream does not notice that its reader left"
+)
 def test_a_reader_with_a_pipelined_request_is_noticed_when_it_leaves() -> None:
     with LiveApp() as app, app.session() as session, RawConnection(app.url) as connection:
         app.call(app.engine().hold)

@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from typing import Any
 
 from orchestratord.domain.facts import Admitted, Finished, Started, TranscriptSource
+from orchestratord.domain.outcome import Admission, Failure, TaskState, Usage
 from orchestratord.domain.placement import Decision
-from orchestratord.domain.task import Admission, Caller, Failure, Message, Sampling, TaskRequest, TaskState, Usage
+from orchestratord.domain.request import Caller, Message, Sampling, TaskRequest
 from orchestratord.ports import Artifact
 
 GUARD_S = 5.0  # real seconds; only ever reached by a broken journal

@@ -13,7 +13,8 @@ from typing import Annotated, Any
 
 import msgspec
 
-from orchestratord.domain.task import FinishReason, Message, Sampling
+from orchestratord.domain.outcome import FinishReason
+from orchestratord.domain.request import Message, Sampling
 from orchestratord.infra.engines.sse import SSEDecoder
 from orchestratord.infra.engines.transport import ErrorKind, Reply, Transport
 from orchestratord.ports import Chunk, Clock, EngineError, EngineProps, Job, JobEnd

@@ -16,7 +16,8 @@ from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanage
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
-from orchestratord.domain.task import FinishReason, Message, Workload
+from orchestratord.domain.outcome import FinishReason
+from orchestratord.domain.request import Message, Workload
 from orchestratord.infra.engines import mock_text
 from orchestratord.infra.engines.mock_script import Gate, MockScript
 from orchestratord.ports import Chunk, Clock, EngineError, EngineProps, Job, JobEnd

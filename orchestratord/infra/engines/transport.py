@@ -33,6 +33,7 @@ _FAILURES: tuple[tuple[type[BaseException], ErrorKind, str], ...] = (
     (aiohttp.ServerDisconnectedError, "lost", "the connection closed without a reply"),
     (OSError, "lost", "the connection broke"),
     (aiohttp.ClientError, "protocol", "the request could not be made"),
+    (ValueError, "protocol", "the request could not be made"),
 )
 
 

@@ -7,7 +7,7 @@ from dataclasses import replace
 import msgspec
 
 from orchestratord.domain.facts import Admitted, Fact, Finished, Frames, Started
-from orchestratord.domain.task import Message
+from orchestratord.domain.request import Message
 from orchestratord.ports import Artifact
 
 Content = tuple[str | None, tuple[Message, ...] | None, tuple[str, ...] | None]

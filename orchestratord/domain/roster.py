@@ -1,0 +1,54 @@
+"""The roster: every task the daemon knows, in admission order, with what falls due."""
+
+from __future__ import annotations
+
+from collections import deque
+from collections.abc import Iterator
+from heapq import heappop, heappush
+
+from orchestratord.domain.task import Task
+
+
+class Roster(dict[str, Task]):
+    """Tasks by id. Knows which deadline comes next and which finished task is oldest."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._deadlines: list[tuple[float, int, str]] = []
+        self._finished: deque[Task] = deque()
+
+    def enlist(self, task: Task) -> None:
+        self[task.task_id] = task
+        if not task.terminal:
+            heappush(self._deadlines, (task.deadline, task.admitted.order, task.task_id))
+
+    def retire(self, task: Task) -> None:
+        """The task has ended; retention counts from here."""
+        self._finished.append(task)
+
+    def next_deadline(self) -> float | None:
+        """Monotonic seconds of the earliest deadline of an open task."""
+        while self._deadlines:
+            deadline, _, task_id = self._deadlines[0]
+            task = self.get(task_id)
+            if task is not None and not task.terminal:
+                return deadline
+            heappop(self._deadlines)
+        return None
+
+    def overdue(self, now: float) -> Iterator[Task]:
+        """Open tasks whose deadline has passed, earliest first; the caller ends each before asking for the next."""
+        while (due := self.next_deadline()) is not None and due <= now:
+            yield self[heappop(self._deadlines)[2]]
+
+    def discard_stale(self, before: float, keep: int) -> Iterator[str]:
+        """Remove finished tasks that ended by `before`, and the oldest beyond `keep`; gives their ids."""
+        while self._finished:
+            task = self._finished[0]
+            assert task.ended is not None
+            if task.ended > before and len(self._finished) <= keep:
+                return
+            self._finished.popleft()
+            if self.get(task.task_id) is task:
+                del self[task.task_id]
+                yield task.task_id
