@@ -67,8 +67,8 @@ def scenario_faults(found: list[Any]) -> Iterator[str]:
             yield f"{place} asserts nothing"
         if sum(step.keyword.strip() == "When" for step in steps) > 1:
             yield f"{place} has more than one When"
-        if len(steps) > STEPS_AT_MOST:
-            yield f"{place} has {len(steps)} steps, {STEPS_AT_MOST} at most"
+        if len(scenario.steps) > STEPS_AT_MOST:
+            yield f"{place} has {len(scenario.steps)} steps, {STEPS_AT_MOST} at most"
         if scenario.name in titles:
             yield f"{place} has the title of {titles[scenario.name]}"
         titles[scenario.name] = scenario.location

@@ -7,7 +7,7 @@ from typing import Any
 import parse
 from behave import register_type
 
-from features.requests import KINDS, Wanted, seconds, wishes
+from features.wishes import KINDS, Wanted, seconds, wishes
 from features.world import World
 from orchestratord import contract
 
@@ -73,6 +73,18 @@ def _path(text: str) -> str:
     return text
 
 
+@parse.with_pattern(r'[A-Z][A-Za-z-]+ ".*"')
+def _headers(text: str) -> dict[str, str]:
+    """`Host "a"` as a header."""
+    header, _, value = text.partition(" ")
+    return {header: value[1:-1]}
+
+
+@parse.with_pattern("tasks?|times?|tokens?|events?|turns?")
+def _noun(text: str) -> str:
+    return text
+
+
 @parse.with_pattern("refuses the task|is full|ignores the abort|never stops")
 def _fault(text: str) -> str:
     return text
@@ -96,6 +108,8 @@ register_type(
     Count=_count,
     Reader=_reader,
     Path=_path,
+    Headers=_headers,
+    Noun=_noun,
     Fault=_fault,
 )
 

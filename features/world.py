@@ -22,7 +22,7 @@ from requests.structures import CaseInsensitiveDict
 
 from features.engines import Disk, Flaky, Speaking, archive
 from features.readers import Reader
-from features.requests import KINDS, PROMPT, SEED, Call, Wanted
+from features.wishes import KINDS, PROMPT, SEED, Call, Wanted
 from orchestratord import app as application
 from orchestratord import server
 from orchestratord.infra.journal.sqlite import SqliteJournal

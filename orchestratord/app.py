@@ -16,9 +16,10 @@ from typing import Any
 
 from orchestratord import contract
 from orchestratord.config import ConfigError, PoolSettings, QueueSettings, ReplicaSettings, Settings, is_loopback
-from orchestratord.domain.core import Core, Hooks, Limits
+from orchestratord.domain.core import Core
 from orchestratord.domain.eta import Prior
 from orchestratord.domain.facts import TranscriptSource
+from orchestratord.domain.hooks import Hooks, Limits
 from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pool import PoolSpec
 from orchestratord.domain.request import Sampling

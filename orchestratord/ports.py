@@ -144,7 +144,7 @@ class EngineProps:
     slots: int
     workloads: frozenset[Workload]
     chat_template: bool
-    features: tuple[str, ...] = ()
+    features: tuple[str, ...] = ()  # sampling knobs it honours, and `prefix_cache` if it keeps prompts in its KV cache
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from uuid import uuid4
 
 from behave import given, step, then, when
 
-from features.requests import PROMPT
+from features.wishes import PROMPT
 from features.vocabulary import equal, name
 
 PLAN = {"kind": "plan", "content": "First measure, then cut.", "tags": ["b", "a"]}

@@ -13,7 +13,7 @@ from unittest.mock import patch
 import yaml
 from behave import given, step, then, when
 
-from features.requests import PROMPT
+from features.wishes import PROMPT
 from features.vocabulary import equal, refusal
 from orchestratord import cli, contract
 
@@ -41,7 +41,7 @@ def journal_breaks(context: Any) -> None:
     world.app.call(lambda: setattr(world.app.daemon.journal, "broken", "input/output error"))
 
 
-@when("the daemon restarts")
+@step("the daemon restarts")
 def daemon_restarts(context: Any) -> None:
     context.world.restart()
 

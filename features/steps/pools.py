@@ -12,9 +12,14 @@ from features.vocabulary import equal
 from orchestratord.testing.live import mock_pool
 
 
-@given('pool "{pool:Text}" runs {slots:d} task(s) at a time')
-def pool_runs(context: Any, pool: str, slots: int) -> None:
+@given('pool "{pool:Text}" runs {slots:d} {noun:Noun} at a time')
+def pool_runs(context: Any, pool: str, slots: int, noun: str) -> None:
     context.world.plan_mock(pool, slots=slots)
+
+
+@given('pool "{pool:Text}" gives up on nothing')
+def pool_has_no_watchdogs(context: Any, pool: str) -> None:
+    context.world.plan(pool, watchdogs={"first_token_ms": 0, "idle_ms": 0})
 
 
 @given('pool "{pool:Text}" runs 1 task at a time and queues {capacity:d}')
@@ -117,9 +122,8 @@ def engine_holds_back(context: Any, pool: str) -> None:
     context.world.drive(pool, lambda e: e.hold())
 
 
-@step('the engine of "{pool:Text}" gives {count:d} token(s)')
-@step('the engine of "{pool:Text}" gives {count:d} tokens')
-def engine_gives(context: Any, pool: str, count: int) -> None:
+@step('the engine of "{pool:Text}" gives {count:d} {noun:Noun}')
+def engine_gives(context: Any, pool: str, count: int, noun: str) -> None:
     context.world.drive(pool, lambda e: e.step(count))
 
 
@@ -166,14 +170,13 @@ def engine_lets_go(context: Any, pool: str) -> None:
     context.world.drive(pool, lambda e: e.release())
 
 
-@then('{count:Count} task(s) reached the engine of "{pool:Text}"')
-@then('{count:Count} tasks reached the engine of "{pool:Text}"')
-def engine_was_asked(context: Any, count: int, pool: str) -> None:
+@then('{count:Count} {noun:Noun} reached the engine of "{pool:Text}"')
+def engine_was_asked(context: Any, count: int, noun: str, pool: str) -> None:
     equal(context.world.calls(pool), count, f"tasks that reached {pool}")
 
 
-@then('the engine of "{pool:Text}" was told to stop {count:d} time(s)')
-def engine_was_aborted(context: Any, pool: str, count: int) -> None:
+@then('the engine of "{pool:Text}" was told to stop {count:d} {noun:Noun}')
+def engine_was_aborted(context: Any, pool: str, count: int, noun: str) -> None:
     aborted = sum(engine.aborted for engine in context.world.engines(pool))
     equal(aborted, count + len(context.world.engines(pool)), "aborts, the probe's included")
 

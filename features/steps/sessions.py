@@ -6,7 +6,7 @@ from typing import Any
 
 from behave import given, step, then, when
 
-from features.requests import Wanted
+from features.wishes import Wanted
 from features.vocabulary import equal
 
 
@@ -42,8 +42,8 @@ def session_shows_turns(context: Any, session: str, turns: int, most: int) -> No
     equal((shown["turns"], shown["turns_max"]), (turns, most), "turns")
 
 
-@then('session "{session:Text}" shows {turns:d} turn(s)')
-def session_shows_turn(context: Any, session: str, turns: int) -> None:
+@then('session "{session:Text}" shows {turns:d} {noun:Noun}')
+def session_shows_turn(context: Any, session: str, turns: int, noun: str) -> None:
     equal(context.world.look(_path(context, session))["turns"], turns, "turns")
 
 

@@ -32,8 +32,8 @@ def somebody_resumes(context: Any, ref: str, value: str) -> None:
     context.world.follow("somebody", name(context.world, ref), last_event_id=value)
 
 
-@when("somebody reads {ref:Ref} after event {value}")
-def somebody_reads_after(context: Any, ref: str, value: str) -> None:
+@step("somebody reads {ref:Ref} after event {value:d}")
+def somebody_reads_after(context: Any, ref: str, value: int) -> None:
     context.world.follow("somebody", name(context.world, ref), after=value)
 
 
@@ -61,16 +61,8 @@ def reader_leaves(context: Any, reader: str) -> None:
     world.until(lambda: world.app.call(lambda: world.app.daemon.streams.open_cursors) == left, f"{reader} left")
 
 
-@step("{reader:Reader} has seen {count:d} tokens")
-def reader_has_seen_tokens(context: Any, reader: str, count: int) -> None:
-    found = context.world.reader(reader)
-    found.until(lambda r: len(r.named("token")) >= count)
-    equal(len(found.named("token")), count, "tokens seen")
-
-
-@then("{reader:Reader} has seen {count:d} {event:Word} event(s)")
-@then("{reader:Reader} has seen {count:d} {event:Word} events")
-def reader_has_seen(context: Any, reader: str, count: int, event: str) -> None:
+@then("{reader:Reader} has seen {count:d} {event:Word} {noun:Noun}")
+def reader_has_seen(context: Any, reader: str, count: int, event: str, noun: str) -> None:
     found = context.world.reader(reader)
     found.until(lambda r: len(r.named(event)) >= count)
     equal(len(found.named(event)), count, f"{event} events seen")
@@ -162,8 +154,8 @@ def text_is_all_tokens(context: Any, ref: str) -> None:
     equal(story.text, context.world.transcript(name(context.world, ref))["content"]["text"], "the text")
 
 
-@then("the engine's tokens are {count:d}, in {frames:d} token events")
-def tokens_and_frames(context: Any, count: int, frames: int) -> None:
+@then("the engine's tokens are {count:d}, in {frames:d} token {noun:Noun}")
+def tokens_and_frames(context: Any, count: int, frames: int, noun: str) -> None:
     story = context.world.story(context.world.last)
     assert story.last is not None, "the stream has no terminal event"
     equal((story.last.data["tokens_out"], len(story.named("token"))), (count, frames), "tokens and events")
@@ -177,8 +169,8 @@ def started_repeats_admission(context: Any, ref: str) -> None:
     equal(seen.data, {key: promised[key] for key in ("queue_position", "predicted_start_ms")}, "the started event")
 
 
-@then("{reader:Reader} was told that {count:d} task(s) wait(s)")
-def reader_was_told_of_queue(context: Any, reader: str, count: int) -> None:
+@then("{reader:Reader} was told that {count:d} {noun:Noun} {verb:Word}")
+def reader_was_told_of_queue(context: Any, reader: str, count: int, noun: str, verb: str) -> None:
     equal(_latest(context, reader)["queue_depth"], count, "queue_depth")
 
 

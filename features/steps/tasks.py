@@ -6,7 +6,7 @@ from typing import Any
 
 from behave import step, then, when
 
-from features.requests import Wanted
+from features.wishes import Wanted
 from features.vocabulary import equal, name
 
 # The ways a request may be wrong below its fields.
@@ -35,13 +35,6 @@ def tasks_arrive(context: Any, kind: str, names: list[str]) -> None:
         equal(context.world.answer.status_code, 202, f"the answer to {each!r}")
 
 
-@step("{count:d} tasks arrive, {wanted:Wishes}")
-def many_tasks_arrive(context: Any, count: int, wanted: Wanted) -> None:
-    for number in range(1, count + 1):
-        context.world.submit(f"{number}", "", wanted)
-        equal(context.world.answer.status_code, 202, f"the answer to task {number}")
-
-
 @step("{ref:Ref} is sent again")
 def task_is_sent_again(context: Any, ref: str) -> None:
     context.world.resend(name(context.world, ref), Wanted())
@@ -64,7 +57,7 @@ def task_arrives_malformed(context: Any, kind: str) -> None:
     context.world.send("POST", "/v1/tasks", data=body, headers={"Content-Type": media_type})
 
 
-@step("{ref:Ref} is canceled")
+@step("somebody cancels {ref:Ref}")
 def task_is_canceled(context: Any, ref: str) -> None:
     context.world.cancel(name(context.world, ref))
 
@@ -158,10 +151,10 @@ def task_has(context: Any, ref: str, field: str, value: str) -> None:
     equal(str(context.world.status(name(context.world, ref)).get(field)), value, field)
 
 
-@then("its status tells of {field:Word}")
-def status_tells(context: Any, field: str) -> None:
+@then("its status tells")
+def status_tells(context: Any) -> None:
     told = context.world.status(context.world.last)
-    equal({key: str(told.get(key)) for key in context.table.headings}, dict(context.table[0].items()), field)
+    equal({key: str(told.get(key)) for key in context.table.headings}, dict(context.table[0].items()), "its status")
 
 
 @then("{ref:Ref} started {milliseconds:d} ms after it arrived")
@@ -213,7 +206,6 @@ def task_is_unknown(context: Any, ref: str) -> None:
 
 
 # -- how it ends -----------------------------------------------------------------------------------------------
-@then("{ref:Ref} ends with {reason:Word} after {count:Count} token(s)")
 @then("{ref:Ref} ends with {reason:Word} after {count:Count} tokens")
 def task_ends(context: Any, ref: str, reason: str, count: int) -> None:
     story = context.world.story(name(context.world, ref))

@@ -6,7 +6,7 @@ from typing import Any
 
 from behave import given, then, when
 
-from features.requests import calls, malformed, unknown
+from features.wishes import calls, malformed, unknown
 from features.vocabulary import equal
 
 
@@ -35,20 +35,14 @@ def host_is_allowed(context: Any, host: str) -> None:
     context.world.configure("auth", {"allowed_hosts": [host]})
 
 
-def _headers(text: str) -> dict[str, str]:
-    """`Host "a" and Origin "b"` as headers."""
-    pairs = [pair.split(" ", 1) for pair in text.split(" and ")]
-    return {header: value.strip('"') for header, value in pairs}
-
-
 @when("{method:Word} {path:Path} is requested")
 def path_is_requested(context: Any, method: str, path: str) -> None:
     context.world.send(method, path)
 
 
-@when("{method:Word} {path:Path} is requested with {headers}")
-def path_is_requested_with(context: Any, method: str, path: str, headers: str) -> None:
-    context.world.send(method, path, headers=_headers(headers))
+@when("{method:Word} {path:Path} is requested with {headers:Headers}")
+def path_is_requested_with(context: Any, method: str, path: str, headers: dict[str, str]) -> None:
+    context.world.send(method, path, headers=headers)
 
 
 @when("{method:Word} {path:Path} is requested without a token")
@@ -56,9 +50,9 @@ def path_is_requested_openly(context: Any, method: str, path: str) -> None:
     context.world.send(method, path, headers={"Authorization": None})
 
 
-@when("{method:Word} {path:Path} is requested without a token, with {headers}")
-def path_is_requested_openly_with(context: Any, method: str, path: str, headers: str) -> None:
-    context.world.send(method, path, headers={"Authorization": None, **_headers(headers)})
+@when("{method:Word} {path:Path} is requested without a token, with {headers:Headers}")
+def path_is_requested_openly_with(context: Any, method: str, path: str, headers: dict[str, str]) -> None:
+    context.world.send(method, path, headers={"Authorization": None, **headers})
 
 
 @when("GET /v1/pools is requested by a URL of {size:d} bytes")

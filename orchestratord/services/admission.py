@@ -8,8 +8,9 @@ from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import TypeVar
 
-from orchestratord.domain.core import Core, Sized
+from orchestratord.domain.core import Core
 from orchestratord.domain.errors import InvalidParams, Overloaded, PoolUnready, Refusal, StorageUnavailable
+from orchestratord.domain.hooks import Sized
 from orchestratord.domain.pool import Pool
 from orchestratord.domain.request import Caller, Sampling, TaskRequest
 from orchestratord.domain.task import Task

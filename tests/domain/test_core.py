@@ -10,9 +10,9 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orchestratord.domain import forecast
-from orchestratord.domain.core import Limits
 from orchestratord.domain.errors import AdmissionReject, Conflict, DeadlineUnmet, NotFound
 from orchestratord.domain.facts import Admitted, Finished, Frames, Started
+from orchestratord.domain.hooks import Limits
 from orchestratord.domain.outcome import Failure, TaskState
 from orchestratord.wire import sse
 from tests.domain.world import World

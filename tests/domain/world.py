@@ -6,8 +6,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from orchestratord.domain.core import Core, Hooks, Limits, Sized
+from orchestratord.domain.core import Core
 from orchestratord.domain.facts import Fact
+from orchestratord.domain.hooks import Hooks, Limits, Sized
 from orchestratord.domain.pool import Lease, PoolSpec, Replica
 from orchestratord.domain.request import Caller, TaskRequest
 from orchestratord.domain.task import Task

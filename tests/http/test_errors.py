@@ -289,7 +289,7 @@ RIGHT_FIELDS: list[dict[str, Any]] = [
     {"prompt": "a\u0000b\u2028\U0001f600"},
     {"output_mode": ""},
     {"sampling": {"temperature": 0, "top_k": 0, "stop": []}},
-    {"task_id": str(uuid.uuid4()).upper()},
+    {"task_id": "6F1D2C3B-4A59-4E68-8777-86958493A2B2"},
 ]
 
 

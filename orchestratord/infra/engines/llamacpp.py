@@ -202,7 +202,7 @@ class LlamaCpp:
             slots=props.total_slots,
             workloads=frozenset({"completion"}),
             chat_template=bool(props.chat_template) and props.chat_template.strip() != _NO_TEMPLATE,
-            features=tuple(sorted(KNOBS.keys() - ignored)),
+            features=tuple(sorted({*KNOBS, "prefix_cache"} - ignored)),
         )
 
     async def _follows_schemas(self) -> bool:

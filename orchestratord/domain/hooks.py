@@ -1,0 +1,59 @@
+"""What the core asks of the outside, in plain calls, and the figures it is given."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from orchestratord.domain.facts import Fact
+from orchestratord.domain.outcome import CancelReason
+from orchestratord.domain.pool import Lease
+from orchestratord.domain.request import Caller, TaskRequest
+from orchestratord.domain.task import Task
+
+
+class Ticket(Protocol):
+    """A fact's durability, as `ports.Ticket` specifies it."""
+
+    def exception(self) -> BaseException | None: ...
+
+    def result(self) -> Any: ...
+
+    def add_done_callback(self, fn: Callable[[Any], object], /) -> None: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Hooks:
+    """What the core asks of the outside, in plain calls."""
+
+    record: Callable[[Fact], Ticket]
+    encode: Callable[[int, str, dict[str, Any]], bytes]  # (event id, name, payload) -> frame
+    encode_token: Callable[[int, str, int], bytes]  # (event id, text, index) -> frame
+    abort: Callable[[Lease], None]  # the lease's task is over: stop its engine call
+    wake: Callable[[], None]  # there may be something to dispatch, or an earlier deadline
+    admitted: Callable[[Task], None]  # the admission is durable
+    ended: Callable[[Task, str, CancelReason | None], None]  # (task, phase queued|running, reason)
+    archive: Callable[[str, Any], None]  # the transcript is durable in the journal: store it
+
+
+@dataclass(frozen=True, slots=True)
+class Limits:
+    session_ttl_s: float = 600.0
+    turns_max: int = 8
+    task_bytes: int = 8 * 1024 * 1024
+    retain_s: float = 3600.0
+    retain_tasks: int = 10_000
+    transcripts: bool = True
+
+
+@dataclass(frozen=True, slots=True)
+class Sized:
+    """A request with what was found out about it before the decision."""
+
+    request: TaskRequest
+    fingerprint: bytes
+    seed: int
+    prompt_bound: int
+    prompt_sha256: str | None
+    caller: Caller

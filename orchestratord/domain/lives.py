@@ -1,0 +1,246 @@
+"""The life of tasks after their admission: output, ends, and the slots they give back."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+from orchestratord.domain.facts import Fact, Finished, Frames, Started
+from orchestratord.domain.hooks import Hooks, Limits, Ticket
+from orchestratord.domain.outcome import CancelReason, Failure, FinishReason, TaskState, Usage
+from orchestratord.domain.pool import Lease, Pool, PoolSpec
+from orchestratord.domain.roster import Roster
+from orchestratord.domain.session import Sessions
+from orchestratord.domain.task import Task
+from orchestratord.domain.views import terminal_payload, transcript_source
+
+FLUSH_BYTES = 64 * 1024  # the journal lags a stream by no more than this
+
+
+class Lives:
+    """The state of the core, and every step that moves an admitted task on."""
+
+    def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks) -> None:
+        self.pools = {spec.id: Pool(spec) for spec in pools}
+        self.limits = limits
+        self.sessions = Sessions(limits.session_ttl_s, limits.turns_max)
+        self.tasks = Roster()
+        self.closing: dict[str, Ticket] = {}  # the undecided `Admitted` or `Finished` of a task
+        self._hooks = hooks
+
+    def _gate(self, task: Task, fact: Fact, then: Callable[[Task, Ticket], None]) -> Ticket:
+        """Record a fact that somebody waits for; `closing` knows its ticket until it is decided."""
+        ticket = self._hooks.record(fact)
+        self.closing[task.task_id] = ticket
+        ticket.add_done_callback(partial(self._decided, task, then))
+        return ticket
+
+    def _decided(self, task: Task, then: Callable[[Task, Ticket], None], ticket: Ticket) -> None:
+        if self.closing.get(task.task_id) is ticket:
+            del self.closing[task.task_id]
+        then(task, ticket)
+
+    # -- output ------------------------------------------------------------------------------------------
+    def output(self, lease: Lease, texts: Any, results: Any, tokens_out: int, now: float, wall_ms: int) -> bool:
+        """Append what one read from the engine brought. False when the task is over: stop reading."""
+        task = lease.task
+        log = task.log
+        if log.sealed is not None:
+            return False
+        if not texts and not results:
+            if tokens_out:
+                task.usage = Usage(task.usage.tokens_in, tokens_out, 0)
+            return True
+        if task.state is TaskState.STARTING:
+            self._first_output(task, lease, now, wall_ms)
+        task.last_output = now
+        encode, index = self._hooks.encode_token, task.token_frames
+        for text in texts:
+            log.append(encode(log.next_id, text, index))
+            index += 1
+        task.token_frames = index
+        for payload in results:
+            log.append(self._hooks.encode(log.next_id, "result", payload))
+        if tokens_out:
+            task.usage = Usage(task.usage.tokens_in, tokens_out, 0)
+        log.wake()
+        if log.size - task.journaled > FLUSH_BYTES:
+            self.flush(task)
+        if log.size > self.limits.task_bytes:
+            self._fail(
+                task,
+                "INTERNAL",
+                f"The output passed {self.limits.task_bytes} bytes, the limit of one task.",
+                now,
+                wall_ms,
+            )
+            return False
+        return True
+
+    def _first_output(self, task: Task, lease: Lease, now: float, wall_ms: int) -> None:
+        task.move(TaskState.RUNNING)
+        task.first_token, task.first_token_ms = now, wall_ms
+        assert task.started_ms is not None
+        ticket = self._hooks.record(
+            Started(
+                task.task_id,
+                lease.pool.id,
+                lease.replica.id,
+                lease.replica.engine_version,
+                lease.replica.model_digest,
+                task.started_ms,
+                wall_ms,
+            )
+        )
+        ticket.add_done_callback(partial(self._opened, task))
+
+    def _opened(self, task: Task, ticket: Ticket) -> None:
+        if ticket.exception() is None:
+            task.log.open()
+        elif not task.terminal and task.last_output is not None:
+            self._fail(
+                task,
+                "STORAGE_UNAVAILABLE",
+                "The journal failed while the task was starting.",
+                task.last_output,
+                task.first_token_ms or task.admitted.created_ms,
+                retriable=True,
+            )
+
+    def flush(self, task: Task) -> None:
+        """Hand the journal the frames it has not seen yet."""
+        if task.log.size > task.journaled and task.state in (TaskState.RUNNING, TaskState.STARTING):
+            self._record_tail(task)
+
+    def _record_tail(self, task: Task) -> None:
+        start = max(task.journaled, task.log.offset_after(1))  # `started` rides in `Admitted`
+        if task.log.size > start:
+            self._hooks.record(Frames(task.task_id, task.log.raw(start)))
+        task.journaled = task.log.size
+
+    # -- ends --------------------------------------------------------------------------------------------
+    def finish(
+        self,
+        lease: Lease,
+        now: float,
+        wall_ms: int,
+        *,
+        finish_reason: FinishReason | None = None,
+        usage: Usage | None = None,
+        failure: Failure | None = None,
+        slot_free: bool = True,
+    ) -> None:
+        """The run of `lease` is over. The outcome counts only if the task is still open.
+
+        A slot that could not be proven free (`slot_free` false) stays taken until `release`.
+        """
+        task = lease.task
+        lease.quarantined = not slot_free
+        if slot_free:
+            self.release(lease)
+        if task.terminal:
+            return
+        if usage is not None:
+            task.usage = usage
+        if failure is None:
+            assert finish_reason is not None, "a run ends with a finish reason or a failure"
+            self._observe(lease, now)
+            self._terminate(task, TaskState.ENDED, now, wall_ms, finish_reason=finish_reason, phase="running")
+        else:
+            self._terminate(task, TaskState.FAILED, now, wall_ms, failure=failure, phase="running")
+
+    def _observe(self, lease: Lease, now: float) -> None:
+        task = lease.task
+        assert task.started is not None
+        units = task.usage.tokens_out if task.request.workload == "completion" else task.request.units
+        lease.pool.service.observe((now - task.started) * 1000, units, task.request.units)
+        session = self.sessions.get(task.session_id, now)
+        if session is not None and task.request.kv_hint != "cold" and "prefix_cache" in lease.replica.features:
+            session.warmed(lease.pool.id, lease.replica)
+
+    def release(self, lease: Lease) -> None:
+        """The slot is known to be free."""
+        if lease.replica.leases.pop(lease.id, None) is not None:
+            self._hooks.wake()
+
+    def cancel(self, task: Task, reason: CancelReason, now: float, wall_ms: int) -> int:
+        """End the task now: nothing is appended above the id this returns, that of the terminal event.
+
+        On a task that is over already it changes nothing.
+        """
+        if not task.terminal:
+            phase = "queued" if task.state is TaskState.QUEUED else "running"
+            self.pools[task.pool_id].queue.remove(task)
+            self._terminate(
+                task, TaskState.CANCELED, now, wall_ms, finish_reason="canceled", phase=phase, reason=reason
+            )
+        assert task.log.terminal_id is not None
+        return task.log.terminal_id
+
+    def fail(self, task: Task, failure: Failure, now: float, wall_ms: int, reason: CancelReason | None = None) -> None:
+        """End an open task, queued or leased, with an error."""
+        if not task.terminal:
+            phase = "queued" if task.state is TaskState.QUEUED else "running"
+            self.pools[task.pool_id].queue.remove(task)
+            self._terminate(task, TaskState.FAILED, now, wall_ms, failure=failure, phase=phase, reason=reason)
+
+    def _fail(self, task: Task, code: str, message: str, now: float, wall_ms: int, *, retriable: bool = False) -> None:
+        self.fail(task, Failure(code, message, task.request.engine, retriable), now, wall_ms)
+
+    def _terminate(
+        self,
+        task: Task,
+        state: TaskState,
+        now: float,
+        wall_ms: int,
+        *,
+        phase: str,
+        finish_reason: FinishReason | None = None,
+        failure: Failure | None = None,
+        reason: CancelReason | None = None,
+        terminal_id: int | None = None,
+    ) -> None:
+        task.log.seal()
+        task.move(state)
+        task.ended, task.ended_ms = now, wall_ms
+        task.finish_reason, task.failure = finish_reason, failure
+        decode_ms = int((now - task.first_token) * 1000) if task.first_token is not None else 0
+        task.usage = Usage(task.usage.tokens_in, task.usage.tokens_out, decode_ms)
+        event_id = task.log.next_id if terminal_id is None else terminal_id
+        frame = self._hooks.encode(event_id, "error" if failure else "end", terminal_payload(task))
+        self._record_tail(task)
+        task.log.close(frame, event_id)
+        self._hooks.ended(task, phase, reason)
+        finished = Finished(
+            task_id=task.task_id,
+            state=state,
+            usage=task.usage,
+            finish_reason=finish_reason,
+            failure=failure,
+            ended_ms=wall_ms,
+            terminal_id=event_id,
+            terminal_frame=frame,
+            transcript=transcript_source(task) if self.limits.transcripts else None,
+        )
+        self._gate(task, finished, self._closed)
+        self.sessions.task_ended(task.session_id, now)
+        self.tasks.retire(task)
+        for lease in self.leases_of(task):
+            self._hooks.abort(lease)
+        self._hooks.wake()
+
+    def _closed(self, task: Task, ticket: Ticket) -> None:
+        if ticket.exception() is None and (artifact := ticket.result()) is not None:
+            task.transcript_id = artifact.id
+            self._hooks.archive(task.task_id, artifact)
+        task.log.reveal()  # a journal that failed must not leave a reader hanging
+
+    def leases_of(self, task: Task) -> Iterator[Lease]:
+        if task.replica_id is None:
+            return
+        pool = self.pools.get(task.pool_id)
+        replica = pool.replicas.get(task.replica_id) if pool else None
+        for lease in list(replica.leases.values()) if replica else []:
+            if lease.task is task:
+                yield lease
