@@ -35,7 +35,7 @@ from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.infra.telemetry import StandardTelemetry, make_logger
 from orchestratord.middleware import Access, BodyLimit, Edge, Guard
-from orchestratord.ports import Artifact, ArtifactStore, Clock, Engine, Journal, ProcessSpec
+from orchestratord.ports import Artifact, ArtifactStore, Clock, Engine, Journal, JournalUnavailable, ProcessSpec
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
 from orchestratord.services.dispatch import Dispatch
@@ -76,6 +76,7 @@ class Daemon:
         names = {p.driver or p.engine for p in settings.pools if not any(r.mock for r in p.replicas)}
         self._drivers = {name: driver(name) for name in names}
         self.stopping = False
+        self.failure: str | None = None  # why it could not start
 
         profiles = {name: _sampling(profile) for name, profile in settings.all_profiles.items()}
         self.dispatch = Dispatch(self.clock, self._run)
@@ -173,8 +174,12 @@ class Daemon:
             await self.stop()
 
     async def start(self) -> None:
-        """Recover what the journal knows, then bring the replicas up in the background."""
-        journaled = await self.journal.open()
+        """Recover what the journal knows, then bring the replicas up in the background. Raises JournalUnavailable."""
+        try:
+            journaled = await self.journal.open()
+        except JournalUnavailable as error:
+            self.failure = str(error)  # the server's lifespan swallows the exception
+            raise
         if isinstance(self.store, FileArtifacts):
             await self.store.open()
         now, wall_ms = self.clock.now(), self.clock.wall_ms()
@@ -195,13 +200,11 @@ class Daemon:
             async with self.clock.limit(grace_s):
                 await self.dispatch.drained()
         except TimeoutError:
-            self._interrupt()
-        if self.settings.journal.kind == "memory":  # nothing will bring the queue back
-            self._interrupt()
-        self.streams.stop()
+            pass
+        self.interrupt()
 
-    def _interrupt(self) -> None:
-        """End what has shown output, or would be lost; the rest waits again after the restart."""
+    def interrupt(self) -> None:
+        """End what has shown output, or would be lost; the rest waits again after the restart. Ends every stream."""
         now, wall_ms = self.clock.now(), self.clock.wall_ms()
         survives = self.settings.journal.kind != "memory"
         for task in list(self.core.tasks.values()):
@@ -210,12 +213,13 @@ class Daemon:
                 self.core.fail(
                     task, Failure("WORKER_RESET", message, task.request.engine, True), now, wall_ms, "shutdown"
                 )
+        self.streams.stop()
 
     async def stop(self) -> None:
         """Stop engines, archive what is done, close the stores."""
         self.dispatch.pause()
         self.sweeps.stop()
-        self._interrupt()
+        self.interrupt()
         self.runs.give_up()
         self.dispatch.abort_all()
         await self.dispatch.drained()

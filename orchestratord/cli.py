@@ -68,8 +68,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         settings = config.load(arguments.config, environ)
         warnings.simplefilter("ignore", DeprecationWarning)  # Connexion's imports; a user can do nothing about them
         from orchestratord.app import Daemon
-        from orchestratord.ports import JournalUnavailable
-        from orchestratord.server import make_server
+        from orchestratord.server import CannotListen, make_server
 
         daemon = Daemon(settings)
     except config.ConfigError as error:
@@ -79,10 +78,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     sys.setswitchinterval(0.0005)
     try:
         make_server(daemon).run()
-    except JournalUnavailable as error:
+    except CannotListen as error:
         return _complain(str(error), UNAVAILABLE)
-    except SystemExit as error:  # uvicorn's own refusal to start
-        return _complain(f"could not start on {settings.server.host}:{settings.server.port}", int(error.code or 1))
+    except SystemExit as error:  # uvicorn's way to say that the lifespan did not start
+        return _complain(daemon.failure or "could not start; see the log above", int(error.code or 1))
     return 0
 
 

@@ -206,8 +206,10 @@ FORMATS: dict[str, Callable[[str], bool]] = {"uuid": is_uuid}
 
 
 def compile_schema(schema: Mapping[str, Any]) -> jsonschema_rs.Draft4Validator:
-    """A fast validator of an OpenAPI schema without references."""
-    return jsonschema_rs.Draft4Validator(to_json_schema(schema), validate_formats=True, formats=FORMATS)
+    """A fast validator of an OpenAPI schema without references. Its messages never quote a value: a prompt is one."""
+    return jsonschema_rs.Draft4Validator(
+        to_json_schema(schema), validate_formats=True, formats=FORMATS, mask="the value"
+    )
 
 
 RULES: frozenset[str] = frozenset(load("data")["components"]["schemas"]["Rule"]["enum"])

@@ -196,6 +196,8 @@ class ValidatedOperation:
         content_type = _header(scope, b"content-type") or ""
         if content_type.partition(";")[0].strip().lower() != "application/json" or not _utf8(content_type):
             raise HttpError("UNSUPPORTED_MEDIA_TYPE", "Send the body as application/json in UTF-8.")
+        if (_header(scope, b"content-encoding") or "identity").lower() != "identity":
+            raise HttpError("UNSUPPORTED_MEDIA_TYPE", "Send the body without Content-Encoding.")
         raw = bytearray()
         while True:
             message = await receive()
@@ -246,7 +248,6 @@ def _unknown(message: str, name: str, known: list[str]) -> HttpError:
 
 
 def _short(text: str) -> str:
-    """Validator messages quote the value; a prompt must not come back, and a log line stays short."""
     return text if len(text) <= 200 else f"{text[:60]} ... {text[-120:]}"
 
 

@@ -26,7 +26,8 @@ Scope = dict[str, Any]
 BODY_IDLE_S = 10.0
 
 _CORRELATION = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
-_FORWARDED = frozenset({b"forwarded", b"x-forwarded-for", b"x-forwarded-host", b"x-forwarded-proto", b"via"})
+_FORWARDED = (b"forwarded", b"via", b"x-forwarded-")
+_HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
 
 
@@ -120,7 +121,7 @@ class Guard:
         if len(hosts) != 1:
             raise HttpError("INVALID_PARAMS", "Send exactly one Host header.")
         name = _host_name(hosts[0].decode("latin-1"))
-        if self._access.hosts is not None and name not in self._access.hosts:
+        if not name or (self._access.hosts is not None and name not in self._access.hosts):
             raise HttpError("FORBIDDEN", "This Host is not served here. Allow it with auth.allowed_hosts.")
         return name
 
@@ -159,15 +160,14 @@ class Guard:
 
 
 def _host_name(host: str) -> str:
-    """The name in a Host header or an origin's authority, without port and brackets, in lower case."""
-    if host.startswith("["):
-        return host[1:].partition("]")[0].lower()
-    return host.partition(":")[0].lower()
+    """The name in a Host header or an origin's authority, without port, in lower case; "" if it is none."""
+    match = _HOST.fullmatch(host)
+    return (match["v6"] or match["name"]).lower() if match else ""
 
 
 def _is_local_peer(scope: Scope, headers: Headers, host: str) -> bool:
     """Loopback address, loopback Host, and no sign of a proxy in between."""
-    if any(name in _FORWARDED for name, _ in headers) or host not in _LOOPBACK_NAMES:
+    if any(name.startswith(_FORWARDED) for name, _ in headers) or host not in _LOOPBACK_NAMES:
         return False
     client = scope.get("client")
     if client is None:
@@ -178,7 +178,7 @@ def _is_local_peer(scope: Scope, headers: Headers, host: str) -> bool:
 
 
 class BodyLimit:
-    """Refuses a body that is too long, declared or not, and one in an encoding nobody would undo."""
+    """Refuses a body that is too long, declared or not, and one that stops coming."""
 
     def __init__(self, app: Any, *, max_bytes: int, clock: Clock) -> None:
         self.app = app
@@ -197,8 +197,6 @@ class BodyLimit:
                     raise self._too_large()
             elif name == b"transfer-encoding":
                 has_body = True
-            elif name == b"content-encoding" and value.lower() != b"identity":
-                raise HttpError("UNSUPPORTED_MEDIA_TYPE", "Send the body without Content-Encoding.")
         await self.app(scope, self._counted(receive) if has_body else receive, send)
 
     def _counted(self, receive: Any) -> Callable[[], Any]:

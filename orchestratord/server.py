@@ -6,6 +6,7 @@ Follows uvicorn's httptools protocol closely, hence the pinned version.
 from __future__ import annotations
 
 import asyncio
+import errno
 import resource
 import socket
 import threading
@@ -14,7 +15,7 @@ from types import FrameType
 from typing import Any
 
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from orchestratord.app import Daemon
 from orchestratord.wire.errors import HttpError, render
@@ -23,79 +24,92 @@ URL_BYTES = 8 * 1024
 HEAD_BYTES = 16 * 1024
 HEAD_FIELDS = 100
 HEAD_S = 10.0
+PIPELINED = 16  # requests waiting behind the one being answered
+NOT_HTTP = "This is not a valid HTTP/1.1 request."
 SEND_BUFFER = 64 * 1024  # what a slow reader may leave in the kernel
 
 
+class CannotListen(Exception):
+    """The address cannot be bound; the message says what to do."""
+
+
 class Protocol(HttpToolsProtocol):
-    """One client connection. What never reaches the app is still answered with an ErrorEnvelope."""
+    """One client connection. What never reaches the app is still answered with an ErrorEnvelope, in its turn."""
 
     connections_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
-        self._refused: HttpError | None = None
+        self._refused: HttpError | None = None  # nothing more is read; this is the last answer
+        self._working: RequestResponseCycle | None = None  # uvicorn's `cycle` is the newest, perhaps still queued
+        self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
         if len(self.connections) > self.connections_max:
-            self._answer(HttpError("OVERLOADED", "Too many connections. Try again shortly.", retriable=True))
-            return
-        self._expect_head()
-
-    def _expect_head(self) -> None:
-        self._head_timer = self.loop.call_later(HEAD_S, self._head_late)
-
-    def _head_late(self) -> None:
-        """Nothing sent at all is an idle connection and just closes; half a head is told why."""
-        if self.transport.is_closing():
-            return
-        if getattr(self, "_head_size", 0):
-            self._answer(HttpError("REQUEST_TIMEOUT", f"The request head took longer than {HEAD_S:g} s."))
+            self._refuse(HttpError("OVERLOADED", "Too many connections. Try again shortly.", retriable=True))
         else:
-            self.transport.close()
+            self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
+        self._stop_timer()
+        working = self._working
+        if working is not None and not working.response_complete:
+            working.disconnected = True
+            working.message_event.set()
         super().connection_lost(exc)
 
     def data_received(self, data: bytes) -> None:
-        if self.parser is None or self.transport.is_closing():
-            return
-        super().data_received(data)
-        if self._refused is not None and not self.transport.is_closing():
-            self._answer(self._refused)
+        if self.parser is not None and self._refused is None and not self.transport.is_closing():
+            super().data_received(data)
 
     # -- the head, piece by piece --------------------------------------------------------------------------
+    def _expect_head(self) -> None:
+        self._stop_timer()
+        self._head_timer = self.loop.call_later(HEAD_S, self._head_late)
+
+    def _stop_timer(self) -> None:
+        if self._head_timer is not None:
+            self._head_timer.cancel()
+            self._head_timer = None
+
+    def _head_late(self) -> None:
+        """Nothing sent at all is an idle connection and just closes; half a head is told why."""
+        if self._head_size:
+            self._refuse(HttpError("REQUEST_TIMEOUT", f"The request head took longer than {HEAD_S:g} s."))
+        else:
+            self.transport.close()
+
     def on_message_begin(self) -> None:
         super().on_message_begin()
         self._head_size = 1
-        self._refused = None
-        if self._head_timer is None:
-            self._expect_head()
+        self._expect_head()
 
     def on_url(self, url: bytes) -> None:
         super().on_url(url)
         if len(self.url) > URL_BYTES:
-            self._refused = HttpError("URI_TOO_LONG", f"A URL may have at most {URL_BYTES} bytes.")
+            self._refuse(HttpError("URI_TOO_LONG", f"A URL may have at most {URL_BYTES} bytes."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
         self._head_size += len(name) + len(value) + 4
         if self._head_size > HEAD_BYTES or len(self.headers) >= HEAD_FIELDS:
-            self._refused = self._refused or HttpError(
-                "HEADERS_TOO_LARGE", f"A request head may have at most {HEAD_BYTES} bytes and {HEAD_FIELDS} fields."
-            )
-            return
-        super().on_header(name, value)
+            limits = f"at most {HEAD_BYTES} bytes and {HEAD_FIELDS} fields"
+            self._refuse(HttpError("HEADERS_TOO_LARGE", f"A request head may have {limits}."))
+        else:
+            super().on_header(name, value)
 
     def on_headers_complete(self) -> None:
-        if self._head_timer is not None:
-            self._head_timer.cancel()
-            self._head_timer = None
+        self._stop_timer()
         self._head_size = 0
+        if self.parser.get_http_version() not in ("1.0", "1.1"):
+            self._refuse(HttpError("INVALID_PARAMS", NOT_HTTP))
         if self._refused is None:
             super().on_headers_complete()
+            if len(self.pipeline) > PIPELINED:
+                self._refuse(HttpError("OVERLOADED", "Too many requests at once on this connection.", retriable=True))
+            elif self.pipeline:
+                self.flow.resume_reading()  # else nobody would notice that the client has left
 
     def on_body(self, body: bytes) -> None:
         if self._refused is None:
@@ -105,11 +119,39 @@ class Protocol(HttpToolsProtocol):
         if self._refused is None:
             super().on_message_complete()
 
+    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+        self._working = cycle
+        super()._start_asgi_task(cycle, app)
+
+    def on_response_complete(self) -> None:
+        super().on_response_complete()
+        if self._refused is not None and self._idle:
+            self._answer(self._refused)
+
     # -- answers of our own --------------------------------------------------------------------------------
     def send_400_response(self, msg: str) -> None:
-        self._answer(self._refused or HttpError("INVALID_PARAMS", "This is not a valid HTTP/1.1 request."))
+        self._refuse(HttpError("INVALID_PARAMS", NOT_HTTP))
+
+    @property
+    def _idle(self) -> bool:
+        return self._working is None or (self._working.response_complete and not self.pipeline)
+
+    def _refuse(self, error: HttpError) -> None:
+        """Read nothing more; answer when everything asked before has been answered."""
+        if self._refused is None:
+            self._refused = error
+            self._stop_timer()
+            working = self._working
+            if working is not None and working.more_body and not working.response_started:
+                working.disconnected = True  # the rest of its body will never come: this is its answer
+                working.message_event.set()
+                self._answer(error)
+            elif self._idle:
+                self._answer(error)
 
     def _answer(self, error: HttpError) -> None:
+        if self.transport.is_closing():
+            return
         status, headers, body = render(error)
         headers += [(b"x-correlation-id", str(uuid.uuid4()).encode()), (b"connection", b"close")]
         lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]
@@ -118,7 +160,7 @@ class Protocol(HttpToolsProtocol):
 
 
 class Server(uvicorn.Server):
-    """Drains the daemon before uvicorn closes connections; a second signal ends it at once; exit code 0."""
+    """Drains the daemon before uvicorn closes connections; a second signal ends the drain at once; exit code 0."""
 
     def __init__(self, config: uvicorn.Config, daemon: Daemon) -> None:
         super().__init__(config)
@@ -126,6 +168,17 @@ class Server(uvicorn.Server):
         self._hurry = asyncio.Event()
         self.up = threading.Event()  # set once connections are accepted
         self._loop: asyncio.AbstractEventLoop | None = None
+
+    def run(self, sockets: list[socket.socket] | None = None) -> None:
+        """Bind, then serve until told to stop. Raises CannotListen."""
+        host, port = self.config.host, self.config.port
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        try:
+            bound = sockets or [socket.create_server((host, port), family=family, backlog=2048)]
+        except OSError as error:
+            why = "is in use: is a daemon running already?" if error.errno == errno.EADDRINUSE else error.strerror
+            raise CannotListen(f"{host}:{port} {why} Choose another with --port or server.port.") from None
+        super().run(bound)
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
@@ -140,10 +193,8 @@ class Server(uvicorn.Server):
         return int(self.servers[0].sockets[0].getsockname()[1])
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
-        if self.should_exit:
-            self.force_exit = True
-            if self._loop is not None:
-                self._loop.call_soon_threadsafe(self._hurry.set)
+        if self.should_exit and self._loop is not None:
+            self._loop.call_soon_threadsafe(self._hurry.set)
         self.should_exit = True
 
     async def shutdown(self, sockets: list[socket.socket] | None = None) -> None:
@@ -154,8 +205,7 @@ class Server(uvicorn.Server):
         for task in (drain, hurry):
             task.cancel()
         await asyncio.gather(drain, hurry, return_exceptions=True)
-        self._daemon.streams.stop()
-        self.force_exit = False  # uvicorn would skip the lifespan's end, and with it our engines' end
+        self._daemon.interrupt()
         await super().shutdown(sockets)
 
 

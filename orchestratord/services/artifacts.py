@@ -69,7 +69,7 @@ class Artifacts:
             raise StorageUnavailable("The artifact store cannot be written now.", retry_after_ms=1000) from error
 
     async def get(self, artifact_id: str) -> Artifact:
-        """Raises NotFound; a damaged artifact is not served."""
+        """Raises NotFound, StorageUnavailable; a damaged artifact is not served."""
         waiting = self._outbox.get(artifact_id)
         if waiting is not None:
             return waiting[0]
@@ -78,13 +78,18 @@ class Artifacts:
         except ArtifactCorrupt:
             self._telemetry.event("artifact_corrupt", "a stored artifact is damaged", artifact_id=artifact_id)
             found = None
+        except OSError as error:
+            raise StorageUnavailable("The artifact store cannot be read now.", retry_after_ms=1000) from error
         if found is None:
             raise NotFound(f"There is no artifact {artifact_id}.")
         return found
 
     async def list(self, limit: int, after: tuple[int, str] | None, tag: str | None) -> list[Artifact]:
-        """Newest first. Transcripts still on their way to the store are listed too."""
-        stored = await self._store.list(limit=limit, after=after, tag=tag)
+        """Newest first. Transcripts still on their way to the store are listed too. Raises StorageUnavailable."""
+        try:
+            stored = await self._store.list(limit=limit, after=after, tag=tag)
+        except OSError as error:
+            raise StorageUnavailable("The artifact store cannot be read now.", retry_after_ms=1000) from error
         found = {a.id: a for a in stored}
         for artifact, _ in self._outbox.values():
             key = (artifact.created_ms, artifact.id)

@@ -47,7 +47,7 @@ class Cursor:
         self._live = not task.terminal  # a replay of a finished log brings no metrics frames
         self._wake = asyncio.Event()
         self._due = False  # a metrics frame is wanted
-        self._closing = False
+        self._closing = self._parted = False
         self._greeted = False
         self.sending_since: float | None = None
         self.abort: Callable[[], object] = self.cut  # the response puts its own way to break off here
@@ -79,7 +79,8 @@ class Cursor:
             data += self._streams.metrics_frame(self.task)
         elif not data and self._streams.clock.now() - self.written_at >= self._streams.settings.keep_alive_s:
             data = self._streams.frames.keep_alive
-        if self._closing and not log.finished:
+        if self._closing and not self._parted and not log.finished:
+            self._parted = True
             data += self._streams.farewell(self.task)
         if not self._greeted:
             self._greeted = True

@@ -1,0 +1,1 @@
+"""What the daemon costs, as ratios to floors measured in the same round: `python -m benchmarks --quick`."""
