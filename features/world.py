@@ -159,16 +159,17 @@ class World:
                     engine=pool.engine,
                     slots=replica.mock.slots,
                     ctx=replica.mock.ctx,
-                    token_ms=replica.mock.token_ms,
-                    prefill_ms=replica.mock.prefill_ms,
                 )
                 for pool_id, change in self._presets:
                     if pool_id == pool.id:
                         change(engine)
                 app.daemon.mocks[pool.id, replica.id] = engine
         app.start()
+        for pool in settings.pools:
+            for engine, replica in zip(self.engines(pool.id, app), pool.replicas, strict=True):
+                engine.token_ms = replica.mock.token_ms if replica.mock else 0  # slow for tasks, not for the probe
         self._http = None
-        self._asked_before = {pool.id: self.calls(pool.id, app) for pool in settings.pools}
+        self._asked_before = {pool.id: sum(e.calls for e in self.engines(pool.id, app)) for pool in settings.pools}
         return app
 
     def restart(self) -> None:
@@ -224,9 +225,9 @@ class World:
             self.app.call(lambda engine=engine: act(engine))
         self.settle()
 
-    def calls(self, pool_id: str, app: LiveApp | None = None) -> int:
+    def calls(self, pool_id: str) -> int:
         """How often tasks reached the engines of a pool; probes before the first task do not count."""
-        return sum(engine.calls for engine in self.engines(pool_id, app)) - self._asked_before.get(pool_id, 0)
+        return sum(engine.calls for engine in self.engines(pool_id)) - self._asked_before[pool_id]
 
     def occupy(self, pool_id: str) -> None:
         """Fill every slot of a pool with a task that does not move until the engine is let go."""

@@ -25,8 +25,9 @@ Feature: Durable admission
       And session "S" shows 1 turn
 
     Scenario: A task that was lost can be sent again once there is room
-      Given the disk of the journal is full
-      And a task arrives
+      Given a task "before" arrives
+      And the disk of the journal is full
+      And a task "lost" arrives
       And the disk of the journal has room again
       When it is sent again
       Then it is a first answer

@@ -32,12 +32,12 @@ Feature: Estimates
       Then it is admitted at position 1, to start in 350 ms
 
     Scenario: What was observed replaces what was assumed
-      Given the engine of "home" takes 50 ms for a token
+      Given the engine of "home" takes 125 ms for a token
       And a task arrives
-      And 2 seconds pass
+      And 3 seconds pass
       And "home" is busy
       When another task arrives
-      Then it is admitted at position 0, to start in 500 ms
+      Then it is admitted at position 0, to start in 1250 ms
 
     Scenario: A waiting task sees its start come nearer
       Given "home" is busy

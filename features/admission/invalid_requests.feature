@@ -110,8 +110,6 @@ Feature: Invalid requests
       When a task arrives, strictly deterministic
       Then it is refused as INVALID_PARAMS by rule unsupported_determinism
 
-    # The task is admitted and ends in an error event of the engine instead.
-    @wip-bug
     Scenario: A sampling knob the engine does not know is refused by name
       When a task arrives, bound to a grammar
       Then it is refused as INVALID_PARAMS by rule unsupported_sampling

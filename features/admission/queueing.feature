@@ -37,7 +37,6 @@ Feature: The queue
       When interactive tasks "A", "B", "C" and "D" arrive
       Then "A", "B" and "C" are starting
       And "D" is queued
-      And "D" waits for a slot
 
     Scenario: A slot that comes free goes to the next task
       Given pool "home" runs 1 task at a time and queues 4

@@ -7,11 +7,11 @@ Feature: Operations that are still to come
 
     Scenario: Drain, reload and resume are not there yet
       When every operation on a pool that is announced is called on "home"
-      Then each of the 3 is refused as NOT_IMPLEMENTED
+      Then all 3 are refused as NOT_IMPLEMENTED
 
     Scenario: The catalog is not there yet
       When every operation on the whole catalog is called
-      Then each of the 2 is refused as NOT_IMPLEMENTED
+      Then all 2 are refused as NOT_IMPLEMENTED
 
     Scenario Outline: Whoever wants to <verb> a pool is told what to do meanwhile
       When an operator <verb>s pool "home"

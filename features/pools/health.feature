@@ -57,14 +57,14 @@ Feature: Pools
         | ready         | no    |
 
     Scenario: A pool learns its speed from its tasks
-      Given the engine of "home" takes 50 ms for a token
+      Given the engine of "home" takes 125 ms for a token
       And a task arrives
-      When 2 seconds pass
+      When 3 seconds pass
       Then pool "home" shows
         | fact                         | value |
         | metrics.observations         | 1     |
-        | metrics.service_ms_per_unit  | 50.0  |
-        | metrics.tokens_per_s         | 20.0  |
+        | metrics.service_ms_per_unit  | 125.0 |
+        | metrics.tokens_per_s         | 8.0   |
 
     Scenario: A slot that is not known to be free is shown apart
       Given the engine of "home" ignores the abort

@@ -10,11 +10,11 @@ Feature: Tokens
 
     Scenario: No operation answers without a token
       When every operation is called without a token
-      Then each of the 25 is refused as MISSING_TOKEN
+      Then all operations of the contracts are refused as MISSING_TOKEN
 
     Scenario: No operation answers to a wrong token
       When every operation is called with the token "open sesam"
-      Then each of the 25 is refused as BAD_TOKEN
+      Then all operations of the contracts are refused as BAD_TOKEN
 
     Scenario: The right token opens
       When a task arrives

@@ -102,7 +102,7 @@ def engine_bursts(context: Any, pool: str, count: int) -> None:
 
 @given('the engine of "{pool:Text}" says')
 def engine_says(context: Any, pool: str) -> None:
-    says = tuple(row["token"].encode().decode("unicode_escape") for row in context.table)
+    says = tuple(row["token"].encode("latin-1", "backslashreplace").decode("unicode_escape") for row in context.table)
     context.world.preset(pool, lambda e: setattr(e, "says", says))
 
 
@@ -168,6 +168,7 @@ def engine_has_loaded(context: Any, pool: str) -> None:
 @step('the engine of "{pool:Text}" lets go of it')
 def engine_lets_go(context: Any, pool: str) -> None:
     context.world.drive(pool, lambda e: e.release())
+    context.world.settle(1)
 
 
 @then('{count:Count} {noun:Noun} reached the engine of "{pool:Text}"')

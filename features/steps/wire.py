@@ -8,6 +8,7 @@ from behave import given, then, when
 
 from features.wishes import calls, malformed, unknown
 from features.vocabulary import equal
+from orchestratord import contract
 
 
 @given('a daemon with the token "{token:Text}"')
@@ -143,13 +144,16 @@ def announced_on_catalog(context: Any) -> None:
     context.world.send_all([c for c in calls() if c.operation.until and c.path == "/v1/catalog/models"])
 
 
-@then("each of the {count:d} is refused as {code:Code}")
-def each_is_refused(context: Any, count: int, code: str) -> None:
-    answers = context.world.answers
-    found = {operation: answer.json().get("code") if answer.content else answer.status_code
-             for operation, answer in answers.items()}
-    equal(found, dict.fromkeys(answers, code), "the codes")
-    equal(len(answers), count, "how many operations there are")
+@then("all {count:d} are refused as {code:Code}")
+def all_so_many_are_refused(context: Any, count: int, code: str) -> None:
+    every_one_is_refused(context, code)
+    equal(len(context.world.answers), count, "how many there are")
+
+
+@then("all operations of the contracts are refused as {code:Code}")
+def all_are_refused(context: Any, code: str) -> None:
+    every_one_is_refused(context, code)
+    equal(len(context.world.answers), len(contract.operations()), "how many were asked")
 
 
 @then("each is refused as {code:Code}")

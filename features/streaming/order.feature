@@ -12,15 +12,20 @@ Feature: Streams
       And the text of it is all its tokens in a row
 
     Scenario: A finished task tells its log and nothing else
-      Given a task arrives, of 3 tokens
+      Given the engine of "home" says
+        | token |
+        | One   |
+        | , two |
+        | .     |
+      And a task arrives
       When it has been read to the end
       Then the stream of it reads
         """
         1 started position 0, in 0 ms
-        2 token 0 " hand"
-        3 token 1 " way"
-        4 token 2 " by"
-        5 end length, 3 tokens in 0 ms
+        2 token 0 "One"
+        3 token 1 ", two"
+        4 token 2 "."
+        5 end stop, 3 tokens in 0 ms
         """
 
     Scenario: The end tells how long the engine spoke and how many tokens it counted
@@ -32,7 +37,7 @@ Feature: Streams
         | ended | 4         | 5          | length        | 7             |
 
     Scenario: A stop string ends a task early
-      When a task arrives, that stops at "way"
+      When a task arrives, that stops at "if"
       Then it ends with stop after 2 tokens
 
     Scenario: Several tokens in one event count as several

@@ -56,7 +56,6 @@ Feature: Resuming a stream
         | three         |
         | -1            |
         | 3.0           |
-        | ٣             |
         | 1000000000    |
 
     @portable

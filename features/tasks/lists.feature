@@ -19,12 +19,12 @@ Feature: Looking at tasks
         | state   | pool_id | replica_id | engine_version | tokens_out | last_event_id |
         | running | home    | r0         | mock-1         | 2          | 3             |
 
-    Scenario: A waiting task tells what it waits for
+    Scenario: A waiting task tells its place and its start
       Given pool "home" runs 1 task at a time and queues 4
       And "home" is busy
       When a task arrives
-      Then it waits for a slot
-      And it has queue_position 0
+      Then it has queue_position 0
+      And it has predicted_start_ms 150
 
     Scenario: A task in a pool whose replicas are gone waits for one
       Given pool "home" runs 1 task at a time and queues 4

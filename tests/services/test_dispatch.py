@@ -1,0 +1,34 @@
+"""Dispatch: a lease always comes back, whenever the task's end meets the run's beginning."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from orchestratord.testing.live import LiveApp
+from tests.services.support import leases, soon, state_of, submit
+
+
+@pytest.mark.xfail(strict=True, reason="bug: a run that is aborted before its first step never gives its lease back")
+def test_a_cancel_between_lease_and_first_step_frees_the_slot() -> None:
+    """The cancel is ready to run on the loop when the lease is taken: the run's task is cancelled unstarted."""
+    with LiveApp() as app, app.session() as session:
+        core, clock = app.daemon.core, app.daemon.clock
+        dispatch = core.dispatch
+
+        def meet(*args: Any) -> list[Any]:
+            taken = dispatch(*args)
+            for lease in taken:
+                soon(lambda task=lease.task: core.cancel(task, "client", clock.now(), clock.wall_ms()))
+            return taken
+
+        core.dispatch = meet  # type: ignore[method-assign]
+        for _ in range(2):
+            assert state_of(session, submit(session)) == "canceled"
+        app.advance(20)
+        core.dispatch = dispatch  # type: ignore[method-assign]
+        assert leases(app) == 0
+        task_id = submit(session)
+        app.settle()
+        assert state_of(session, task_id) == "ended"
