@@ -10,7 +10,7 @@ import asyncio
 import json
 import sys
 from collections import deque
-from functools import cache
+from functools import cache, partial
 from typing import Any
 from urllib.parse import parse_qs
 
@@ -228,7 +228,7 @@ class Connection(asyncio.Protocol):
 async def serve(slots: list[int]) -> None:
     loop = asyncio.get_running_loop()
     shared = [Server(count) for count in slots]
-    servers = [await loop.create_server(lambda s=s: Connection(s), "127.0.0.1", 0) for s in shared]
+    servers = [await loop.create_server(partial(Connection, s), "127.0.0.1", 0) for s in shared]
     print(*(server.sockets[0].getsockname()[1] for server in servers), flush=True)
     await asyncio.gather(*(server.serve_forever() for server in servers))
 

@@ -9,18 +9,28 @@ from typing import Any
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.infra.engines.mock import MockEngine, MockScript
 from orchestratord.infra.storage.memory import MemoryArtifacts
-from orchestratord.ports import Artifact, ArtifactCorrupt, Chunk, Job, JobEnd
+from orchestratord.ports import Artifact, ArtifactCorrupt, Chunk, Clock, Job, JobEnd
 from orchestratord.services.artifacts import transcript
 from orchestratord.wire import canonical, sse
 
 
 class Speaking(MockEngine):
-    """Says word for word what it is told to, token by token."""
+    """Says word for word what it is told to, token by token.
+
+    Probes are answered by a healthy twin, so that whatever a scenario does to the engine happens to its tasks alone,
+    and only they are counted.
+    """
 
     says: tuple[str, ...] = ()
 
+    def __init__(self, *, clock: Clock, **options: Any) -> None:
+        super().__init__(clock=clock, **options)
+        self._twin = MockEngine(clock=clock)
+
     def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
-        return self._speak(job) if self.says and job.prompt != "ping" else super().stream(job)
+        if job.prompt == "ping":
+            return self._twin.stream(job)
+        return self._speak(job) if self.says else super().stream(job)
 
     @asynccontextmanager
     async def _speak(self, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:

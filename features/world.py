@@ -82,7 +82,6 @@ class World:
         self._durable: Path | None = None
         self._app: LiveApp | None = None
         self._http: VerifyingSession | None = None
-        self._asked_before: dict[str, int] = {}
         self._ids: dict[tuple[str, str], str] = {}
         self._undo = ExitStack()
 
@@ -141,7 +140,9 @@ class World:
         return self._app
 
     def _launch(self) -> LiveApp:
-        settings = mock_settings(self._durable, pools=[] if self._bare else list(self._pools.values()) or None, **self._sections)
+        settings = mock_settings(
+            self._durable, pools=[] if self._bare else list(self._pools.values()) or None, **self._sections
+        )
         parts: dict[str, Any] = {}
         if self._durable is not None:
             parts["journal"] = SqliteJournal(self._durable / "journal.db", archive, fault=self.disk)
@@ -159,17 +160,14 @@ class World:
                     engine=pool.engine,
                     slots=replica.mock.slots,
                     ctx=replica.mock.ctx,
+                    token_ms=replica.mock.token_ms,
                 )
                 for pool_id, change in self._presets:
                     if pool_id == pool.id:
                         change(engine)
                 app.daemon.mocks[pool.id, replica.id] = engine
         app.start()
-        for pool in settings.pools:
-            for engine, replica in zip(self.engines(pool.id, app), pool.replicas, strict=True):
-                engine.token_ms = replica.mock.token_ms if replica.mock else 0  # slow for tasks, not for the probe
         self._http = None
-        self._asked_before = {pool.id: sum(e.calls for e in self.engines(pool.id, app)) for pool in settings.pools}
         return app
 
     def restart(self) -> None:
@@ -213,9 +211,8 @@ class World:
         raise AssertionError(f"it never came to be that {what}")
 
     # -- engines ------------------------------------------------------------------------------------------------
-    def engines(self, pool_id: str, app: LiveApp | None = None) -> list[Speaking]:
-        mocks = (app or self.app).daemon.mocks
-        found = [engine for (pool, _), engine in sorted(mocks.items()) if pool == pool_id]
+    def engines(self, pool_id: str) -> list[Speaking]:
+        found = [engine for (pool, _), engine in sorted(self.app.daemon.mocks.items()) if pool == pool_id]
         assert found, f"there is no pool {pool_id!r}"
         return found  # type: ignore[return-value] # `_launch` put them there
 
@@ -226,8 +223,8 @@ class World:
         self.settle()
 
     def calls(self, pool_id: str) -> int:
-        """How often tasks reached the engines of a pool; probes before the first task do not count."""
-        return sum(engine.calls for engine in self.engines(pool_id)) - self._asked_before[pool_id]
+        """How often tasks reached the engines of a pool."""
+        return sum(engine.calls for engine in self.engines(pool_id))
 
     def occupy(self, pool_id: str) -> None:
         """Fill every slot of a pool with a task that does not move until the engine is let go."""
@@ -402,9 +399,7 @@ class World:
             if final.get("state") in TERMINAL:
                 readers = [r.record for r in self.readers.values() if r.task == name and r.stream.status == 200]
                 acks = [CancelAck(seal, index) for index, seal in enumerate(sent.seals)]
-                yield TaskRecord(
-                    sent.id, 202, readers, acks, final, sent.body["session_id"], self._text(door, final)
-                )
+                yield TaskRecord(sent.id, 202, readers, acks, final, sent.body["session_id"], self._text(door, final))
 
     def _text(self, door: VerifyingSession, final: dict[str, Any]) -> str | None:
         if self.store is not None or "transcript_id" not in final:

@@ -15,13 +15,25 @@ from pathlib import Path
 from typing import Any
 
 from orchestratord import contract
-from orchestratord.config import ConfigError, PoolSettings, QueueSettings, ReplicaSettings, Settings, is_loopback
+from orchestratord.config import (
+    BudgetSettings,
+    ConfigError,
+    PoolSettings,
+    QueueSettings,
+    ReplicaSettings,
+    Settings,
+    TariffSettings,
+    is_loopback,
+)
+from orchestratord.domain.budget import Budget, Tariff
 from orchestratord.domain.core import Core
 from orchestratord.domain.eta import Prior
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.hooks import Hooks, Limits
 from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pool import PoolSpec
+from orchestratord.domain.queue import QueueSpec
+from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.request import Sampling
 from orchestratord.framework import App
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
@@ -48,6 +60,7 @@ from orchestratord.services.streams import LiveFrames, Streams, StreamSettings
 from orchestratord.services.sweeps import Sweeps, Watchdogs
 from orchestratord.services.tasks import Tasks
 from orchestratord.wire import canonical, sse
+from orchestratord.wire.tasks import MICRO, budgets_body
 
 SEEDS = 2**32 - 1  # engines cut wider seeds silently or take the last one for "random"
 _HANDLERS = (tasks, sessions, pools, catalog, artifacts, operations)
@@ -92,6 +105,8 @@ class Daemon:
             Limits(
                 session_ttl_s=settings.sessions.ttl_ms / 1000,
                 turns_max=settings.sessions.turns_max,
+                budget=_budget(settings.sessions.budgets),
+                tariff=_tariff(settings.sessions.tariff),
                 retain_s=settings.retention.tasks_ms / 1000,
                 retain_tasks=settings.retention.tasks,
                 transcripts=settings.artifacts.transcripts != "off",
@@ -130,7 +145,7 @@ class Daemon:
                 stall_s=s.stall_ms / 1000,
                 disconnect_grace_s=s.disconnect_grace_ms / 1000,
             ),
-            LiveFrames(sse.encode_live, sse.KEEP_ALIVE, sse.RETRY),
+            LiveFrames(sse.encode_live, budgets_body, sse.KEEP_ALIVE, sse.RETRY),
         )
         self.sweeps = Sweeps(self.core, self.clock, {pool.id: _watchdogs(pool) for pool in settings.pools})
         self.admission = Admission(
@@ -141,6 +156,7 @@ class Daemon:
             self.replicas.any_engine,
             frozenset(profiles),
             draw_seed or (lambda: secrets.randbelow(SEEDS)),
+            RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
         )
         self.pools = Pools(self.core, _limits(settings), contract.api_version())
         self.metrics.watch(self._state)
@@ -334,7 +350,9 @@ def _pool_spec(pool: PoolSettings) -> PoolSpec:
         driver="mock" if any(r.mock for r in pool.replicas) else pool.driver or pool.engine,
         model_ref=pool.model,
         aliases=(*pool.aliases, pool.id),
-        capacity=pool.queue.capacity,
+        queue=QueueSpec(
+            pool.queue.capacity, pool.queue.full_policy, pool.queue.batch_capacity, pool.queue.batch_age_ms / 1000
+        ),
         prior=Prior(prior.overhead_ms, prior.ms_per_unit, prior.fraction),
     )
 
@@ -358,6 +376,19 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         extra_args=process.extra_args,
         env=dict(process.env),
         device_mask=replica.device_mask,
+    )
+
+
+def _budget(budgets: BudgetSettings) -> Budget:
+    cost = None if budgets.cost is None else round(budgets.cost * MICRO)
+    return Budget(budgets.tokens, budgets.time_ms, cost)
+
+
+def _tariff(tariff: TariffSettings) -> Tariff:
+    return Tariff(
+        round(tariff.per_task * MICRO),
+        round(tariff.per_1k_tokens_in * MICRO / 1000),
+        round(tariff.per_1k_tokens_out * MICRO / 1000),
     )
 
 

@@ -41,12 +41,20 @@ class ServerSettings(Section, frozen=True):
     max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
 
 
+class RateLimitSettings(Section, frozen=True):
+    """How fast one caller may submit tasks: `per_s` on average, `burst` at once; 0 is no limit."""
+
+    per_s: Annotated[float, Meta(ge=0)] = 0.0
+    burst: Positive = 10
+
+
 class AuthSettings(Section, frozen=True):
-    """Who may come in. The token itself comes from the environment only."""
+    """Who may come in, and how often. The token itself comes from the environment only."""
 
     public: tuple[Literal["healthz", "readyz", "docs", "openapi"], ...] = ()
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
+    rate_limit: RateLimitSettings = field(default_factory=RateLimitSettings)
 
 
 class JournalSettings(Section, frozen=True):
@@ -63,9 +71,29 @@ class ArtifactSettings(Section, frozen=True):
     transcripts: Literal["full", "metadata", "off"] = "full"
 
 
+class BudgetSettings(Section, frozen=True):
+    """What one session may spend; a budget that is not set does not limit."""
+
+    tokens: Positive | None = None
+    time_ms: Positive | None = None
+    cost: Annotated[float, Meta(gt=0, le=9e9)] | None = None
+
+
+class TariffSettings(Section, frozen=True):
+    """What work costs, in the unit of `budgets.cost`."""
+
+    per_task: Annotated[float, Meta(ge=0)] = 0.0
+    per_1k_tokens_in: Annotated[float, Meta(ge=0)] = 0.0
+    per_1k_tokens_out: Annotated[float, Meta(ge=0)] = 0.0
+
+
 class SessionSettings(Section, frozen=True):
+    """One conversation's life and means. The TTL runs only while no task of it is live."""
+
     ttl_ms: Millis = 600_000
     turns_max: Positive = 8
+    budgets: BudgetSettings = field(default_factory=BudgetSettings)
+    tariff: TariffSettings = field(default_factory=TariffSettings)
 
 
 class StreamSettings(Section, frozen=True):
@@ -84,7 +112,12 @@ class RetentionSettings(Section, frozen=True):
 
 
 class QueueSettings(Section, frozen=True):
+    """Seats, and what happens when they are taken."""
+
     capacity: Annotated[int, Meta(ge=1, le=100_000)] = 64
+    full_policy: Literal["reject", "drop-lru", "shed-low-priority"] = "reject"
+    batch_capacity: Annotated[int, Meta(ge=0, le=100_000)] | None = None
+    batch_age_ms: Annotated[int, Meta(ge=0, le=7 * 86_400_000)] = 0
 
 
 class PriorSettings(Section, frozen=True):

@@ -47,10 +47,10 @@ Feature: Figures
       And a task "rejected" arrives
       When a task "late" arrives, due in 1 ms
       Then the figures are
-        | series                              | labels          | value |
-        | tasks_rejected_total                | reason=reject   | 1     |
-        | tasks_rejected_total                | reason=deadline | 1     |
-        | admission_backpressure_events_total | policy=reject   | 1     |
+        | series                              | labels                | value |
+        | tasks_rejected_total                | reason=reject         | 1     |
+        | tasks_rejected_total                | reason=deadline_unmet | 1     |
+        | admission_backpressure_events_total | policy=reject         | 1     |
 
     Scenario: Ends ahead of time are counted by what ended them
       Given the engine of "home" holds its tokens back

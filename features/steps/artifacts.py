@@ -8,8 +8,8 @@ from uuid import uuid4
 
 from behave import given, step, then, when
 
-from features.wishes import PROMPT
 from features.vocabulary import equal, name
+from features.wishes import PROMPT
 
 PLAN = {"kind": "plan", "content": "First measure, then cut.", "tags": ["b", "a"]}
 
@@ -160,7 +160,9 @@ def artifact_pages_show(context: Any, size: int, names: list[str]) -> None:
 @then("the transcript of {ref:Ref} tells every event of its stream")
 def transcript_tells_all(context: Any, ref: str) -> None:
     task = name(context.world, ref)
-    told = [(event["id"], event["event"], event["data"]) for event in context.world.transcript(task)["content"]["events"]]
+    told = [
+        (event["id"], event["event"], event["data"]) for event in context.world.transcript(task)["content"]["events"]
+    ]
     seen = [(event.id, event.name, event.data) for event in context.world.story(task).seen if event.id is not None]
     equal(told, seen[: len(told)], "the events of the transcript")
     assert len(told) >= len(seen) - 1, f"{len(seen) - len(told)} events are missing"
@@ -182,8 +184,11 @@ def transcript_is_tagged(context: Any, ref: str) -> None:
 @then("the transcript of {ref:Ref} says")
 def transcript_says(context: Any, ref: str) -> None:
     metadata = context.world.transcript(name(context.world, ref))["metadata"]
-    equal({row["fact"]: str(metadata[row["fact"]]) for row in context.table},
-          {row["fact"]: row["value"] for row in context.table}, "the metadata")
+    equal(
+        {row["fact"]: str(metadata[row["fact"]]) for row in context.table},
+        {row["fact"]: row["value"] for row in context.table},
+        "the metadata",
+    )
 
 
 @then("the transcript of {ref:Ref} has the hash of the prompt and not the prompt")

@@ -13,8 +13,8 @@ from unittest.mock import patch
 import yaml
 from behave import given, step, then, when
 
-from features.wishes import PROMPT
 from features.vocabulary import equal, refusal
+from features.wishes import PROMPT
 from orchestratord import cli, contract
 
 
@@ -142,8 +142,9 @@ def figures_are(context: Any) -> None:
 @then("the figures of tasks add up")
 def figures_add_up(context: Any) -> None:
     world = context.world
-    ended = {phase: world.metric("orchestratord_tasks_ended_total", {"phase": phase}) or 0 for phase in
-             ("queued", "running")}
+    ended = {
+        phase: world.metric("orchestratord_tasks_ended_total", {"phase": phase}) or 0 for phase in ("queued", "running")
+    }
     enqueued, started = world.metric("tasks_enqueued_total", {}), world.metric("tasks_started_total", {})
     waiting, running = world.metric("queue_depth", {}), world.metric("active_leases", {})
     assert enqueued, "no task was counted"
@@ -214,16 +215,21 @@ def speaks_the_version(context: Any) -> None:
 
 @then("its engines are")
 def engines_are(context: Any) -> None:
-    shown = [{key: str(engine.get(key)) for key in context.table.headings} for engine in
-             context.world.answer.json()["engines"]]
+    shown = [
+        {key: str(engine.get(key)) for key in context.table.headings}
+        for engine in context.world.answer.json()["engines"]
+    ]
     equal(shown, [dict(row.items()) for row in context.table], "the engines")
 
 
 @then("its limits are")
 def limits_are(context: Any) -> None:
     limits = context.world.answer.json()["limits"]
-    equal({row["limit"]: str(limits.get(row["limit"])) for row in context.table},
-          {row["limit"]: row["value"] for row in context.table}, "the limits")
+    equal(
+        {row["limit"]: str(limits.get(row["limit"])) for row in context.table},
+        {row["limit"]: row["value"] for row in context.table},
+        "the limits",
+    )
 
 
 @then("it has an engine for the model")

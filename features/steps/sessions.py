@@ -6,8 +6,8 @@ from typing import Any
 
 from behave import given, step, then, when
 
-from features.wishes import Wanted
 from features.vocabulary import equal
+from features.wishes import Wanted
 
 
 def _path(context: Any, session: str) -> str:

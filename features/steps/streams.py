@@ -181,7 +181,9 @@ def reader_was_told_of_start(context: Any, reader: str, milliseconds: int) -> No
 
 @then("its chances of being on time went from {first} to {last}")
 def chances_went(context: Any, first: str, last: str) -> None:
-    told = [event.data["on_time_probability"] for event in context.world.reader("somebody").named("metrics")]
+    found = context.world.reader("somebody")
+    found.until(lambda r: len(r.named("metrics")) >= 4)
+    told = [event.data["on_time_probability"] for event in found.named("metrics")]
     equal((str(told[0]), str(told[-1])), (first, last), "first and last chance")
     assert all(later <= earlier for earlier, later in pairwise(told)), f"the chances rose in between: {told}"
 

@@ -6,8 +6,8 @@ from typing import Any
 
 from behave import step, then, when
 
-from features.wishes import Wanted
 from features.vocabulary import equal, name
+from features.wishes import Wanted
 
 # The ways a request may be wrong below its fields.
 BODIES = {
@@ -299,5 +299,3 @@ def pages_show(context: Any, size: int, names: list[str]) -> None:
         pages.append([known[item["task_id"]] for item in page["items"]])
         cursor = page["next_cursor"]
     equal(pages, [names[at : at + size] for at in range(0, len(names), size)], "the pages")
-
-

@@ -6,8 +6,8 @@ from typing import Any
 
 from behave import given, then, when
 
-from features.wishes import calls, malformed, unknown
 from features.vocabulary import equal
+from features.wishes import calls, malformed, unknown
 from orchestratord import contract
 
 
@@ -115,6 +115,11 @@ def foreign_cursors(context: Any) -> None:
     context.world.send_all(lists, params={"cursor": "not-a-cursor"})
 
 
+@when("every list is asked for pages of {size:d}")
+def page_size(context: Any, size: int) -> None:
+    context.world.send_all([c for c in calls() if "cursor" in c.operation.rules], params={"limit": size})
+
+
 @when("every operation with a body gets {size:d} bytes")
 def large_bodies(context: Any, size: int) -> None:
     body, headers = b" " * size, {"Content-Type": "application/json"}
@@ -133,7 +138,7 @@ def empty_bodies(context: Any) -> None:
     context.world.send_all([c for c in calls() if c.operation.body_schema is not None], json={})
 
 
-@when("every operation on a pool that is announced is called on \"{pool:Text}\"")
+@when('every operation on a pool that is announced is called on "{pool:Text}"')
 def announced_on_pool(context: Any, pool: str) -> None:
     ours = [c for c in calls(lambda _: pool) if c.operation.until and "/pools/" in c.path]
     context.world.send_all(ours)

@@ -13,7 +13,8 @@ from itertools import count
 from typing import Any
 
 from orchestratord.domain import forecast, recovery
-from orchestratord.domain.errors import AdmissionReject, Conflict, DeadlineUnmet, NotFound
+from orchestratord.domain.budget import worst_case
+from orchestratord.domain.errors import AdmissionReject, Conflict, DeadlineUnmet, NotFound, QueueFull
 from orchestratord.domain.facts import (
     Admitted,
     Archived,
@@ -39,6 +40,7 @@ class Core(Lives):
         super().__init__(pools, limits, hooks)
         self._orders = count(1)
         self._lease_ids = count(1)
+        self._victims: dict[str, Task] = {}  # newcomer that is not durable yet -> whose seat it will take
 
     # -- admission ---------------------------------------------------------------------------------------
     def known(self, task_id: str, fingerprint: bytes) -> Task | None:
@@ -59,7 +61,8 @@ class Core(Lives):
         The task is not dispatchable until `confirm`. Raises AdmissionReject, DeadlineUnmet and what `place` raises.
         """
         request = sized.request
-        self.sessions.check(request.session_id, now)
+        held = worst_case(request, sized.prompt_bound, self.limits.tariff)
+        self.sessions.check(request.session_id, held, now)
         decision = place(request, self._snapshots(request, now))
         pool = self.pools[decision.pool_id]
         position = forecast.position(pool, request.priority)
@@ -75,8 +78,9 @@ class Core(Lives):
                 pool_id=pool.id,
                 retry_after_ms=max(1, int(start)),
             )
-        if pool.queue.full:
-            self._refuse_full(pool, request)
+        victim = None
+        if not pool.queue.has_room(request.priority) and (victim := pool.queue.victim()) is None:
+            raise self._no_room(pool, request)
 
         admission = Admission(position, int(start), forecast.backoff_ms(pool))
         promise = {"queue_position": position, "predicted_start_ms": admission.predicted_start_ms}
@@ -92,27 +96,37 @@ class Core(Lives):
             created_ms=wall_ms,
             prompt_sha256=sized.prompt_sha256,
             prompt_bound=sized.prompt_bound,
+            held=held,
             caller=sized.caller,
             started_frame=self._hooks.encode(1, "started", promise),
         )
         task = Task(fact, EventLog(), now, now + request.deadline_ms / 1000, fact.determinism_class)
         task.log.append(fact.started_frame)
-        self.sessions.take_turn(request.session_id, now)
+        self.sessions.take_turn(request.session_id, held, now)
         self.tasks.enlist(task)
         pool.queue.push(task)
+        if victim is not None:
+            pool.queue.mark(victim)
+            self._victims[task.task_id] = victim
         ticket = self._gate(task, fact, self._committed)
         self._hooks.wake()
         return task, ticket
 
     def _committed(self, task: Task, ticket: Ticket) -> None:
+        victim = self._victims.pop(task.task_id, None)
         if ticket.exception() is None:
             task.committed = True
             task.log.show(1)
             self._hooks.admitted(task)
+            if victim is not None and victim.state is TaskState.QUEUED:
+                self._drop(victim, task)
             self._hooks.wake()
         else:  # withdraw it without trace
+            if victim is not None:
+                self.pools[task.pool_id].queue.unmark(victim)
             self.pools[task.pool_id].queue.remove(task)
-            self.sessions.return_turn(task.session_id, live=not task.terminal)
+            if not task.terminal:
+                self.sessions.return_turn(task.session_id, task.admitted.held)
             self.tasks.pop(task.task_id, None)
 
     def _snapshots(self, request: TaskRequest, now: float) -> list[PoolSnapshot]:
@@ -120,12 +134,25 @@ class Core(Lives):
         warm = session.warm_pool if session is not None and session.kv_warm else None
         return [forecast.snapshot(pool, request, warm == pool.id) for pool in self.pools.values()]
 
-    def _refuse_full(self, pool: Pool, request: TaskRequest) -> None:
+    def _drop(self, victim: Task, newcomer: Task) -> None:
+        """`drop-lru`: the newcomer is durable, so its victim gives up the seat."""
+        failure = Failure(
+            "QUEUE_FULL_DROP_LRU",
+            "Newer work took this task's seat in a full queue. Submit it again under a fresh task_id.",
+            victim.request.engine,
+            retriable=True,
+            retry_after_ms=max(1, int(forecast.room_ms(self.pools[victim.pool_id]))),
+        )
+        self.fail(victim, failure, newcomer.created, newcomer.admitted.created_ms)
+
+    def _no_room(self, pool: Pool, request: TaskRequest) -> AdmissionReject:
         room = max(1, int(forecast.room_ms(pool)))
-        raise AdmissionReject(
-            f"Pool {pool.id} holds {len(pool.queue)} waiting tasks, its limit. Try again in {room} ms.",
+        kind = QueueFull if pool.spec.queue.policy == "drop-lru" else AdmissionReject
+        return kind(
+            f"Pool {pool.id} has no seat for {request.priority} work: {len(pool.queue)} of {pool.queue.capacity} are "
+            f"taken. Try again in {room} ms.",
             retry_after_ms=room,
-            policy_label="reject",
+            policy_label=pool.spec.queue.policy,
             engine=request.engine,
             pool_id=pool.id,
         )
@@ -148,10 +175,10 @@ class Core(Lives):
             if item.admitted.order > deletions.get(task.session_id, last):
                 self.sessions.delete(task.session_id, task.created)
                 del deletions[task.session_id]
-            self.sessions.take_turn(task.session_id, task.created)
+            self.sessions.take_turn(task.session_id, item.admitted.held, task.created)
             self.tasks.enlist(task)
-            if task.ended is not None:
-                self.sessions.task_ended(task.session_id, task.ended)
+            if item.finished is not None and task.ended is not None:
+                self.sessions.task_ended(task.session_id, item.admitted.held, item.finished.used, task.ended)
                 self.tasks.retire(task)
             else:
                 self._resume(task, now, wall_ms)
@@ -180,7 +207,7 @@ class Core(Lives):
         """Lease every free slot that the heads of the queues can use."""
         leases: list[Lease] = []
         for pool in self.pools.values():
-            while not pool.draining and (task := pool.queue.head()) is not None:
+            while not pool.draining and (task := pool.queue.head(now)) is not None:
                 session = self.sessions.get(task.session_id, now)
                 replica = pick_replica(
                     pool.replicas.values(),

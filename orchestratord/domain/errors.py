@@ -56,6 +56,12 @@ class AdmissionReject(Refusal):
     retriable = True
 
 
+class QueueFull(AdmissionReject):
+    """The queue is full of interactive work, which is never dropped."""
+
+    code = "QUEUE_FULL_DROP_LRU"
+
+
 class PoolUnready(Refusal):
     """No pool that serves this task is ready."""
 

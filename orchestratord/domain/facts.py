@@ -9,6 +9,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from orchestratord.domain.budget import Amounts
 from orchestratord.domain.outcome import Admission, Failure, TaskState, Usage
 from orchestratord.domain.placement import Decision
 from orchestratord.domain.request import Caller, DeterminismClass, TaskRequest
@@ -28,7 +29,8 @@ class Admitted:
     pool_id: str
     created_ms: int
     prompt_sha256: str | None
-    prompt_bound: int
+    prompt_bound: int  # upper bound of prompt tokens it was admitted on
+    held: Amounts  # reserved from the session's budgets
     caller: Caller
     started_frame: bytes  # the log's first event, so that a restart serves the very same bytes
 
@@ -65,6 +67,7 @@ class Finished:
     task_id: str
     state: TaskState
     usage: Usage
+    used: Amounts  # settled against the session's budgets
     finish_reason: str | None
     failure: Failure | None
     ended_ms: int

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, Protocol
 
+from orchestratord.domain.budget import Budget, Tariff
 from orchestratord.domain.facts import Fact
 from orchestratord.domain.outcome import CancelReason
 from orchestratord.domain.pool import Lease
@@ -41,6 +42,8 @@ class Hooks:
 class Limits:
     session_ttl_s: float = 600.0
     turns_max: int = 8
+    budget: Budget = field(default_factory=Budget)
+    tariff: Tariff = field(default_factory=Tariff)
     task_bytes: int = 8 * 1024 * 1024
     retain_s: float = 3600.0
     retain_tasks: int = 10_000

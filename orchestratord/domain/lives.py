@@ -6,6 +6,7 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from typing import Any
 
+from orchestratord.domain.budget import Amounts
 from orchestratord.domain.facts import Fact, Finished, Frames, Started
 from orchestratord.domain.hooks import Hooks, Limits, Ticket
 from orchestratord.domain.outcome import CancelReason, Failure, FinishReason, TaskState, Usage
@@ -24,7 +25,7 @@ class Lives:
     def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks) -> None:
         self.pools = {spec.id: Pool(spec) for spec in pools}
         self.limits = limits
-        self.sessions = Sessions(limits.session_ttl_s, limits.turns_max)
+        self.sessions = Sessions(limits.session_ttl_s, limits.turns_max, limits.budget)
         self.tasks = Roster()
         self.closing: dict[str, Ticket] = {}  # the undecided `Admitted` or `Finished` of a task
         self._hooks = hooks
@@ -212,10 +213,12 @@ class Lives:
         self._record_tail(task)
         task.log.close(frame, event_id)
         self._hooks.ended(task, phase, reason)
+        used = self._used(task)
         finished = Finished(
             task_id=task.task_id,
             state=state,
             usage=task.usage,
+            used=used,
             finish_reason=finish_reason,
             failure=failure,
             ended_ms=wall_ms,
@@ -224,11 +227,21 @@ class Lives:
             transcript=transcript_source(task) if self.limits.transcripts else None,
         )
         self._gate(task, finished, self._closed)
-        self.sessions.task_ended(task.session_id, now)
+        self.sessions.task_ended(task.session_id, task.admitted.held, used, now)
         self.tasks.retire(task)
         for lease in self.leases_of(task):
             self._hooks.abort(lease)
         self._hooks.wake()
+
+    def _used(self, task: Task) -> Amounts:
+        """What the task is charged: the engine's counts, the bound where it gave none, nothing for one that waited."""
+        if task.started is None or task.ended is None:
+            return Amounts()
+        known = task.usage.tokens_in
+        tokens_in = task.admitted.prompt_bound if known is None else known
+        milliseconds = int((task.ended - task.started) * 1000)
+        cost = self.limits.tariff.cost(tokens_in, task.usage.tokens_out)
+        return Amounts(tokens_in + task.usage.tokens_out, milliseconds, cost).capped(task.admitted.held)
 
     def _closed(self, task: Task, ticket: Ticket) -> None:
         if ticket.exception() is None and (artifact := ticket.result()) is not None:

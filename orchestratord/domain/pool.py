@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections import OrderedDict
-from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestratord.domain.eta import Prior, ServiceModel
-from orchestratord.domain.request import PRIORITIES, Priority, Workload
+from orchestratord.domain.queue import QueueSpec, TaskQueue
+from orchestratord.domain.request import Workload
 from orchestratord.domain.task import Task
 
 ReplicaState = Literal["loading", "ready", "dead"]
@@ -33,7 +32,7 @@ class PoolSpec:
     driver: str
     model_ref: str
     aliases: tuple[str, ...] = ()
-    capacity: int = 64
+    queue: QueueSpec = field(default_factory=QueueSpec)
     prior: Prior = field(default_factory=Prior)
 
     def serves(self, engine: str, model_ref: str) -> bool:
@@ -85,51 +84,6 @@ class Replica:
         return self.slots == 1
 
 
-class TaskQueue:
-    """Bounded over both priorities; FIFO within one, interactive first; every operation O(1)."""
-
-    __slots__ = ("_lanes", "capacity")
-
-    def __init__(self, capacity: int) -> None:
-        self.capacity = capacity
-        self._lanes: dict[Priority, OrderedDict[str, Task]] = {p: OrderedDict() for p in PRIORITIES}
-
-    def __len__(self) -> int:
-        return sum(len(lane) for lane in self._lanes.values())
-
-    def __iter__(self) -> Iterator[Task]:
-        """In dispatch order."""
-        for lane in self._lanes.values():
-            yield from lane.values()
-
-    def depth(self, priority: Priority) -> int:
-        return len(self._lanes[priority])
-
-    @property
-    def full(self) -> bool:
-        return len(self) >= self.capacity
-
-    def push(self, task: Task) -> None:
-        self._lanes[task.request.priority][task.task_id] = task
-
-    def remove(self, task: Task) -> bool:
-        return self._lanes[task.request.priority].pop(task.task_id, None) is not None
-
-    def head(self) -> Task | None:
-        """The next task to dispatch. One whose admission is not durable yet keeps its place but is passed over."""
-        return next((task for task in self if task.committed), None)
-
-    def ahead_of(self, priority: Priority, task: Task | None = None) -> Iterator[Task]:
-        """Tasks that would be dispatched before `task`, or before a newcomer of `priority`."""
-        for lane_priority, lane in self._lanes.items():
-            for other in lane.values():
-                if other is task:
-                    return
-                yield other
-            if lane_priority == priority:
-                return
-
-
 @dataclass(slots=True, eq=False)
 class Pool:
     """A pool and everything in it."""
@@ -142,7 +96,7 @@ class Pool:
     last_error: Fault | None = None
 
     def __post_init__(self) -> None:
-        self.queue = TaskQueue(self.spec.capacity)
+        self.queue = TaskQueue(self.spec.queue)
         self.service = ServiceModel(self.spec.prior)
 
     @property

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
+from orchestratord.domain.budget import Account, Amounts, Budget
 from orchestratord.domain.errors import AdmissionReject
 from orchestratord.domain.pool import Replica
 
@@ -17,6 +18,7 @@ class Session:
     live: int = 0
     deleted: bool = False  # gone for its client; what it spent still counts until its TTL would have ended
     idle_since: float = 0.0
+    account: Account = field(default_factory=lambda: Account(Budget()))
     warm_replica: Replica | None = None
     warm_pool: str | None = None
     warm_incarnation: int = 0
@@ -42,9 +44,10 @@ class Session:
 class Sessions:
     """Every session that has not expired."""
 
-    def __init__(self, ttl_s: float, turns_max: int) -> None:
+    def __init__(self, ttl_s: float, turns_max: int, budget: Budget) -> None:
         self.ttl_s = ttl_s
         self.turns_max = turns_max
+        self.budget = budget
         self._by_id: dict[str, Session] = {}
 
     def __len__(self) -> int:
@@ -66,9 +69,20 @@ class Sessions:
         """Seconds until it expires if nothing of it were live from now on."""
         return self.ttl_s if session.live else max(0.0, self.ttl_s - (now - session.idle_since))
 
-    def check(self, session_id: str, now: float) -> None:
-        """Raises AdmissionReject when the session has no turn left. Changes nothing."""
+    def check(self, session_id: str, amounts: Amounts, now: float) -> None:
+        """Raises AdmissionReject when the session has no turn or not enough budget left. Changes nothing."""
         session = self.get(session_id, now)
+        account = Account(self.budget) if session is None else session.account
+        short = account.exceeded_by(amounts)
+        if short is not None:
+            left = account.remaining()[short]
+            raise AdmissionReject(
+                f"The {short} budget of session {session_id} has {left} left, this task may need "
+                f"{getattr(amounts, short)}. Ask for less, or use another session.",
+                policy_label=f"budget-{short}",
+                retriable=False,
+                retry_after_ms=int((self.ttl_left(session, now) if session else self.ttl_s) * 1000),
+            )
         if session is not None and session.turns >= self.turns_max:
             raise AdmissionReject(
                 f"Session {session_id} has used its {self.turns_max} turns. Use a new session_id, "
@@ -78,35 +92,39 @@ class Sessions:
                 retry_after_ms=int(self.ttl_left(session, now) * 1000),
             )
 
-    def take_turn(self, session_id: str, now: float) -> Session:
+    def take_turn(self, session_id: str, amounts: Amounts, now: float) -> None:
+        """One more live task, with `amounts` held for it."""
         session = self.get(session_id, now)
         if session is None:
-            session = self._by_id[session_id] = Session(session_id, idle_since=now)
+            session = self._by_id[session_id] = Session(session_id, idle_since=now, account=Account(self.budget))
         session.deleted = False
         session.turns += 1
         session.live += 1
-        return session
+        session.account.hold(amounts)
 
-    def return_turn(self, session_id: str, *, live: bool) -> None:
-        """The admission came to nothing: as if it had never been tried. `live` unless the task has ended meanwhile."""
+    def return_turn(self, session_id: str, amounts: Amounts) -> None:
+        """The admission of a live task came to nothing: as if it had never been tried."""
         session = self._by_id.get(session_id)
         if session is not None:
             session.turns -= 1
-            session.live -= live
+            session.live -= 1
+            session.account.release(amounts)
             if not session.turns:
                 del self._by_id[session_id]
 
-    def task_ended(self, session_id: str, now: float) -> None:
+    def task_ended(self, session_id: str, held: Amounts, used: Amounts, now: float) -> None:
+        """A live task is over: settle what was held for it."""
         session = self._by_id.get(session_id)
-        if session is not None and session.live:
+        if session is not None:
             session.live -= 1
             session.idle_since = now
+            session.account.settle(held, used)
 
     def delete(self, session_id: str, now: float) -> None:
         """Forget all but what it has spent: coming back under the same id does not refill it."""
         session = self._by_id.get(session_id)
         if session is not None:
-            self._by_id[session_id] = Session(session_id, session.turns, session.live, True, now)
+            self._by_id[session_id] = Session(session_id, session.turns, session.live, True, now, session.account)
 
     def expire(self, now: float) -> None:
         """Drop what has expired; `get` would do it too, this bounds memory."""

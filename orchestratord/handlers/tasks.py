@@ -9,7 +9,7 @@ from orchestratord.domain.request import Caller
 from orchestratord.handlers import Services
 from orchestratord.wire import canonical, cursors
 from orchestratord.wire.responses import EventStream, Reply
-from orchestratord.wire.tasks import admission_body, parse_request, status_body
+from orchestratord.wire.tasks import admission_body, budget_headers, parse_request, status_body
 
 
 async def create_task(app: Services, body: dict[str, Any], caller: Caller) -> Reply:
@@ -19,6 +19,7 @@ async def create_task(app: Services, body: dict[str, Any], caller: Caller) -> Re
         raise InvalidParams(str(error), rule="body_syntax") from None
     task, replay = await app.admission.admit(parse_request(body), fingerprint, caller)
     headers = [(b"location", f"/v1/tasks/{task.task_id}".encode())]
+    headers += budget_headers(app.sessions.account(task.session_id))
     if replay:
         headers.append((b"x-idempotent-replay", b"true"))
     return Reply(202, admission_body(task.task_id, task.admitted.admission), headers)
@@ -45,7 +46,9 @@ async def stream_task(
     last_event_id: str | None,
 ) -> Reply | EventStream:
     cursor = app.streams.follow(id.lower(), last_event_id, after)
-    return Reply(204) if cursor is None else EventStream(cursor)
+    if cursor is None:
+        return Reply(204)
+    return EventStream(cursor, budget_headers(app.sessions.account(cursor.task.session_id)))
 
 
 async def cancel_task(app: Services, id: str) -> Reply:  # noqa: A002 - the contract's name

@@ -12,6 +12,7 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.errors import InvalidParams, Overloaded, PoolUnready, Refusal, StorageUnavailable
 from orchestratord.domain.hooks import Sized
 from orchestratord.domain.pool import Pool
+from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.request import Caller, Sampling, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Journal
@@ -34,6 +35,7 @@ class Admission:
         engine_of: Callable[[Pool], Engine | None],
         profiles: frozenset[str],
         draw_seed: Callable[[], int],
+        rate_limit: RateLimit,
     ) -> None:
         self._core = core
         self._clock = clock
@@ -42,6 +44,7 @@ class Admission:
         self._engine_of = engine_of
         self._profiles = profiles
         self._draw_seed = draw_seed
+        self._rate_limit = rate_limit
         self._counts: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self.closed = False  # set at shutdown
 
@@ -68,6 +71,7 @@ class Admission:
             raise Overloaded("The server is shutting down. Try again when it is back.", retry_after_ms=2000)
         if not self._journal.healthy:
             raise StorageUnavailable(retry_after_ms=1000)
+        self._rate_limit.take(caller.identity, self._clock.now())
         self._check_meaning(request)
         request, bound = await self._size(request)
         if (known := self._core.known(request.task_id, fingerprint)) is not None:
@@ -141,8 +145,7 @@ class Admission:
         if engine is None:
             return request, 0  # nothing is ready: placement says why
         if request.workload != "completion":
-            await self._check_inputs(engine, request)
-            return request, 0
+            return request, await self._check_inputs(engine, request)
         if request.messages is not None:
             if not any(r.chat_template for p in pools for r in p.ready_replicas):
                 raise InvalidParams(
@@ -163,8 +166,9 @@ class Admission:
             )
         return request, tokens
 
-    async def _check_inputs(self, engine: Engine, request: TaskRequest) -> None:
-        """Each input (for rerank: each pair of query and document) is one prompt of its own."""
+    async def _check_inputs(self, engine: Engine, request: TaskRequest) -> int:
+        """Each input (for rerank: each pair of query and document) is one prompt of its own; the bound of them all."""
+        total = 0
         for index, text in enumerate(request.inputs or ()):
             whole = f"{request.prompt} {text}" if request.workload == "rerank" else text
             tokens = await self._tokens(engine, whole, request.ctx, request)
@@ -176,6 +180,8 @@ class Admission:
                     tokens_in=tokens,
                     ctx=request.ctx,
                 )
+            total += tokens
+        return total
 
     async def _tokens(self, engine: Engine, text: str, room: int, request: TaskRequest) -> int:
         """An upper bound if that fits into `room`, else the engine's exact count."""

@@ -120,6 +120,8 @@ class Narrator:
         code = task.failure.code if task.failure else "none"
         if phase != "recovered":  # its start was counted by the process that is gone
             self._count_end(task, phase, outcome, code)
+        if code == "QUEUE_FULL_DROP_LRU":
+            self._t.count("admission_backpressure_events_total", engine=task.request.engine, policy="drop-lru")
         if reason is not None:
             self._t.count("tasks_canceled_total", **self._labels(task), reason=reason)
         human = f"finished: {task.finish_reason}" if task.failure is None else f"failed: {code}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from orchestratord.domain.budget import Account
 from orchestratord.domain.core import Core
 from orchestratord.domain.session import Session
 from orchestratord.ports import Clock
@@ -18,6 +19,11 @@ class Sessions:
         now = self._clock.now()
         session = self._core.session(session_id, now)
         return session, self._core.sessions.turns_max, self._core.sessions.ttl_left(session, now)
+
+    def account(self, session_id: str) -> Account | None:
+        """The session's spending; None once it is gone."""
+        session = self._core.sessions.get(session_id, self._clock.now())
+        return session.account if session is not None else None
 
     async def delete(self, session_id: str) -> None:
         """Cancel its tasks and forget it, durably. Raises NotFound, StorageUnavailable."""

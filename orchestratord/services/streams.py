@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestratord.domain import forecast
+from orchestratord.domain.budget import Account
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import InvalidParams, NotFound
 from orchestratord.domain.outcome import TaskState
@@ -32,6 +33,7 @@ class LiveFrames:
     """How frames that are not in the log are written."""
 
     live: Callable[[str, dict[str, Any]], bytes]
+    budgets: Callable[[Account], dict[str, Any]]
     keep_alive: bytes
     retry: bytes
 
@@ -211,6 +213,8 @@ class Streams:
         session = self._core.sessions.get(task.session_id, self.clock.now())
         if session is not None:
             payload["kv_warmth"] = session.kv_warm
+            if budgets := self.frames.budgets(session.account):
+                payload["budgets"] = budgets
         if task.state is TaskState.QUEUED:
             payload["predicted_start_ms"] = int(forecast.start_ms(pool, task.request.priority, task))
             if why := waiting_for(pool):

@@ -6,11 +6,14 @@ from typing import Any
 
 import msgspec
 
+from orchestratord.domain.budget import Account
 from orchestratord.domain.outcome import Admission, Failure
 from orchestratord.domain.request import TaskRequest
 from orchestratord.domain.session import Session
 from orchestratord.domain.task import Task
 from orchestratord.domain.views import decision_view
+
+MICRO = 1_000_000
 
 
 def parse_request(body: dict[str, Any]) -> TaskRequest:
@@ -76,9 +79,38 @@ def status_body(task: Task, waiting: tuple[int, int, str | None] | None) -> dict
 
 
 def session_body(session: Session, turns_max: int, ttl_left_s: float) -> dict[str, Any]:
+    budgets = budgets_body(session.account)
     return {
         "ttl_ms_remaining": int(ttl_left_s * 1000),
         "turns": session.turns,
         "turns_max": turns_max,
         "kv_warmth": session.kv_warm,
+        **({"budgets": budgets} if budgets else {}),
     }
+
+
+def budgets_body(account: Account) -> dict[str, int | float]:
+    """What is left of each configured budget."""
+    left = account.remaining()
+    body: dict[str, int | float] = {}
+    if "tokens" in left:
+        body["tokens_remaining"] = left["tokens"]
+    if "time" in left:
+        body["time_remaining_ms"] = left["time"]
+    if "cost" in left:
+        body["cost_remaining"] = left["cost"] / MICRO
+    return body
+
+
+def budget_headers(account: Account | None) -> list[tuple[bytes, bytes]]:
+    """The budget headers of a 202 and of a stream; none for a budget that is not configured."""
+    left = account.remaining() if account is not None else {}
+    headers = []
+    if "tokens" in left:
+        headers.append((b"x-budget-tokens-remaining", b"%d" % left["tokens"]))
+    if "time" in left:
+        headers.append((b"x-budget-time-remaining-ms", b"%d" % left["time"]))
+    if "cost" in left:
+        whole, part = divmod(left["cost"], MICRO)
+        headers.append((b"x-budget-cost-remaining", b"%d.%06d" % (whole, part)))
+    return headers

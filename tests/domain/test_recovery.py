@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestratord.domain.facts import Admitted, Finished, Forgotten, Frames, JournaledTask, SessionDeleted, Started
+from orchestratord.domain.hooks import Limits
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.task import Task
 from orchestratord.wire import sse
@@ -34,8 +35,8 @@ def journaled(world: World) -> tuple[list[JournaledTask], list[SessionDeleted]]:
     return [JournaledTask(**fields, transcript_id=None) for fields in tasks.values()], deleted
 
 
-def restart(world: World, downtime: float = 1.0) -> World:
-    after = World(slots=2, capacity=4)
+def restart(world: World, downtime: float = 1.0, limits: Limits | None = None) -> World:
+    after = World(slots=2, capacity=4, limits=limits)
     after.now = world.now + downtime
     items, deleted = journaled(world)
     after.core.restore(items, deleted, sse.split, after.now, after.wall_ms)

@@ -10,6 +10,7 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.facts import Fact
 from orchestratord.domain.hooks import Hooks, Limits, Sized
 from orchestratord.domain.pool import Lease, PoolSpec, Replica
+from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.request import Caller, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.wire import sse
@@ -40,7 +41,15 @@ class HandTicket:
 
 
 class World:
-    def __init__(self, *, slots: int = 2, capacity: int = 4, auto: bool = True, limits: Limits | None = None) -> None:
+    def __init__(
+        self,
+        *,
+        slots: int = 2,
+        capacity: int = 4,
+        auto: bool = True,
+        limits: Limits | None = None,
+        queue: QueueSpec | None = None,
+    ) -> None:
         self.now = 1000.0
         self.auto = auto
         self.tickets: list[HandTicket] = []
@@ -56,7 +65,7 @@ class World:
             ended=lambda task, phase, reason: self.ended.append((task, phase, reason)),
             archive=lambda task_id, artifact: None,
         )
-        spec = PoolSpec("home", "llamacpp", "mock", "m", capacity=capacity)
+        spec = PoolSpec("home", "llamacpp", "mock", "m", queue=queue or QueueSpec(capacity))
         self.core = Core([spec], limits or Limits(turns_max=10_000), hooks)
         self.core.add_replica("home", Replica("r0"))
         self.ready(slots)
@@ -84,8 +93,9 @@ class World:
 
     def commit(self) -> None:
         """Resolve what is pending, in order."""
-        for ticket in [t for t in self.tickets if not t.done]:
-            ticket.resolve()
+        while pending := [t for t in self.tickets if not t.done]:
+            for ticket in pending:
+                ticket.resolve()
 
     @property
     def facts(self) -> list[Fact]:
@@ -106,9 +116,9 @@ class World:
         }
         return TaskRequest(**{**defaults, **fields})
 
-    def admit(self, **fields: Any) -> Task:
+    def admit(self, *, bound: int = 3, **fields: Any) -> Task:
         request = self.request(**fields)
-        sized = Sized(request, request.task_id.encode(), 7, 3, None, Caller("cid", "localhost"))
+        sized = Sized(request, request.task_id.encode(), 7, bound, None, Caller("cid", "localhost"))
         task, _ = self.core.admit(sized, self.now, self.wall_ms)
         if self.auto:
             self.commit()

@@ -7,6 +7,7 @@ import hashlib
 from collections.abc import Awaitable, Callable
 from typing import Any
 
+from orchestratord.domain.budget import Amounts
 from orchestratord.domain.facts import Admitted, Finished, Started, TranscriptSource
 from orchestratord.domain.outcome import Admission, Failure, TaskState, Usage
 from orchestratord.domain.placement import Decision
@@ -42,6 +43,7 @@ def admitted(order: int, task_id: str | None = None, prompt: str = "Say somethin
         created_ms=1_700_000_000_000 + order,
         prompt_sha256=None,
         prompt_bound=12,
+        held=Amounts(28, 60_000, 400),
         caller=Caller("corr-1", "localhost"),
         started_frame=b"id: 1\nevent: started\ndata: {}\n\n",
     )
@@ -60,6 +62,7 @@ def finished(task_id: str, transcript: bytes | None = None) -> Finished:
         task_id,
         TaskState.FAILED,
         Usage(tokens_in=3, tokens_out=5, decode_ms=70),
+        used=Amounts(8, 90, 40),
         finish_reason=None,
         failure=Failure("DECODE_TIMEOUT", "too slow", "llamacpp", True, 1000, {"waited_ms": 12.5}),
         ended_ms=1_700_000_000_900,

@@ -7,11 +7,43 @@ import json
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from orchestratord.infra.journal.memory import MemoryJournal
+from orchestratord.infra.journal.tickets import TicketFuture
+from orchestratord.services.artifacts import transcript
 from orchestratord.testing.live import LiveApp
 from orchestratord.testing.session import VerifyingSession
+from orchestratord.wire import canonical, sse
 from tests.http.support import state_of, submit, task, wait_for
 
-__all__ = ["health", "leases", "records", "running", "soon", "state_of", "submit", "task", "wait_for"]
+__all__ = [
+    "BreakingJournal",
+    "health",
+    "leases",
+    "records",
+    "running",
+    "soon",
+    "state_of",
+    "submit",
+    "task",
+    "wait_for",
+]
+
+
+class BreakingJournal(MemoryJournal):
+    """Once `breaking`, it takes the next fact and then fails to write it, and everything after it."""
+
+    def __init__(self) -> None:
+        super().__init__(lambda source: transcript(source, sse.decode, canonical.artifact_id))
+        self.breaking = False
+
+    def append(self, fact: Any) -> TicketFuture:
+        ticket = super().append(fact)
+        if self.breaking:
+            self.broken = "no space left on device"
+        return ticket
+
+    def mend(self) -> None:
+        self.breaking, self.broken = False, None
 
 
 def leases(app: LiveApp) -> int:

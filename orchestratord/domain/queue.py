@@ -1,0 +1,113 @@
+"""The bounded queue of one pool: two priorities, and what happens when there is no room."""
+
+from __future__ import annotations
+
+from collections import OrderedDict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal
+
+from orchestratord.domain.request import PRIORITIES, Priority
+from orchestratord.domain.task import Task
+
+FullPolicy = Literal["reject", "drop-lru", "shed-low-priority"]
+SHED_FROM = 0.8  # share of the seats from which `shed-low-priority` refuses batch work
+
+
+@dataclass(frozen=True, slots=True)
+class QueueSpec:
+    """Seats over both priorities, those that batch may take of them, and the ageing bound for batch (0: none)."""
+
+    capacity: int = 64
+    policy: FullPolicy = "reject"
+    batch_capacity: int | None = None
+    batch_age_s: float = 0.0
+
+
+class TaskQueue:
+    """FIFO within a priority, interactive first; every change O(1).
+
+    With an ageing bound a batch task that has waited that long goes before everything else: it starts at the
+    latest with the first slot that comes free afterwards, behind older ones that have aged too.
+    """
+
+    __slots__ = ("_lanes", "_marked", "spec")
+
+    def __init__(self, spec: QueueSpec) -> None:
+        self.spec = spec
+        self._lanes: dict[Priority, OrderedDict[str, Task]] = {p: OrderedDict() for p in PRIORITIES}
+        self._marked: set[str] = set()  # victims that give up their seat once the newcomer is durable
+
+    def __len__(self) -> int:
+        return sum(len(lane) for lane in self._lanes.values())
+
+    def __iter__(self) -> Iterator[Task]:
+        """In dispatch order (ageing left aside)."""
+        for lane in self._lanes.values():
+            yield from lane.values()
+
+    @property
+    def capacity(self) -> int:
+        return self.spec.capacity
+
+    def depth(self, priority: Priority) -> int:
+        return len(self._lanes[priority])
+
+    def push(self, task: Task) -> None:
+        self._lanes[task.request.priority][task.task_id] = task
+
+    def remove(self, task: Task) -> bool:
+        self._marked.discard(task.task_id)
+        return self._lanes[task.request.priority].pop(task.task_id, None) is not None
+
+    # -- room ----------------------------------------------------------------------------------------------
+    @property
+    def seats_taken(self) -> int:
+        return len(self) - len(self._marked)
+
+    def has_room(self, priority: Priority) -> bool:
+        """Whether a newcomer gets a seat without anybody giving one up."""
+        spec = self.spec
+        if self.seats_taken >= spec.capacity:
+            return False
+        if priority == "interactive":
+            return True
+        if spec.policy == "shed-low-priority" and self.seats_taken >= SHED_FROM * spec.capacity:
+            return False
+        return spec.batch_capacity is None or self.depth("batch") - len(self._marked) < spec.batch_capacity
+
+    def victim(self) -> Task | None:
+        """Who gives up a seat under `drop-lru`: the oldest waiting batch task; interactive work never does.
+
+        Nor does a task that is not durable itself: its own admission may still come to nothing.
+        """
+        if self.spec.policy != "drop-lru":
+            return None
+        waiting = self._lanes["batch"].values()
+        return next((task for task in waiting if task.committed and task.task_id not in self._marked), None)
+
+    def mark(self, victim: Task) -> None:
+        """The victim's seat is promised to a newcomer; it waits on until that one is durable."""
+        self._marked.add(victim.task_id)
+
+    def unmark(self, victim: Task) -> None:
+        self._marked.discard(victim.task_id)
+
+    # -- order ---------------------------------------------------------------------------------------------
+    def head(self, now: float) -> Task | None:
+        """The next task to dispatch. One whose admission is not durable yet keeps its place but is passed over."""
+        if self.spec.batch_age_s:
+            oldest = next((task for task in self._lanes["batch"].values() if task.committed), None)
+            if oldest is not None and now - oldest.created >= self.spec.batch_age_s:
+                return oldest
+        return next((task for task in self if task.committed), None)
+
+    def ahead_of(self, priority: Priority, task: Task | None = None) -> Iterator[Task]:
+        """Tasks that would be dispatched before `task`, or before a newcomer of `priority`."""
+        for lane_priority, lane in self._lanes.items():
+            for other in lane.values():
+                if other is task:
+                    return
+                yield other
+            if lane_priority == priority:
+                return

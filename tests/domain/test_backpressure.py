@@ -1,0 +1,152 @@
+"""What a full queue does: reject, drop-lru, shed-low-priority, batch seats, ageing, rate limits."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestratord.domain.errors import AdmissionReject, QueueFull
+from orchestratord.domain.facts import Admitted, Finished
+from orchestratord.domain.outcome import TaskState
+from orchestratord.domain.queue import FullPolicy, QueueSpec
+from orchestratord.domain.ratelimit import RateLimit
+from orchestratord.domain.task import Task
+from tests.domain.test_core import Boom
+from tests.domain.world import World
+
+
+def busy(policy: FullPolicy, capacity: int = 2, **spec: object) -> World:
+    """One slot, taken."""
+    world = World(slots=1, queue=QueueSpec(capacity, policy, **spec))  # type: ignore[arg-type]
+    world.admit()
+    world.dispatch()
+    return world
+
+
+def test_drop_lru_ends_the_oldest_waiting_batch_task_for_the_newcomer() -> None:
+    """ORCH-3005: the victim's stream ends with QUEUE_FULL_DROP_LRU, the newcomer has its seat."""
+    world = busy("drop-lru")
+    oldest, other = world.admit(priority="batch"), world.admit(priority="batch")
+    newcomer = world.admit(priority="batch")
+    assert oldest.failure is not None
+    assert oldest.failure.code == "QUEUE_FULL_DROP_LRU"
+    assert world.visible(oldest)[-1][1] == "error"
+    assert list(world.core.pools["home"].queue) == [other, newcomer]
+
+
+def test_drop_lru_never_drops_interactive_work_not_even_for_interactive_work() -> None:
+    world = busy("drop-lru")
+    waiting = [world.admit(), world.admit()]
+    for priority in ("interactive", "batch"):
+        with pytest.raises(QueueFull) as refused:
+            world.admit(priority=priority)
+        assert refused.value.code == "QUEUE_FULL_DROP_LRU"
+        assert refused.value.retry_after_ms
+    assert list(world.core.pools["home"].queue) == waiting
+
+
+def test_a_victim_keeps_its_place_until_the_newcomer_is_durable() -> None:
+    """SPEC 2: only marked until then; a failed commit of the newcomer leaves the victim as it was."""
+    world = busy("drop-lru", capacity=1)
+    victim = world.admit(priority="batch")
+    world.auto = False
+    world.admit(priority="batch")
+    assert victim.state is TaskState.QUEUED
+    with pytest.raises(QueueFull):  # its seat is promised once, not twice
+        world.admit(priority="batch")
+    world.tickets[-1].resolve(Boom())
+    assert victim.state is TaskState.QUEUED
+    assert list(world.core.pools["home"].queue) == [victim]
+    world.auto = True
+    world.admit(priority="batch")
+    assert victim.state is TaskState.FAILED
+
+
+def test_a_victim_that_was_dispatched_meanwhile_runs_on() -> None:
+    world = busy("drop-lru", capacity=1)
+    (lease,) = world.core.pools["home"].leases
+    victim = world.admit(priority="batch")
+    world.auto = False
+    world.admit(priority="batch")
+    world.finish(lease)
+    assert [le.task for le in world.dispatch()] == [victim]
+    world.commit()
+    assert victim.state is TaskState.STARTING
+
+
+def test_shedding_refuses_batch_from_four_fifths_and_interactive_only_at_the_brim() -> None:
+    """ORCH-3005."""
+    world = busy("shed-low-priority", capacity=5)
+    for _ in range(4):
+        world.admit(priority="batch")
+    with pytest.raises(AdmissionReject) as refused:
+        world.admit(priority="batch")
+    assert refused.value.policy_label == "shed-low-priority"
+    world.admit()
+    with pytest.raises(AdmissionReject):
+        world.admit()
+
+
+def test_batch_has_its_own_seats_where_that_is_configured() -> None:
+    world = busy("reject", capacity=4, batch_capacity=1)
+    world.admit(priority="batch")
+    with pytest.raises(AdmissionReject):
+        world.admit(priority="batch")
+    world.admit()
+
+
+def test_ageing_bounds_the_wait_of_batch_work() -> None:
+    """ORCH-3004: strict order unless an ageing bound is set; then the aged batch task takes the next slot."""
+    for age_s, first in ((0.0, "interactive"), (60.0, "batch")):
+        world = busy("reject", capacity=8, batch_age_s=age_s)
+        (lease,) = world.core.pools["home"].leases
+        world.admit(priority="batch")
+        world.now += 60
+        world.admit()
+        world.finish(lease)
+        assert [le.task.request.priority for le in world.dispatch()] == [first]
+
+
+@given(
+    st.sampled_from(["reject", "drop-lru", "shed-low-priority"]),
+    st.lists(st.tuples(st.sampled_from(["interactive", "batch"]), st.booleans()), max_size=40),
+)
+def test_no_policy_ever_overfills_or_drops_a_higher_class(policy: FullPolicy, arrivals: list[tuple[str, bool]]) -> None:
+    """I1, I3: bounded at every instant; a refusal changes nothing; only batch is ever dropped."""
+    world = busy(policy, capacity=3)
+    queue = world.core.pools["home"].queue
+    admitted: list[Task] = []
+    for priority, commits in arrivals:
+        before = list(queue)
+        world.auto = commits
+        try:
+            admitted.append(world.admit(priority=priority))
+        except AdmissionReject:
+            assert list(queue) == before
+        assert queue.seats_taken <= 3
+        if commits:
+            world.commit()
+            assert len(queue) <= 3
+    world.commit()
+    dropped = [t for t in admitted if t.terminal]
+    assert all(t.request.priority == "batch" for t in dropped)
+    assert policy == "drop-lru" or not dropped
+    kinds = [type(f) for f in world.facts]
+    assert kinds.count(Finished) == len(dropped)
+    assert kinds.count(Admitted) == len(admitted) + 1
+
+
+def test_a_token_bucket_lets_a_burst_through_and_then_the_average() -> None:
+    """SPEC 2: an optional limit per caller; the advice is exact."""
+    limit = RateLimit(per_s=2, burst=3)
+    for _ in range(3):
+        limit.take("a", 100.0)
+    with pytest.raises(AdmissionReject) as refused:
+        limit.take("a", 100.0)
+    assert refused.value.retry_after_ms == 500
+    assert refused.value.policy_label == "rate-limit"
+    limit.take("b", 100.0)
+    limit.take("a", 100.5)
+    with pytest.raises(AdmissionReject):
+        limit.take("a", 100.5)

@@ -1,0 +1,167 @@
+"""The way of a transcript: durable in the journal, served at once, and in the store as soon as that can be written."""
+
+from __future__ import annotations
+
+import errno
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from orchestratord.infra.engines.mock import MockScript
+from orchestratord.infra.storage.memory import MemoryArtifacts
+from orchestratord.ports import Artifact
+from orchestratord.testing.live import LiveApp, mock_settings
+from orchestratord.testing.session import VerifyingSession
+from tests.services.support import records, submit
+
+
+class Store(MemoryArtifacts):
+    """Can be full."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.full = False
+        self.attempts = 0
+
+    async def put(self, artifact: Artifact) -> Artifact:
+        self.attempts += 1
+        if self.full:
+            raise OSError(errno.ENOSPC, "No space left on device")
+        return await super().put(artifact)
+
+
+def transcript_id(app: LiveApp, session: VerifyingSession, **fields: Any) -> str:
+    task_id = submit(session, **fields)
+    app.settle()
+    found: str = session.get(f"/v1/tasks/{task_id}").json()["transcript_id"]
+    return found
+
+
+def test_a_transcript_is_served_before_it_is_stored_and_after() -> None:
+    """A full disk holds it up and loses nothing; it is tried again until it works."""
+    store = Store()
+    with LiveApp(store=store) as app, app.session() as session:
+        store.full = True
+        ids = [transcript_id(app, session) for _ in range(3)]
+        waiting = [session.get(f"/v1/artifacts/{one}").json() for one in ids]
+        listed = session.get("/v1/artifacts").json()["items"]
+        assert {item["id"] for item in listed} == set(ids)
+        assert store._whole == {}
+        app.advance(60)
+        assert 5 < store.attempts < 30, "it is tried again every few seconds, one transcript at a time"
+        assert list(records(app, "archive_failed"))
+        store.full = False
+        app.advance(6)
+        assert set(store._whole) == set(ids)
+        assert app.call(lambda: app.daemon.artifacts._outbox) == {}
+        assert [session.get(f"/v1/artifacts/{one}").json() for one in ids] == waiting
+        assert session.get("/v1/artifacts").json()["items"] == listed
+
+
+def test_a_client_is_told_that_the_store_is_full() -> None:
+    store = Store()
+    with LiveApp(store=store) as app, app.session() as session:
+        store.full = True
+        refusal = session.post("/v1/artifacts", json={"kind": "plan", "content": "x"})
+        assert (refusal.status_code, refusal.json()["code"]) == (503, "STORAGE_UNAVAILABLE")
+        assert "No space" not in refusal.text
+        store.full = False
+        assert session.post("/v1/artifacts", json={"kind": "plan", "content": "x"}).status_code == 201
+
+
+def test_a_restart_finds_what_had_not_reached_the_store(tmp_path: Path) -> None:
+    settings = mock_settings(tmp_path)
+    full = Store()
+    full.full = True
+    with LiveApp(settings, store=full) as app, app.session() as session:
+        ids = [transcript_id(app, session) for _ in range(2)]
+        before = [session.get(f"/v1/artifacts/{one}").json() for one in ids]
+    empty = Store()
+    with LiveApp(settings, store=empty) as app, app.session() as session:
+        app.advance(1)
+        assert set(empty._whole) == set(ids)
+        assert [session.get(f"/v1/artifacts/{one}").json() for one in ids] == before
+    third = Store()
+    with LiveApp(settings, store=third) as app:
+        app.advance(1)
+        assert third.attempts == 0, "what was archived is not archived again"
+
+
+def test_what_a_transcript_holds() -> None:
+    """The text, every log event, and the circumstances; never the prompt."""
+    with LiveApp() as app, app.session() as session:
+        body_id = submit(session, prompt="canary-prompt", max_tokens=4)
+        app.settle()
+        status = session.get(f"/v1/tasks/{body_id}").json()
+        found = session.get(f"/v1/artifacts/{status['transcript_id']}")
+        artifact = found.json()
+        with session.events(body_id) as events:
+            frames = [event for event in events if event.id is not None]
+        assert artifact["kind"] == "trace"
+        assert artifact["tags"] == sorted(["sse", "stream", f"task:{body_id}", f"session:{status['session_id']}"])
+        told = [{"id": frame.id, "event": frame.name, "data": frame.data} for frame in frames]
+        assert artifact["content"]["events"] == told
+        assert "canary-prompt" not in found.text
+        metadata = artifact["metadata"]
+        for name in ("engine", "engine_version", "pool_id", "replica_id", "seed", "placement", "timings"):
+            assert metadata[name] is not None, name
+        assert len(metadata["prompt_sha256"]) == 64
+        assert metadata["prompt_tokens"] == status["tokens_in"]
+
+
+@pytest.mark.parametrize("way", ["canceled", "failed", "queued"])
+def test_every_end_has_its_transcript(way: str) -> None:
+    with LiveApp() as app, app.session() as session:
+        if way == "failed":
+            app.engine().play(MockScript(die_after=2))
+        app.call(app.engine().hold)
+        blockers = [submit(session) for _ in range(2)] if way == "queued" else []
+        task_id = submit(session)
+        app.settle()
+        app.call(lambda: app.engine().step(2))
+        app.settle()
+        if way != "failed":
+            assert session.post(f"/v1/tasks/{task_id}/cancel").status_code == 204
+        app.call(app.engine().release_hold)
+        app.settle()
+        status = session.get(f"/v1/tasks/{task_id}").json()
+        content = session.get(f"/v1/artifacts/{status['transcript_id']}").json()["content"]
+        assert content["events"][-1]["id"] == status["last_event_id"]
+        assert bool(content["text"]) == (way != "queued")
+        assert len(blockers) in (0, 2)
+
+
+@pytest.mark.parametrize(("kept", "expected"), [("metadata", True), ("off", False)])
+def test_less_can_be_kept(kept: str, expected: bool) -> None:
+    with LiveApp(mock_settings(artifacts={"transcripts": kept})) as app, app.session() as session:
+        task_id = submit(session)
+        app.settle()
+        status = session.get(f"/v1/tasks/{task_id}").json()
+        assert ("transcript_id" in status) == expected
+        if expected:
+            artifact = session.get(f"/v1/artifacts/{status['transcript_id']}").json()
+            assert (artifact["content"]["text"], artifact["content"]["events"]) == ("", [])
+            assert artifact["metadata"]["seed"] == status["seed"]
+
+
+def test_the_same_content_is_stored_once() -> None:
+    """Tags are a set; the first moment counts."""
+    with LiveApp() as app, app.session() as session:
+        first = session.post("/v1/artifacts", json={"kind": "plan", "content": {"a": 1, "b": 2}, "tags": ["x", "y"]})
+        app.advance(5)
+        body = {"tags": ["y", "x", "x"], "content": {"b": 2, "a": 1.0}, "kind": "plan"}
+        second = session.post("/v1/artifacts", json=body)
+        assert first.json() == second.json()
+        assert len(session.get("/v1/artifacts").json()["items"]) == 1
+        assert session.post("/v1/artifacts", json={**body, "kind": "diff"}).json()["id"] != first.json()["id"]
+
+
+def test_a_damaged_artifact_is_not_served(tmp_path: Path) -> None:
+    with LiveApp(mock_settings(tmp_path)) as app, app.session() as session:
+        artifact = session.post("/v1/artifacts", json={"kind": "plan", "content": "canary-content"}).json()["id"]
+        (file,) = [p for p in tmp_path.rglob("*") if p.is_file() and b"canary-content" in p.read_bytes()]
+        file.chmod(0o600)
+        file.write_bytes(file.read_bytes().replace(b"canary", b"danger"))
+        assert session.get(f"/v1/artifacts/{artifact}").status_code == 404
+        assert list(records(app, "artifact_corrupt"))

@@ -1,0 +1,279 @@
+"""Replicas: proven before they are used, seen when they fall, brought back, and their slots never given out twice."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import pytest
+
+from orchestratord.infra.engines.mock import MockEngine, MockScript
+from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
+from orchestratord.testing.session import VerifyingSession
+from tests.services.support import health, leases, records, running, state_of, submit, task
+
+
+@contextmanager
+def prepared(
+    before: Callable[[MockEngine], object] | None = None, *, slots: int = 2, **fields: Any
+) -> Iterator[tuple[LiveApp, MockEngine, VerifyingSession]]:
+    """An app whose one engine has been changed by `before`; without that, it is ready."""
+    app = LiveApp(mock_settings(pools=[mock_pool(slots=slots, **fields)]))
+    assert app.clock is not None
+    engine = app.daemon.mocks["home", "r0"] = MockEngine(clock=app.clock, slots=slots)
+    if before is not None:
+        before(engine)
+    app.start(ready=before is None)
+    try:
+        with app.session() as session:
+            yield app, engine, session
+    finally:
+        app.stop()
+
+
+# -- coming up -----------------------------------------------------------------------------------------------
+def test_a_replica_decodes_and_cancels_before_it_is_ready() -> None:
+    """Two jobs: one to its end, one left early; then no slot is busy."""
+    with prepared() as (_, engine, session):
+        assert (engine.calls, engine.aborted, engine.busy_slots) == (2, 1, 0)
+        found = health(session)
+        assert (found["live"], found["ready"], found["slots_total"]) == (True, True, 2)
+        assert found["replicas"][0]["engine_version"] == "mock-1"
+
+
+@pytest.mark.parametrize(
+    "script",
+    [
+        MockScript(refuse="no"),
+        MockScript(full=True),
+        MockScript(die_after=1),
+        MockScript(garbage_after=2),
+        MockScript(error_after=1),
+        MockScript(hang_after=0),
+        MockScript(hang_after=3),
+    ],
+    ids=str,
+)
+def test_a_replica_that_cannot_decode_is_not_ready(script: MockScript) -> None:
+    """It is tried again, and once it can, it is."""
+    with prepared(lambda engine: engine.play(script)) as (app, _, session):
+        app.settle()
+        assert health(session)["ready"] is False
+        assert session.get("/readyz").status_code == 503
+        assert session.post("/v1/tasks", json=task()).json()["code"] in ("POOL_UNREADY", "POOL_UNAVAILABLE")
+        app.advance(61)  # a hanging probe has a limit
+        app.advance(5)
+        assert health(session)["ready"] is True
+
+
+def test_a_probe_that_ends_without_an_end_is_no_proof() -> None:
+    """The fault is told in the pool's health."""
+    with prepared(lambda engine: engine.play(MockScript(jobs=1000, die_after=1))) as (app, _, session):
+        app.advance(0.1)
+        found = health(session)
+        assert found["ready"] is False
+        assert "connection closed" in found["last_error"]["message"]
+        assert found["replicas"][0]["last_error"]["code"] == found["last_error"]["code"]
+
+
+def test_a_replica_that_ignores_cancels_is_not_ready() -> None:
+    """The second job of the probe is left, and its slot has to come back."""
+    with prepared(lambda engine: engine.play(MockScript(), MockScript(ignore_abort=True))) as (app, engine, session):
+        app.advance(30)
+        assert health(session)["ready"] is False
+        app.call(engine.release)
+        app.advance(2)
+        assert health(session)["ready"] is True
+
+
+def test_a_loading_model_says_how_far_it_is() -> None:
+    """Live, not ready; newcomers are told to come back."""
+    with prepared(lambda engine: setattr(engine, "loading", "loading model (42 %)")) as (app, engine, session):
+        app.advance(1)
+        found = health(session)
+        assert (found["live"], found["ready"]) == (True, False)
+        answer = session.post("/v1/tasks", json=task())
+        assert (answer.status_code, answer.json()["code"], answer.json()["retriable"]) == (503, "POOL_UNREADY", True)
+        assert "Retry-After" in answer.headers
+        assert "loading model (42 %)" in session.get("/readyz").text
+        assert engine.calls == 0
+        engine.loading = None
+        app.advance(1)
+        assert health(session)["ready"] is True
+
+
+def test_a_url_that_nothing_listens_on_is_down() -> None:
+    with prepared(lambda engine: setattr(engine, "down", True)) as (app, engine, session):
+        app.advance(1)
+        found = health(session)
+        assert (found["live"], found["ready"]) == (False, False)
+        answer = session.post("/v1/tasks", json=task())
+        assert (answer.status_code, answer.json()["code"]) == (503, "POOL_UNAVAILABLE")
+        app.advance(300)
+        assert len(list(records(app, "replica_down"))) < 60, "the pause between attempts grows"
+        engine.down = False
+        app.advance(31)
+        assert health(session)["ready"] is True
+
+
+def test_an_embedding_engine_is_not_asked_to_complete() -> None:
+    with prepared(lambda engine: engine.change(workloads=frozenset({"embedding"}))) as (app, engine, session):
+        app.advance(1)
+        assert health(session)["ready"] is True
+        assert engine.calls == 0
+
+
+# -- falling and coming back ---------------------------------------------------------------------------------
+def test_a_replica_that_dies_comes_back() -> None:
+    """The next poll notices; what waits is not lost and runs when it is back."""
+    with prepared(slots=1) as (app, engine, session):
+        engine.down = True
+        app.advance(3)
+        assert health(session)["ready"] is False
+        engine.down = False
+        app.advance(31)
+        assert health(session)["ready"] is True
+        assert len(list(records(app, "replica_ready"))) == 2
+        task_id = submit(session)
+        app.settle()
+        assert state_of(session, task_id) == "ended"
+
+
+def test_a_broken_stream_makes_it_suspect_at_once() -> None:
+    """Not only at the next poll; the task ends with an error, the waiting one runs after the replica is back."""
+    with prepared(slots=1) as (app, engine, session):
+        engine.play(MockScript(die_after=1))
+        app.call(engine.hold)
+        broken, waiting = submit(session), submit(session)
+        app.settle()
+        engine.loading = "restarting"
+        app.call(engine.release_hold)
+        app.settle()
+        status = session.get(f"/v1/tasks/{broken}").json()
+        assert (status["state"], status["error"]["code"]) == ("failed", "WORKER_RESET")
+        assert state_of(session, waiting) in ("queued", "failed")
+        engine.loading = None
+        app.advance(31)
+        assert health(session)["ready"] is True
+        assert leases(app) == 0
+        again = submit(session)
+        app.settle()
+        assert state_of(session, again) == "ended"
+
+
+def test_a_client_error_does_not_make_it_suspect() -> None:
+    """The engine refuses one job: the job's fault, not the replica's."""
+    with prepared() as (app, engine, session):
+        engine.play(MockScript(refuse="this grammar has no root"))
+        task_id = submit(session)
+        app.settle()
+        status = session.get(f"/v1/tasks/{task_id}").json()
+        assert (status["state"], status["error"]["code"]) == ("failed", "INVALID_PARAMS")
+        assert "no root" in status["error"]["message"]
+        assert health(session)["ready"] is True
+        assert list(records(app, "replica_down")) == []
+
+
+def test_a_full_engine_is_an_error_that_may_be_retried() -> None:
+    with prepared() as (app, engine, session):
+        engine.play(MockScript(full=True))
+        task_id = submit(session)
+        app.settle()
+        error = session.get(f"/v1/tasks/{task_id}").json()["error"]
+        assert (error["code"], error["retriable"]) == ("REPLICA_EXHAUSTED", True)
+        assert leases(app) == 0
+
+
+@pytest.mark.parametrize(
+    ("script", "code"),
+    [
+        (MockScript(die_after=0), "WORKER_RESET"),
+        (MockScript(die_after=3), "WORKER_RESET"),
+        (MockScript(garbage_after=2), "WORKER_RESET"),
+        (MockScript(error_after=2), "WORKER_RESET"),
+    ],
+    ids=str,
+)
+def test_every_fault_ends_the_task_once_and_frees_the_slot(script: MockScript, code: str) -> None:
+    with prepared() as (app, engine, session):
+        engine.play(script)
+        task_id = submit(session)
+        app.settle()
+        with session.events(task_id) as events:
+            last = list(events)[-1]
+        assert (last.name, last.data["code"], last.data["retriable"]) == ("error", code, True)
+        app.advance(31)
+        assert (leases(app), engine.busy_slots) == (0, 0)
+
+
+def test_an_engine_that_never_ends_is_stopped_at_its_limit() -> None:
+    """max_tokens is the engine's to keep; one that does not is ended by the daemon's own bounds."""
+    with prepared(watchdogs={"wall_ms": 5000}) as (app, engine, session):
+        engine.play(MockScript(endless=True))
+        engine.token_ms = 10
+        task_id = submit(session, max_tokens=3)
+        app.advance(6)
+        assert state_of(session, task_id) in ("ended", "failed")
+        app.advance(1)
+        assert engine.busy_slots == 0
+
+
+# -- slots that do not come back -----------------------------------------------------------------------------
+def quarantined(session: VerifyingSession) -> int:
+    found: int = health(session)["replicas"][0]["slots_quarantined"]
+    return found
+
+
+def test_a_slot_whose_abort_is_ignored_is_not_used_until_it_is_idle() -> None:
+    """Quarantined after ten seconds, released when the engine is seen to have let go; never overcommitted."""
+    with prepared(slots=2) as (app, engine, session):
+        engine.play(MockScript(ignore_abort=True))
+        stuck = running(app, session)
+        assert session.post(f"/v1/tasks/{stuck}/cancel").status_code == 204
+        assert state_of(session, stuck) == "canceled"
+        app.call(engine.release_hold)
+        app.advance(5)
+        assert (quarantined(session), leases(app)) == (0, 1)
+        app.advance(6)
+        assert (quarantined(session), leases(app)) == (1, 1)
+        assert len(list(records(app, "slot_quarantined"))) == 1
+        for _ in range(5):  # the other slot goes on working
+            task_id = submit(session)
+            app.settle()
+            assert state_of(session, task_id) == "ended"
+        app.advance(10)
+        assert quarantined(session) == 1
+        app.call(engine.release)
+        app.advance(3)
+        assert (quarantined(session), leases(app)) == (0, 0)
+        assert engine.overcommitted == 0
+
+
+def test_a_cancel_does_not_wait_for_the_engine() -> None:
+    """The 204 comes at once; only the slot waits."""
+    with prepared(slots=1) as (app, engine, session):
+        engine.play(MockScript(ignore_abort=True))
+        stuck = running(app, session)
+        waiting = submit(session)
+        assert session.post(f"/v1/tasks/{stuck}/cancel").status_code == 204
+        app.call(engine.release_hold)
+        app.advance(20)
+        assert state_of(session, waiting) == "queued"
+        app.call(engine.release)
+        app.advance(3)
+        assert state_of(session, waiting) == "ended"
+        assert engine.overcommitted == 0
+
+
+def test_late_tokens_of_a_canceled_task_are_seen_by_nobody() -> None:
+    with prepared(slots=2) as (app, engine, session):
+        engine.play(MockScript(ignore_abort=True, endless=True))
+        stuck = running(app, session)
+        neighbour = submit(session)
+        seal = session.post(f"/v1/tasks/{stuck}/cancel").headers["X-Last-Event-Id"]
+        app.call(engine.release_hold)
+        app.advance(1)
+        with session.events(stuck) as events:
+            assert str([event.id for event in events if event.id is not None][-1]) == seal
+        assert state_of(session, neighbour) == "ended"
