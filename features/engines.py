@@ -70,6 +70,10 @@ class Flaky(MemoryArtifacts):
         self._fail()
         return await super().list(limit=limit, after=after, tag=tag)
 
+    @property
+    def ids(self) -> set[str]:
+        return set(self._whole)
+
     def _fail(self) -> None:
         if self.fault is not None:
             raise self.fault

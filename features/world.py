@@ -2,32 +2,22 @@
 
 from __future__ import annotations
 
-import inspect
 import shutil
-import socket
-import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack
 from dataclasses import dataclass, field
-from http.client import HTTPResponse
-from pathlib import Path
 from typing import Any
-from unittest.mock import patch
 from uuid import uuid4
 
 import requests
 from prometheus_client.parser import text_string_to_metric_families
-from requests.adapters import HTTPAdapter
-from requests.structures import CaseInsensitiveDict
 
-from features.engines import Disk, Flaky, Speaking, archive
+from features.engines import Speaking
+from features.plan import Plan
 from features.readers import Reader
+from features.sockets import Narrow
 from features.wishes import KINDS, PROMPT, SEED, Call, Wanted
-from orchestratord import app as application
-from orchestratord import server
-from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.testing.checker import CancelAck, RunRecord, TaskRecord, check
-from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
+from orchestratord.testing.live import LiveApp, mock_pool
 from orchestratord.testing.session import Record, VerifyingSession
 from orchestratord.testing.verifier import Verifier
 
@@ -71,65 +61,12 @@ class World:
         self.last = ""  # the task `it` stands for
         self.readers: dict[str, Reader] = {}
         self.refusal = ""  # of a daemon that would not start
-        self.disk = Disk()
-        self.store: Flaky | None = None
+        self.ids: dict[tuple[str, str], str] = {}  # (kind, name in the scenario) -> the real id
+        self.plan = Plan()
         self._verifier = verifier
         self._audit = Record()
-        self._pools: dict[str, dict[str, Any]] = {}
-        self._sections: dict[str, Any] = {}
-        self._presets: list[tuple[str, Callable[[Speaking], object]]] = []
-        self._buggy = self._bare = False
-        self._durable: Path | None = None
         self._app: LiveApp | None = None
         self._http: VerifyingSession | None = None
-        self._ids: dict[tuple[str, str], str] = {}
-        self._undo = ExitStack()
-
-    # -- before the daemon starts -------------------------------------------------------------------------------
-    def plan(self, pool_id: str, **fields: Any) -> dict[str, Any]:
-        """The configuration of a pool, to be changed until the daemon starts."""
-        assert self._app is None, f"the daemon runs already: say this of pool {pool_id!r} earlier in the scenario"
-        pool = self._pools.setdefault(pool_id, mock_pool(pool_id))
-        pool.update(fields)
-        return pool
-
-    def plan_mock(self, pool_id: str, **fields: Any) -> None:
-        for replica in self.plan(pool_id)["replicas"]:
-            replica["mock"].update(fields)
-
-    def configure(self, section: str, value: Any) -> None:
-        assert self._app is None, f"the daemon runs already: say this of {section} earlier in the scenario"
-        known = self._sections.get(section)
-        self._sections[section] = {**known, **value} if isinstance(known, dict) else value
-
-    def preset(self, pool_id: str, change: Callable[[Speaking], object]) -> None:
-        """Change the engines of a pool before the daemon first meets them."""
-        self.plan(pool_id)
-        self._presets.append((pool_id, change))
-
-    def persist(self) -> None:
-        """Keep journal and artifacts on disk."""
-        if self._durable is None:
-            self._durable = Path(tempfile.mkdtemp(prefix="orchestratord-"))
-            self._undo.callback(shutil.rmtree, self._durable, ignore_errors=True)
-
-    def break_store(self, fault: Exception | None) -> None:
-        if self.store is None:
-            assert self._app is None, "the daemon runs already: break its store earlier"
-            self.store = Flaky()
-        self.store.fault = fault
-
-    def no_pools(self) -> None:
-        self._bare = True
-
-    def plant_bugs(self) -> None:
-        """Every operation of the daemon raises as soon as it is called."""
-        self._buggy = True
-
-    def limit_server(self, name: str, value: float) -> None:
-        """Another limit of the HTTP server than the one it was built with."""
-        target = server.Protocol if hasattr(server.Protocol, name) else server
-        self._undo.enter_context(patch.object(target, name, value))
 
     # -- the daemon ---------------------------------------------------------------------------------------------
     @property
@@ -140,39 +77,12 @@ class World:
         return self._app
 
     def _launch(self) -> LiveApp:
-        settings = mock_settings(
-            self._durable, pools=[] if self._bare else list(self._pools.values()) or None, **self._sections
-        )
-        parts: dict[str, Any] = {}
-        if self._durable is not None:
-            parts["journal"] = SqliteJournal(self._durable / "journal.db", archive, fault=self.disk)
-        if self.store is not None:
-            parts["store"] = self.store
-        with ExitStack() as bugs:
-            if self._buggy:
-                bugs.enter_context(patch.object(application, "handler_table", _buggy(application.handler_table)))
-            app = LiveApp(settings, **parts)
-        for pool in settings.pools:
-            for replica in pool.replicas:
-                assert replica.mock is not None
-                engine = Speaking(
-                    clock=app.daemon.clock,
-                    engine=pool.engine,
-                    slots=replica.mock.slots,
-                    ctx=replica.mock.ctx,
-                    token_ms=replica.mock.token_ms,
-                )
-                for pool_id, change in self._presets:
-                    if pool_id == pool.id:
-                        change(engine)
-                app.daemon.mocks[pool.id, replica.id] = engine
-        app.start()
         self._http = None
-        return app
+        return self.plan.build().start()
 
     def restart(self) -> None:
         """End the daemon as its supervisor would, and start it again over the same disk."""
-        assert self._durable is not None, "a daemon that keeps nothing cannot be restarted"
+        assert self.plan.directory is not None, "a daemon that keeps nothing cannot be restarted"
         self.settle_accounts()
         self.app.stop()
         for sent in self.tasks.values():
@@ -188,13 +98,13 @@ class World:
             self._http = self.door(self.record)
         return self._http
 
-    def door(self, record: Record, token: str | None = None) -> VerifyingSession:
+    def door(self, record: Record) -> VerifyingSession:
+        """Another one, for somebody else."""
         if self.deployment is not None:
             target, timeout = self.deployment, AWAY
             return VerifyingSession(target.base_url, target.token, self._verifier, timeout, record)
-        given = token or self._sections.get("token")
-        session = VerifyingSession(self.app.url, given, self._verifier, HERE, record)
-        self._undo.callback(session.close)
+        session = VerifyingSession(self.app.url, self.plan.token, self._verifier, HERE, record)
+        self.plan.undo.callback(session.close)
         return session
 
     def settle(self, seconds: float = 0) -> None:
@@ -236,7 +146,7 @@ class World:
         assert busy == slots, f"{busy} of {slots} slots of {pool_id} are busy"
 
     def plan_of(self, pool_id: str) -> dict[str, Any]:
-        return self._pools.get(pool_id) or mock_pool(pool_id)
+        return self.plan.pools.get(pool_id) or mock_pool(pool_id)
 
     # -- talking to it ------------------------------------------------------------------------------------------
     def send(self, method: str, path: str, **options: Any) -> requests.Response:
@@ -260,7 +170,7 @@ class World:
 
     def id(self, kind: str, name: str) -> str:
         """The id a name of the scenario stands for."""
-        return self._ids.setdefault((kind, name), str(uuid4()))
+        return self.ids.setdefault((kind, name), str(uuid4()))
 
     def submit(self, name: str, kind: str, wanted: Wanted) -> Sent:
         """Send a task; from now on `it` is this one."""
@@ -273,7 +183,7 @@ class World:
         if self.deployment is not None:
             model, engine = self.deployment.model_ref, self.deployment.engine
         else:
-            model = next(iter(self._pools), "home")
+            model = next(iter(self.plan.pools), "home")
             engine = self.plan_of(str(wanted.fields.get("model_ref", model)))["engine"]
         body = {
             "task_id": self.id("task", name),
@@ -326,7 +236,7 @@ class World:
     def follow_slowly(self, reader: str, task: str) -> None:
         """Open a stream that the client takes next to nothing of, as over a line that hangs."""
         door = self.door(self.record)
-        door.mount("http://", _SmallBuffer())
+        door.mount("http://", Narrow())
         stream = door.events(self.task(task).id, cut=True)
         self.readers[reader] = Reader(reader, task, stream, cut=True)
         self.settle()
@@ -356,23 +266,6 @@ class World:
         ]
         return sum(found) if found else None
 
-    def trickle(self, data: bytes) -> requests.Response:
-        """Send bytes of our own making and no more; the answer passes the verifier like any other."""
-        host, port = self.app.url.removeprefix("http://").split(":")
-        with socket.create_connection((host, int(port)), timeout=5) as connection:
-            connection.sendall(data)
-            raw = HTTPResponse(connection, method="GET")
-            raw.begin()
-            body = raw.read()
-        answer = requests.Response()
-        answer.status_code = raw.status
-        answer.headers = CaseInsensitiveDict(raw.getheaders())
-        answer._content = body
-        answer.request = requests.Request("GET", self.http.url("/healthz")).prepare()
-        self.http.verify_exchange(answer, body, complete=True)
-        self.answer = answer
-        return answer
-
     # -- afterwards ---------------------------------------------------------------------------------------------
     def settle_accounts(self) -> None:
         """Leave every stream, let the independent checker judge what was seen, and balance the books."""
@@ -388,7 +281,7 @@ class World:
 
     def _judged(self) -> Iterator[TaskRecord]:
         """What the checker may know of each task that is over and still known."""
-        if self._buggy or not any(sent.watched for sent in self.tasks.values()):
+        if self.plan.buggy or not any(sent.watched for sent in self.tasks.values()):
             return
         door = self.door(self._audit)
         for name, sent in self.tasks.items():
@@ -402,39 +295,23 @@ class World:
                 yield TaskRecord(sent.id, 202, readers, acks, final, sent.body["session_id"], self._text(door, final))
 
     def _text(self, door: VerifyingSession, final: dict[str, Any]) -> str | None:
-        if self.store is not None or "transcript_id" not in final:
+        if self.plan.store is not None or "transcript_id" not in final:
             return None
         answer = door.get(f"/v1/artifacts/{final['transcript_id']}")
         return answer.json()["content"]["text"] if answer.status_code == 200 else None
 
-    def close(self) -> None:
-        """Whatever happened, leave nothing running. Idempotent."""
+    def leave(self) -> None:
+        """Whatever happened, let go of all that other scenarios could stumble over. Idempotent."""
         for reader in self.readers.values():
-            reader.stream._stream.response.close()
+            reader.stream.response.close()
+        self.plan.undo.close()
+
+    def close(self) -> None:
+        """End the daemon. Takes a while, and nobody has to wait for it."""
         app, self._app = self._app, None
         try:
             if app is not None:
                 app.stop()
         finally:
-            self._undo.close()
-
-
-class _SmallBuffer(HTTPAdapter):
-    """Connections that the system buffers little for on our side."""
-
-    def init_poolmanager(self, *args: Any, **kwargs: Any) -> None:
-        options = [(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)]
-        super().init_poolmanager(*args, **kwargs, socket_options=options)
-
-
-def _buggy(table: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:
-    """A handler table whose handlers all have a bug."""
-
-    def broken(handler: Callable[..., Any]) -> Callable[..., Any]:
-        async def bug(**_: Any) -> Any:
-            raise ZeroDivisionError("a secret of the inside")
-
-        bug.__signature__ = inspect.signature(handler)  # type: ignore[attr-defined]
-        return bug
-
-    return lambda services: {name: broken(handler) for name, handler in table(services).items()}
+            if self.plan.directory is not None:
+                shutil.rmtree(self.plan.directory)

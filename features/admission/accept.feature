@@ -16,7 +16,6 @@ Feature: Accepting work
       Then it is admitted at position 0, to start in 0 ms
       And the next one should wait 0 ms
 
-    @portable
     Scenario: A conversation is accepted in place of a prompt
       When a task arrives, as a conversation
       Then it is admitted

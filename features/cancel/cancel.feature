@@ -40,8 +40,6 @@ Feature: Cancelling
       When somebody cancels it
       Then somebody sees to the end started metrics end
 
-    # The answer names the event before the last one.
-    @wip-bug
     Scenario: The answer names the last event there will be
       Given the engine of "home" holds its tokens back
       And a task arrives

@@ -20,18 +20,18 @@ from orchestratord import cli, contract
 
 @given("a daemon that keeps its journal on disk")
 def daemon_persists(context: Any) -> None:
-    context.world.persist()
+    context.world.plan.persist()
 
 
 @step("the disk of the journal is full")
 def disk_is_full(context: Any) -> None:
-    context.world.disk.full = True
+    context.world.plan.disk.full = True
 
 
 @step("the disk of the journal has room again")
 def disk_has_room(context: Any) -> None:
     world = context.world
-    world.disk.full = False
+    world.plan.disk.full = False
     world.until(lambda: world.app.daemon.journal.healthy, "the journal writes again")
 
 
@@ -48,32 +48,32 @@ def daemon_restarts(context: Any) -> None:
 
 @given("no pool is configured")
 def no_pools(context: Any) -> None:
-    context.world.no_pools()
+    context.world.plan.bare = True
 
 
 @given("every operation has a bug")
 def everything_has_a_bug(context: Any) -> None:
-    context.world.plant_bugs()
+    context.world.plan.buggy = True
 
 
 @given("bodies may have {size:d} bytes at most")
 def bodies_are_limited(context: Any, size: int) -> None:
-    context.world.configure("server", {"max_body_bytes": size})
+    context.world.plan.section("server", {"max_body_bytes": size})
 
 
 @given("the daemon takes {count:d} connection at a time")
 def connections_are_limited(context: Any, count: int) -> None:
-    context.world.limit_server("connections_max", count)
+    context.world.plan.limit_server("connections_max", count)
 
 
 @given("a request head may take {milliseconds:d} ms to arrive")
 def heads_are_limited(context: Any, milliseconds: int) -> None:
-    context.world.limit_server("HEAD_S", milliseconds / 1000)
+    context.world.plan.limit_server("HEAD_S", milliseconds / 1000)
 
 
 @given("streams of waiting tasks tell their state every {duration:Duration}")
 def queued_cadence(context: Any, duration: float) -> None:
-    context.world.configure("streams", {"metrics_queued_ms": round(duration * 1000)})
+    context.world.plan.section("streams", {"metrics_queued_ms": round(duration * 1000)})
 
 
 @when("the command line starts it on {host} without a token")
@@ -184,7 +184,7 @@ def log_tells(context: Any, ref: str) -> None:
 def log_has_no_secrets(context: Any) -> None:
     text = context.world.app.log.getvalue()
     assert text, "the log is empty"
-    for secret in (context.world._sections.get("token"), PROMPT):
+    for secret in (context.world.plan.token, PROMPT):
         assert secret is None or secret not in text, "the log has a secret"
 
 

@@ -14,81 +14,81 @@ from orchestratord.testing.live import mock_pool
 
 @given('pool "{pool:Text}" runs {slots:d} {noun:Noun} at a time')
 def pool_runs(context: Any, pool: str, slots: int, noun: str) -> None:
-    context.world.plan_mock(pool, slots=slots)
+    context.world.plan.mock(pool, slots=slots)
 
 
 @given('pool "{pool:Text}" gives up on nothing')
 def pool_has_no_watchdogs(context: Any, pool: str) -> None:
-    context.world.plan(pool, watchdogs={"first_token_ms": 0, "idle_ms": 0})
+    context.world.plan.pool(pool, watchdogs={"first_token_ms": 0, "idle_ms": 0})
 
 
 @given('pool "{pool:Text}" runs 1 task at a time and queues {capacity:d}')
 def pool_runs_and_queues(context: Any, pool: str, capacity: int) -> None:
-    context.world.plan(pool, queue={"capacity": capacity})
-    context.world.plan_mock(pool, slots=1)
+    context.world.plan.pool(pool, queue={"capacity": capacity})
+    context.world.plan.mock(pool, slots=1)
 
 
 @given('pool "{pool:Text}" has {count:d} replicas with one slot each')
 def pool_has_replicas(context: Any, pool: str, count: int) -> None:
-    context.world.plan(pool, replicas=mock_pool(pool, slots=1, replicas=count)["replicas"])
+    context.world.plan.pool(pool, replicas=mock_pool(pool, slots=1, replicas=count)["replicas"])
 
 
 @given('pools "{first:Text}" and "{second:Text}" serve model "{model:Text}"')
 def pools_serve(context: Any, first: str, second: str, model: str) -> None:
     for pool in (first, second):
-        context.world.plan(pool, model="file:shared.gguf", aliases=[model])
+        context.world.plan.pool(pool, model="file:shared.gguf", aliases=[model])
 
 
 @given('pool "{pool:Text}" serves model "{model:Text}"')
 def pool_serves(context: Any, pool: str, model: str) -> None:
-    context.world.plan(pool, aliases=[model])
+    context.world.plan.pool(pool, aliases=[model])
 
 
 @given('pool "{pool:Text}" is on engine {engine:Word}')
 def pool_is_on_engine(context: Any, pool: str, engine: str) -> None:
-    context.world.plan(pool, engine=engine)
+    context.world.plan.pool(pool, engine=engine)
 
 
 @given('pool "{pool:Text}" is on device "{mask:Text}"')
 def pool_is_on_device(context: Any, pool: str, mask: str) -> None:
-    for replica in context.world.plan(pool)["replicas"]:
+    for replica in context.world.plan.pool(pool)["replicas"]:
         replica["device_mask"] = mask
 
 
 @given('a slot of "{pool:Text}" holds {tokens:d} tokens')
 def slot_holds(context: Any, pool: str, tokens: int) -> None:
-    context.world.plan_mock(pool, ctx=tokens)
+    context.world.plan.mock(pool, ctx=tokens)
 
 
 @given('the engine of "{pool:Text}" takes {milliseconds:d} ms for a token')
 def engine_takes_time(context: Any, pool: str, milliseconds: int) -> None:
-    context.world.plan_mock(pool, token_ms=milliseconds)
+    context.world.plan.mock(pool, token_ms=milliseconds)
 
 
 @given('"{pool:Text}" gives up on an engine that is silent for {duration:Duration}')
 def pool_watches_silence(context: Any, pool: str, duration: float) -> None:
     limit = round(duration * 1000)
-    context.world.plan(pool, watchdogs={"first_token_ms": limit, "idle_ms": limit})
+    context.world.plan.pool(pool, watchdogs={"first_token_ms": limit, "idle_ms": limit})
 
 
 @given('"{pool:Text}" lets no task run longer than {duration:Duration}')
 def pool_watches_length(context: Any, pool: str, duration: float) -> None:
-    context.world.plan(pool, watchdogs={"wall_ms": round(duration * 1000)})
+    context.world.plan.pool(pool, watchdogs={"wall_ms": round(duration * 1000)})
 
 
 @given('the engine of "{pool:Text}" keeps prefixes')
 def engine_keeps_prefixes(context: Any, pool: str) -> None:
-    context.world.preset(pool, lambda e: e.change(features=(*_props(e).features, "prefix_cache")))
+    context.world.plan.preset(pool, lambda e: e.change(features=(*_props(e).features, "prefix_cache")))
 
 
 @given('the engine of "{pool:Text}" has no chat template')
 def engine_has_no_template(context: Any, pool: str) -> None:
-    context.world.preset(pool, lambda e: e.change(chat_template=False))
+    context.world.plan.preset(pool, lambda e: e.change(chat_template=False))
 
 
 @given('the engine of "{pool:Text}" serves completions only')
 def engine_serves_completions(context: Any, pool: str) -> None:
-    context.world.preset(pool, lambda e: e.change(workloads=frozenset({"completion"})))
+    context.world.plan.preset(pool, lambda e: e.change(workloads=frozenset({"completion"})))
 
 
 def _props(engine: Any) -> Any:
@@ -97,18 +97,18 @@ def _props(engine: Any) -> Any:
 
 @given('the engine of "{pool:Text}" packs {count:d} tokens into one event')
 def engine_bursts(context: Any, pool: str, count: int) -> None:
-    context.world.preset(pool, lambda e: setattr(e, "says", ("word " * count,)))
+    context.world.plan.preset(pool, lambda e: setattr(e, "says", ("word " * count,)))
 
 
 @given('the engine of "{pool:Text}" says')
 def engine_says(context: Any, pool: str) -> None:
     says = tuple(row["token"].encode("latin-1", "backslashreplace").decode("unicode_escape") for row in context.table)
-    context.world.preset(pool, lambda e: setattr(e, "says", says))
+    context.world.plan.preset(pool, lambda e: setattr(e, "says", says))
 
 
 @given('the engine of "{pool:Text}" writes {count:d} tokens of {size:d} KB')
 def engine_writes_much(context: Any, pool: str, count: int, size: int) -> None:
-    context.world.preset(pool, lambda e: setattr(e, "says", ("x" * size * 1024,) * count))
+    context.world.plan.preset(pool, lambda e: setattr(e, "says", ("x" * size * 1024,) * count))
 
 
 # -- what engines do -------------------------------------------------------------------------------------------
@@ -156,7 +156,7 @@ def engine_comes_back(context: Any, pool: str) -> None:
 
 @given('the engine of "{pool:Text}" is still loading')
 def engine_is_loading(context: Any, pool: str) -> None:
-    context.world.preset(pool, lambda e: setattr(e, "loading", "loading model"))
+    context.world.plan.preset(pool, lambda e: setattr(e, "loading", "loading model"))
 
 
 @step('the engine of "{pool:Text}" has loaded')

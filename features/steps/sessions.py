@@ -16,7 +16,7 @@ def _path(context: Any, session: str) -> str:
 
 @given("a session has {turns:d} turns")
 def sessions_have_turns(context: Any, turns: int) -> None:
-    context.world.configure("sessions", {"turns_max": turns})
+    context.world.plan.section("sessions", {"turns_max": turns})
 
 
 @step('session "{session:Text}" has used {turns:d} turns')

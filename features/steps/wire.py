@@ -6,6 +6,7 @@ from typing import Any
 
 from behave import given, then, when
 
+from features.sockets import trickle
 from features.vocabulary import equal
 from features.wishes import calls, malformed, unknown
 from orchestratord import contract
@@ -13,27 +14,27 @@ from orchestratord import contract
 
 @given('a daemon with the token "{token:Text}"')
 def daemon_has_token(context: Any, token: str) -> None:
-    context.world.configure("token", token)
+    context.world.plan.section("token", token)
 
 
 @given("local peers need no token")
 def token_is_optional(context: Any) -> None:
-    context.world.configure("auth_optional", True)
+    context.world.plan.section("auth_optional", True)
 
 
 @given("{names:Names} are public")
 def paths_are_public(context: Any, names: list[str]) -> None:
-    context.world.configure("auth", {"public": names})
+    context.world.plan.section("auth", {"public": names})
 
 
 @given('origin "{origin:Text}" is allowed')
 def origin_is_allowed(context: Any, origin: str) -> None:
-    context.world.configure("auth", {"allowed_origins": [origin]})
+    context.world.plan.section("auth", {"allowed_origins": [origin]})
 
 
 @given('host "{host:Text}" is allowed')
 def host_is_allowed(context: Any, host: str) -> None:
-    context.world.configure("auth", {"allowed_hosts": [host]})
+    context.world.plan.section("auth", {"allowed_hosts": [host]})
 
 
 @when("{method:Word} {path:Path} is requested")
@@ -68,7 +69,7 @@ def header_is_long(context: Any, size: int) -> None:
 
 @when("half a request head arrives and no more")
 def half_a_head(context: Any) -> None:
-    context.world.trickle(b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n")
+    context.world.answer = trickle(context.world.http, b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n")
 
 
 @when("a second client connects")

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import CancelledError, Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -83,7 +84,7 @@ class LiveApp:
             if self._failure is not None or not self._thread.is_alive():
                 raise RuntimeError(f"the app did not start: {self._failure!r}\n{self.log.getvalue()}")
         if self.clock is not None:
-            self.clock.attach(self._loop, lambda: self.daemon.journal.backlog == 0, self._engines_idle)
+            self.clock.attach(self._loop, lambda: self.daemon.journal.backlog == 0)
             if ready:
                 self.clock.advance(1.0)
         return self
@@ -95,10 +96,11 @@ class LiveApp:
         except BaseException as error:
             self._failure = error
         finally:
+            left = asyncio.all_tasks(self._loop)
+            for task in left:
+                task.cancel()
+            self._loop.run_until_complete(asyncio.gather(*left, return_exceptions=True))
             self._loop.close()
-
-    def _engines_idle(self) -> bool:
-        return True
 
     def stop(self) -> None:
         """Shut down as on SIGTERM and wait until all is down."""
@@ -111,10 +113,14 @@ class LiveApp:
     def _nudge(self) -> None:
         """Virtual time has to move for grace periods to pass."""
         assert self.clock is not None
+        moving = self.clock.run(0.5)
         try:
-            asyncio.run_coroutine_threadsafe(self.clock.run(0.5), self._loop).result(1)
-        except (RuntimeError, TimeoutError):  # the loop has ended meanwhile
+            moved = asyncio.run_coroutine_threadsafe(moving, self._loop)
+        except RuntimeError:  # the loop has ended meanwhile
+            moving.close()
             return
+        with contextlib.suppress(TimeoutError, CancelledError):
+            moved.result(1)
 
     def __enter__(self) -> LiveApp:
         return self.start()

@@ -106,7 +106,6 @@ def test_exactly_one_host(shared_app: LiveApp, data: bytes) -> None:
         assert "Host" in envelope_of(connection.answer(), 400)["message"]
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a request line without a version, HTTP/0.9, is served")
 def test_a_request_line_has_a_version(shared_app: LiveApp) -> None:
     with RawConnection(shared_app.url) as connection:
         connection.send(b"GET /healthz\r\n" + HOST + b"\r\n")
@@ -200,9 +199,6 @@ def test_a_pipelined_request_behind_a_body(shared_app: LiveApp) -> None:
         assert [connection.answer().status, connection.answer().status] == [202, 200]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: the refusal of a head is forgotten when the next request is in the same segment"
-)
 @pytest.mark.parametrize(
     "first",
     [with_header(b"X-A: " + b"a" * 20_000), b"GET /" + b"a" * 9000 + b" HTTP/1.1\r\n" + HOST + b"\r\n"],
@@ -228,7 +224,6 @@ def test_a_body_shorter_than_declared_is_no_request(shared_app: LiveApp) -> None
         assert session.get(f"/v1/tasks/{body['task_id']}").status_code == 404
 
 
-@pytest.mark.xfail(strict=True, reason="bug: the refusal of what follows overtakes the answer that is still being made")
 def test_a_body_longer_than_declared_is_cut_where_it_was_declared(shared_app: LiveApp) -> None:
     body = json.dumps(task()).encode()
     with RawConnection(shared_app.url) as connection:
@@ -342,9 +337,6 @@ def test_half_a_body_and_silence_is_408(hasty: LiveApp) -> None:
 
 
 # -- while a stream is open ----------------------------------------------------------------------------------
-@pytest.mark.xfail(
-    strict=True, reason="bug: the refusal of what follows is written into the middle of a running stream"
-)
 @pytest.mark.parametrize("junk", [b"hello\r\n\r\n", with_header(b"X-A: " + b"a" * 20_000)], ids=["400", "431"])
 def test_junk_behind_a_stream_does_not_get_into_it(junk: bytes) -> None:
     with LiveApp() as app, app.session() as session, RawConnection(app.url) as connection:
@@ -357,9 +349,6 @@ def test_junk_behind_a_stream_does_not_get_into_it(junk: bytes) -> None:
         assert b"HTTP/1.1" not in received.partition(b"0\r\n\r\n")[0]
 
 
-@pytest.mark.xfail(
-    strict=True, reason="bug: with a request queued behind it, a stream does not notice that its reader left"
-)
 def test_a_reader_with_a_pipelined_request_is_noticed_when_it_leaves() -> None:
     with LiveApp() as app, app.session() as session, RawConnection(app.url) as connection:
         app.call(app.engine().hold)

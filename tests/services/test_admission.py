@@ -13,7 +13,7 @@ from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.ports import EngineError
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
-from tests.services.support import BreakingJournal, health, leases, records, state_of, submit, task
+from tests.services.support import BreakingJournal, health, leases, records, state_of, submit, task, wait_for
 
 
 @pytest.fixture
@@ -40,8 +40,8 @@ class Asked:
             self.texts.append(text)
             if isinstance(answer, BaseException):
                 raise answer
-            if answer == "silence":
-                await clock.sleep(3600)
+            if isinstance(answer, str):
+                await clock.sleep({"silence": 3600, "late": 0.5}[answer])
             return answer if isinstance(answer, int) else await tokenize(text)
 
         engine.tokenize = noting  # type: ignore[method-assign]
@@ -200,14 +200,20 @@ def test_fifty_equal_requests_at_once_are_one_task(app: LiveApp) -> None:
 
 
 def test_equal_requests_are_one_task_though_they_are_sized_meanwhile(app: LiveApp) -> None:
-    """Both wait for the tokenizer; the one that comes second is a replay, not a second admission."""
-    Asked(app)
+    """All wait for the tokenizer; whichever comes second is a replay, not a second admission."""
+    asked = Asked(app, "late")
     body = task(prompt="word " * 100, ctx=400)
-    sessions = [app.session() for _ in range(20)]
-    with ThreadPoolExecutor(20) as pool:
-        answers = list(pool.map(lambda one: one.post("/v1/tasks", json=body), sessions))
-    assert {answer.status_code for answer in answers} == {202}
+    sessions = [app.session() for _ in range(10)]
+    with ThreadPoolExecutor(10) as pool:
+        answers = [pool.submit(one.post, "/v1/tasks", json=body) for one in sessions]
+        wait_for(lambda: len(asked.texts) == 10, "every request is being sized")
+        app.advance(0.6)
+        replies = [answer.result() for answer in answers]
+    assert {reply.status_code for reply in replies} == {202}
+    assert len({reply.text for reply in replies}) == 1
+    assert sum("X-Idempotent-Replay" not in reply.headers for reply in replies) == 1
     assert len(list(records(app, "task_admitted"))) == 1
+    assert sessions[0].get(f"/v1/sessions/{body['session_id']}").json()["turns"] == 1
 
 
 def test_after_the_fact_the_first_answer_is_told_again(app: LiveApp, session: VerifyingSession) -> None:
