@@ -45,6 +45,10 @@ class Plan:
         for replica in self.pool(pool_id)["replicas"]:
             replica["mock"].update(fields)
 
+    def queue(self, pool_id: str, **fields: Any) -> None:
+        """Settings of the queue of a pool."""
+        self.pool(pool_id)["queue"].update(fields)
+
     def preset(self, pool_id: str, change: Callable[[Speaking], object]) -> None:
         """Change the engines of a pool before the daemon first meets them."""
         self.pool(pool_id)

@@ -144,6 +144,7 @@ class EngineProps:
     slots: int
     workloads: frozenset[Workload]
     chat_template: bool
+    quant: str | None = None  # how its weights are quantised
     features: tuple[str, ...] = ()  # sampling knobs it honours, and `prefix_cache` if it keeps prompts in its KV cache
 
 
@@ -158,6 +159,7 @@ class Job:
     inputs: tuple[str, ...] = ()
     sampling: Sampling = field(default_factory=Sampling)
     keep_cache: bool = True  # let the engine reuse and keep this prompt's KV cache
+    slot: int | None = None  # which of its slots to use, for engines that let one choose; it is free
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,8 +217,8 @@ class Engine(Protocol):
         EngineError(lost). Leaving the context early aborts the job: the connection is closed at once, without
         waiting for the engine. Raises EngineError on entering (refused, full, lost) or while iterating."""
 
-    async def busy(self) -> int | None:
-        """How many slots the engine is working on right now; None if it cannot tell. Raises EngineError."""
+    async def busy(self) -> frozenset[int] | None:
+        """The slots the engine is working on right now; None if it cannot tell. Raises EngineError."""
 
     def bound(self, text: str) -> int:
         """A cheap upper bound of the tokens `text` becomes as a prompt, special tokens included."""

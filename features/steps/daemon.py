@@ -61,6 +61,11 @@ def bodies_are_limited(context: Any, size: int) -> None:
     context.world.plan.section("server", {"max_body_bytes": size})
 
 
+@given("one caller may submit {rate:d} task a second and {burst:d} at once")
+def callers_are_limited(context: Any, rate: int, burst: int) -> None:
+    context.world.plan.section("auth", {"rate_limit": {"per_s": rate, "burst": burst}})
+
+
 @given("the daemon takes {count:d} connection at a time")
 def connections_are_limited(context: Any, count: int) -> None:
     context.world.plan.limit_server("connections_max", count)

@@ -24,8 +24,23 @@ def pool_has_no_watchdogs(context: Any, pool: str) -> None:
 
 @given('pool "{pool:Text}" runs 1 task at a time and queues {capacity:d}')
 def pool_runs_and_queues(context: Any, pool: str, capacity: int) -> None:
-    context.world.plan.pool(pool, queue={"capacity": capacity})
+    context.world.plan.queue(pool, capacity=capacity)
     context.world.plan.mock(pool, slots=1)
+
+
+@given('"{pool:Text}" follows policy {policy}')
+def pool_follows_policy(context: Any, pool: str, policy: str) -> None:
+    context.world.plan.queue(pool, full_policy=policy)
+
+
+@given('"{pool:Text}" lets {count:d} batch {noun:Noun} wait')
+def pool_bounds_batch(context: Any, pool: str, count: int, noun: str) -> None:
+    context.world.plan.queue(pool, batch_capacity=count)
+
+
+@given('batch tasks of "{pool:Text}" grow old after {duration:Duration}')
+def batch_grows_old(context: Any, pool: str, duration: float) -> None:
+    context.world.plan.queue(pool, batch_age_ms=round(duration * 1000))
 
 
 @given('pool "{pool:Text}" has {count:d} replicas with one slot each')

@@ -61,3 +61,60 @@ def session_is_warm(context: Any, session: str, warmth: str) -> None:
 def session_is_unknown(context: Any, session: str) -> None:
     answer = context.world.http.get(_path(context, session))
     equal((answer.status_code, answer.json()["code"]), (404, "NOT_FOUND"), "what is known of the session")
+
+
+# -- budgets ---------------------------------------------------------------------------------------------------
+HEADERS = {
+    "tokens": "X-Budget-Tokens-Remaining",
+    "milliseconds": "X-Budget-Time-Remaining-Ms",
+    "units": "X-Budget-Cost-Remaining",
+}
+MEMBERS = {"tokens": "tokens_remaining", "milliseconds": "time_remaining_ms", "unit": "cost_remaining"}
+
+
+@given("a session may spend {tokens:d} tokens")
+def session_may_spend_tokens(context: Any, tokens: int) -> None:
+    context.world.plan.section("sessions", {"budgets": {"tokens": tokens}})
+
+
+@given("a session may spend {duration:Duration} of engine time")
+def session_may_spend_time(context: Any, duration: float) -> None:
+    context.world.plan.section("sessions", {"budgets": {"time_ms": round(duration * 1000)}})
+
+
+@given("a session may spend {units:d} units at {price:d} units a task")
+def session_may_spend_units(context: Any, units: int, price: int) -> None:
+    context.world.plan.section("sessions", {"budgets": {"cost": units}, "tariff": {"per_task": price}})
+
+
+@given(
+    "a session may spend {tokens:d} tokens, {duration:Duration} of engine time "
+    "and {units:d} units at {price:d} units a task"
+)
+def session_may_spend(context: Any, tokens: int, duration: float, units: int, price: int) -> None:
+    budgets = {"tokens": tokens, "time_ms": round(duration * 1000), "cost": units}
+    context.world.plan.section("sessions", {"budgets": budgets, "tariff": {"per_task": price}})
+
+
+@then("{tokens:d} tokens, {milliseconds:d} milliseconds and {units:d} units are left")
+def answer_tells_what_is_left_of_each(context: Any, tokens: int, milliseconds: int, units: int) -> None:
+    for what, amount in (("tokens", tokens), ("milliseconds", milliseconds), ("units", units)):
+        answer_tells_what_is_left(context, amount, what)
+
+
+@then("{amount:d} {what:Word} are left")
+def answer_tells_what_is_left(context: Any, amount: int, what: str) -> None:
+    answer = context.world.answer
+    assert answer.status_code < 300, f"it was refused: {answer.text}"
+    equal(answer.headers.get(HEADERS[what]), str(amount), HEADERS[what])
+
+
+@then('session "{session:Text}" has {amount:d} {what:Word} left to spend')
+def session_has_left_to_spend(context: Any, session: str, amount: int, what: str) -> None:
+    equal(context.world.look(_path(context, session))["budgets"], {MEMBERS[what]: amount}, "the budgets")
+
+
+@then('session "{session:Text}" has less than {amount:d} tokens left to spend')
+def session_has_spent(context: Any, session: str, amount: int) -> None:
+    left = context.world.look(_path(context, session))["budgets"]["tokens_remaining"]
+    assert left < amount, f"{left} tokens are left"

@@ -131,7 +131,7 @@ class Core(Lives):
 
     def _snapshots(self, request: TaskRequest, now: float) -> list[PoolSnapshot]:
         session = self.sessions.get(request.session_id, now)
-        warm = session.warm_pool if session is not None and session.kv_warm else None
+        warm = session.warm.pool.id if session is not None and session.warm is not None and session.kv_warm else None
         return [forecast.snapshot(pool, request, warm == pool.id) for pool in self.pools.values()]
 
     def _drop(self, victim: Task, newcomer: Task) -> None:
@@ -209,34 +209,32 @@ class Core(Lives):
         for pool in self.pools.values():
             while not pool.draining and (task := pool.queue.head(now)) is not None:
                 session = self.sessions.get(task.session_id, now)
+                warm = session.warm if session is not None and session.kv_warm else None
                 replica = pick_replica(
                     pool.replicas.values(),
                     ctx=task.request.ctx,
                     mask=task.request.placement.require_device_mask,
                     exact=task.request.determinism == "strict",
-                    warm=session.warm_replica if session is not None and session.kv_warm else None,
+                    warm=warm.replica if warm is not None else None,
                 )
                 if replica is None:
                     break  # FIFO: nothing overtakes the head of its pool
-                leases.append(self._lease(pool, replica, task, now, wall_ms))
+                slot = replica.pick_slot(warm.slot if warm is not None and warm.replica is replica else None)
+                task.kv_warm = warm is not None and warm.replica is replica and warm.slot == slot
+                leases.append(self._lease(pool, replica, slot, task, now, wall_ms))
         return leases
 
-    def _lease(self, pool: Pool, replica: Replica, task: Task, now: float, wall_ms: int) -> Lease:
+    def _lease(self, pool: Pool, replica: Replica, slot: int, task: Task, now: float, wall_ms: int) -> Lease:
         pool.queue.remove(task)
-        lease = Lease(next(self._lease_ids), task, pool, replica, replica.incarnation)
-        assert replica.free > 0, f"replica {replica.id} has no free slot"
+        lease = Lease(next(self._lease_ids), task, pool, replica, replica.incarnation, slot)
         replica.leases[lease.id] = lease
-        replica.leased_total += 1
+        replica.last_lease[slot] = lease.id
         task.move(TaskState.STARTING)
         task.replica_id, task.engine_version = replica.id, replica.engine_version
-        task.model_digest = replica.model_digest
+        task.model_digest, task.quant = replica.model_digest, replica.quant
         task.determinism_class = "exact" if replica.exact else "best_effort"
         task.started, task.started_ms, task.last_output = now, wall_ms, now
         return lease
-
-    def kv_warm(self, lease: Lease) -> bool:
-        session = self.sessions.get(lease.task.session_id, 0.0)
-        return session is not None and session.warm_replica is lease.replica and session.kv_warm
 
     # -- time --------------------------------------------------------------------------------------------
     def expire(self, now: float, wall_ms: int) -> None:
@@ -287,6 +285,7 @@ class Core(Lives):
             setattr(replica, name, value)
         replica.state, replica.reason = "ready", ""
         replica.incarnation += 1
+        replica.last_lease.clear()
         for lease in [le for le in replica.leases.values() if le.quarantined]:
             self.release(lease)
         self._hooks.wake()

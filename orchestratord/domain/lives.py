@@ -158,7 +158,7 @@ class Lives:
         lease.pool.service.observe((now - task.started) * 1000, units, task.request.units)
         session = self.sessions.get(task.session_id, now)
         if session is not None and task.request.kv_hint != "cold" and "prefix_cache" in lease.replica.features:
-            session.warmed(lease.pool.id, lease.replica)
+            session.warm = lease
 
     def release(self, lease: Lease) -> None:
         """The slot is known to be free."""

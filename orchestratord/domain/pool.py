@@ -48,6 +48,7 @@ class Lease:
     pool: Pool
     replica: Replica
     incarnation: int
+    slot: int  # index among the replica's slots
     quarantined: bool = False
 
 
@@ -68,11 +69,18 @@ class Replica:
     workloads: frozenset[Workload] = frozenset()
     chat_template: bool = False
     features: tuple[str, ...] = ()
+    quant: str | None = None
     vram_free: int = 0
     incarnation: int = 0
     last_error: Fault | None = None
     leases: dict[int, Lease] = field(default_factory=dict)
-    leased_total: int = 0
+    last_lease: dict[int, int] = field(default_factory=dict)  # slot -> id of the last lease on it in this life
+
+    def pick_slot(self, prefer: int | None) -> int:
+        """A free slot: the preferred one, else the one whose prompt is the longest unused."""
+        taken = {lease.slot for lease in self.leases.values()}
+        free = [slot for slot in range(self.slots) if slot not in taken]
+        return prefer if prefer in free else min(free, key=lambda slot: self.last_lease.get(slot, 0))
 
     @property
     def free(self) -> int:

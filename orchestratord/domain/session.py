@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from orchestratord.domain.budget import Account, Amounts, Budget
 from orchestratord.domain.errors import AdmissionReject
-from orchestratord.domain.pool import Replica
+from orchestratord.domain.pool import Lease
 
 
 @dataclass(slots=True, eq=False)
@@ -19,26 +19,21 @@ class Session:
     deleted: bool = False  # gone for its client; what it spent still counts until its TTL would have ended
     idle_since: float = 0.0
     account: Account = field(default_factory=lambda: Account(Budget()))
-    warm_replica: Replica | None = None
-    warm_pool: str | None = None
-    warm_incarnation: int = 0
-    warm_mark: int = 0
-
-    def warmed(self, pool_id: str, replica: Replica) -> None:
-        """A task of this session has just left its prefix in a slot of `replica`."""
-        self.warm_replica, self.warm_pool = replica, pool_id
-        self.warm_incarnation, self.warm_mark = replica.incarnation, replica.leased_total
+    warm: Lease | None = None  # the lease whose slot its last prefix was left in
 
     @property
     def kv_warm(self) -> bool:
-        """True only while the replica still holds the prefix: same life, and fewer leases since than slots."""
-        r = self.warm_replica
-        return (
-            r is not None
-            and r.state == "ready"
-            and r.incarnation == self.warm_incarnation
-            and r.leased_total - self.warm_mark < r.slots
-        )
+        """True only while that slot still holds the prefix: same life of the replica, and nobody had the slot since."""
+        if self.warm is None:
+            return False
+        replica = self.warm.replica
+        untouched = replica.last_lease.get(self.warm.slot) == self.warm.id
+        return replica.state == "ready" and replica.incarnation == self.warm.incarnation and untouched
+
+    @property
+    def kv_lost(self) -> bool:
+        """It had a prefix in a slot once and has it no more; prefixes are never moved."""
+        return self.warm is not None and not self.kv_warm
 
 
 class Sessions:

@@ -23,6 +23,8 @@ class Task:
     committed: bool = False  # its `Admitted` fact is durable: it may be dispatched
     recovered: bool = False  # admitted by an earlier process
     replica_id: str | None = None
+    kv_warm: bool = False  # its slot held the session's prefix when it was leased
+    quant: str | None = None
     engine_version: str | None = None
     model_digest: str | None = None
     started: float | None = None

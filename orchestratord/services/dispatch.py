@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Coroutine
+from functools import partial
 from typing import Any
 
 from orchestratord.domain.core import Core
@@ -41,11 +42,16 @@ class Dispatch:
         now, wall_ms = self._clock.now(), self._clock.wall_ms()
         self._core.expire(now, wall_ms)
         for lease in self._core.dispatch(now, wall_ms):
-            self._narrator.started(lease, self._core.kv_warm(lease))
+            self._narrator.started(lease)
             task = asyncio.get_running_loop().create_task(self._run(lease), name=f"run-{lease.id}")
             self._runs[lease.id] = task
-            task.add_done_callback(lambda _, lease_id=lease.id: self._runs.pop(lease_id, None))  # type: ignore[misc]
+            task.add_done_callback(partial(self._over, lease))
         self._arm()
+
+    def _over(self, lease: Lease, run: asyncio.Task[None]) -> None:
+        self._runs.pop(lease.id, None)
+        if run.cancelled() and lease.task.terminal:
+            self._core.release(lease)  # aborted before its first step: nobody else gives the slot back
 
     def _arm(self) -> None:
         due = self._core.tasks.next_deadline()

@@ -11,6 +11,8 @@ from orchestratord.domain.request import Caller, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Telemetry
 
+DEFAULT_PROFILE = "v1"
+
 
 def log_fields(task: Task) -> dict[str, Any]:
     """The fields every line about a task has, as far as they are known."""
@@ -20,7 +22,7 @@ def log_fields(task: Task) -> dict[str, Any]:
         "session_id": task.session_id,
         "engine": request.engine,
         "engine_version": task.engine_version,
-        "sampler_profile_version": request.sampler_profile_version,
+        "sampler_profile_version": request.sampler_profile_version or DEFAULT_PROFILE,
         "pool_id": task.pool_id,
         "replica_id": task.replica_id,
         "model_id": request.model_ref,
@@ -33,6 +35,7 @@ def log_fields(task: Task) -> dict[str, Any]:
         "tokens_in": task.usage.tokens_in,
     }
     if task.started is not None:
+        fields["kv_warmth"], fields["quant"] = task.kv_warm, task.quant
         fields["queue_time_ms"] = int((task.started - task.created) * 1000)
     if task.ended is not None:
         fields["tokens_out"] = task.usage.tokens_out
@@ -104,7 +107,7 @@ class Narrator:
             identity=caller.identity,
         )
 
-    def started(self, lease: Lease, kv_warm: bool) -> None:
+    def started(self, lease: Lease) -> None:
         task = lease.task
         self._t.count("tasks_started_total", **self._labels(task), priority=task.request.priority)
         waited = int((task.started - task.created) * 1000) if task.started is not None else 0
@@ -112,7 +115,6 @@ class Narrator:
             "task_started",
             f"started on {lease.pool.id}/{lease.replica.id} after {waited} ms in the queue",
             **log_fields(task),
-            kv_warmth=kv_warm,
         )
 
     def ended(self, task: Task, phase: str, reason: CancelReason | None) -> None:

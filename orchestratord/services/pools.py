@@ -7,8 +7,8 @@ from typing import Any
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import NotFound
 from orchestratord.domain.pool import Fault, Pool, Replica
+from orchestratord.services.narration import DEFAULT_PROFILE
 
-DEFAULT_PROFILE = "v1"
 REASON_CHARS = 256
 
 

@@ -175,12 +175,13 @@ class Replicas:
                     break
             else:
                 raise EngineError("lost", "the probe's decode did not end")
+        before = await engine.busy() or frozenset()  # somebody else may be using an engine we only attach
         long = Job("completion", max_tokens=props.ctx // 2, seed=1, prompt="ping", keep_cache=False)
         async with engine.stream(long) as chunks:
             async for _ in chunks:
                 break
         pause = 0.01
-        while (busy := await engine.busy()) is not None and busy > 0:
+        while len(await engine.busy() or ()) > len(before):
             await self._clock.sleep(pause)
             pause = min(pause * 2, 1.0)
 
@@ -200,12 +201,10 @@ class Replicas:
         replica = self._core.pools[spec.pool_id].replicas[spec.id]
         quarantined = [lease for lease in replica.leases.values() if lease.quarantined]
         if quarantined:
-            busy = await engine.busy()
-            working = len(replica.leases) - len(quarantined)
-            for lease in (
-                quarantined if busy is None else quarantined[: max(0, len(replica.leases) - max(busy, working))]
-            ):
-                self._core.release(lease)
+            busy = await engine.busy() or frozenset()
+            for lease in quarantined:
+                if lease.slot not in busy:
+                    self._core.release(lease)
 
     async def _pause(self, spec: ReplicaSpec, seconds: float, process: ReplicaProcess | None = None) -> None:
         """Wait, but not longer than until a run reports trouble or the child exits."""
@@ -249,4 +248,5 @@ def _facts(props: EngineProps) -> dict[str, Any]:
         "workloads": props.workloads,
         "chat_template": props.chat_template,
         "features": props.features,
+        "quant": props.quant,
     }

@@ -13,6 +13,7 @@ from orchestratord.domain.pool import Lease
 from orchestratord.domain.request import Sampling
 from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Job, Telemetry
+from orchestratord.services.narration import DEFAULT_PROFILE
 
 ABORT_LIMIT_S = 10.0  # an engine that still works on an aborted job after this gets its slot quarantined
 
@@ -79,7 +80,7 @@ class Runs:
 
     async def _stream(self, engine: Engine, lease: Lease) -> dict[str, Any]:
         core, clock = self._core, self._clock
-        async with engine.stream(self._job(lease.task)) as chunks:
+        async with engine.stream(self._job(lease)) as chunks:
             async for chunk in chunks:
                 if not core.output(lease, chunk.texts, chunk.results, chunk.tokens_out, clock.now(), clock.wall_ms()):
                     break
@@ -93,9 +94,10 @@ class Runs:
             return {}
         raise EngineError("lost", "the stream stopped before the engine said it was done")
 
-    def _job(self, task: Task) -> Job:
+    def _job(self, lease: Lease) -> Job:
+        task = lease.task
         request = task.request
-        profile = self._profiles[request.sampler_profile_version or "v1"]
+        profile = self._profiles[request.sampler_profile_version or DEFAULT_PROFILE]
         given = {k: v for k in Sampling.__slots__ if (v := getattr(request.sampling, k)) is not None}
         return Job(
             workload=request.workload,
@@ -105,6 +107,7 @@ class Runs:
             inputs=request.inputs or (),
             sampling=replace(profile, **given),
             keep_cache=request.kv_hint != "cold",
+            slot=lease.slot,
         )
 
     @staticmethod
@@ -122,12 +125,11 @@ class Runs:
         give_up = self._clock.now() + ABORT_LIMIT_S
         pause = 0.02
         while True:
-            others = sum(1 for le in lease.replica.leases.values() if le is not lease)
             try:
                 busy = await engine.busy()
             except EngineError:
                 return True  # nothing runs on an engine that does not answer; health decides its fate
-            if busy is None or busy <= others:
+            if busy is None or lease.slot not in busy:
                 return True
             if self._clock.now() >= give_up:
                 self._telemetry.event(

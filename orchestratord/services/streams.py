@@ -212,7 +212,9 @@ class Streams:
         }
         session = self._core.sessions.get(task.session_id, self.clock.now())
         if session is not None:
-            payload["kv_warmth"] = session.kv_warm
+            payload["kv_warmth"] = session.kv_warm or task.kv_warm
+            if session.kv_lost and not task.kv_warm:
+                payload["kv_migrated"] = False
             if budgets := self.frames.budgets(session.account):
                 payload["budgets"] = budgets
         if task.state is TaskState.QUEUED:

@@ -143,6 +143,8 @@ def request_problems(request: requests.PreparedRequest, operation: contract.Oper
         return
     for error in errors:
         yield from _explain(error)
+    if "400" not in operation.responses:
+        return  # it ignores a query it does not know
     known = {parameter["name"] for parameter in operation.parameters if parameter["in"] == "query"}
     sent = Counter(name for name, _ in parse_qsl(urlsplit(request.url or "").query, keep_blank_values=True))
     yield from ((name, "no such query parameter is declared") for name in sent if name not in known)

@@ -367,3 +367,38 @@ class CoreMachine(RuleBasedStateMachine):
 
 
 TestCore = CoreMachine.TestCase
+
+
+def test_a_session_comes_back_to_the_slot_that_holds_its_prefix() -> None:
+    """ORCH-3021: affinity to replica and slot; warm only while nobody had that slot since."""
+    world = World(slots=2, capacity=8)
+    world.admit(session_id="s")
+    (first,) = world.dispatch()
+    world.finish(first, finish_reason="stop")
+    session = world.core.session("s", world.now)
+    assert session.kv_warm
+    world.admit()  # takes the other slot: the one whose prompt is the longest unused
+    (other,) = world.dispatch()
+    assert other.slot != first.slot
+    again = world.admit(session_id="s")
+    (lease,) = world.dispatch()
+    assert (lease.slot, again.kv_warm) == (first.slot, True)
+    world.finish(lease, finish_reason="stop")
+    world.admit()
+    (stranger,) = world.dispatch()
+    assert stranger.slot == first.slot
+    assert not session.kv_warm
+    assert session.kv_lost
+
+
+def test_no_two_leases_share_a_slot_and_a_restart_empties_them() -> None:
+    world = World(slots=3, capacity=8)
+    for _ in range(3):
+        world.admit(session_id="s")
+    leases = world.dispatch()
+    assert sorted(lease.slot for lease in leases) == [0, 1, 2]
+    world.finish(leases[1], finish_reason="stop")
+    world.admit()
+    assert [lease.slot for lease in world.dispatch()] == [leases[1].slot]
+    world.ready(3)
+    assert not world.core.session("s", world.now).kv_warm

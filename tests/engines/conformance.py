@@ -43,7 +43,7 @@ async def describes_itself(engine: Engine) -> None:
     assert props.ctx > 0
     assert props.slots >= 2
     assert "completion" in props.workloads
-    assert await engine.busy() == 0
+    assert await engine.busy() == frozenset()
 
 
 async def a_stream_ends_once(engine: Engine) -> None:
@@ -83,7 +83,7 @@ async def leaving_early_frees_the_slot(engine: Engine) -> None:
     """Leaving a stream aborts the job: its slot is free soon, and the next job is served (ORCH-3026)."""
     async with engine.stream(job(max_tokens=3000)) as chunks:
         async for _ in chunks:
-            assert await engine.busy() == 1
+            assert len(await engine.busy() or ()) == 1
             break
     await idle(engine)
     check_ended(await collect(engine, job()))

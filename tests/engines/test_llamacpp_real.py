@@ -173,6 +173,21 @@ def test_tokens_are_counted_as_prompts_are(model: Path) -> None:
     run(body())
 
 
+def test_the_slot_one_asks_for_is_the_slot_that_works(model: Path) -> None:
+    """Pinning: sessions find their prefix again, and an abort is proven by the very slot (ORCH-3021, ORCH-3026)."""
+
+    async def body() -> None:
+        async with served(model) as (engine, _):
+            for slot in (1, 0):
+                async with engine.stream(job(max_tokens=200, slot=slot)) as chunks:
+                    async for _chunk in chunks:
+                        break
+                    assert await engine.busy() == {slot}
+                await conformance.idle(engine)
+
+    run(body())
+
+
 def test_an_abort_in_prefill_frees_the_slot(model: Path) -> None:
     """A job cancelled before its first token gives its slot back too."""
 

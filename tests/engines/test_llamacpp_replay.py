@@ -365,7 +365,7 @@ def test_control_requests() -> None:
                 await engine.tokenize("ba fi gono") == recorded("tokenize").rpartition(b"\r\n\r\n")[2].count(b",") + 1
             )
             assert await engine.render([Message("user", "hi")]) == "user: hi\nassistant:"
-            assert [await engine.busy(), await engine.busy(), await engine.busy()] == [0, 1, None]
+            assert [await engine.busy(), await engine.busy(), await engine.busy()] == [frozenset(), {0}, None]
             for call in (engine.tokenize("x"), engine.render([]), engine.busy()):
                 with pytest.raises(EngineError, match="protocol"):
                     await call

@@ -520,7 +520,6 @@ def test_a_good_query_is_answered(shared_session: VerifyingSession, query: str) 
 PLAIN = sorted(op.path for op in contract.operations() if op.method == "GET" and not op.parameters)
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a query is refused with a 400 that the contract of the operation lacks")
 @pytest.mark.parametrize("path", PLAIN)
 def test_operations_without_parameters_answer_a_query_as_declared(shared_session: VerifyingSession, path: str) -> None:
     """Refuse it or ignore it, but as the contract says."""

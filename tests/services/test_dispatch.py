@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from typing import Any
 
-import pytest
-
 from orchestratord.testing.live import LiveApp
 from tests.services.support import leases, soon, state_of, submit
 
 
-@pytest.mark.xfail(strict=True, reason="bug: a run that is aborted before its first step never gives its lease back")
 def test_a_cancel_between_lease_and_first_step_frees_the_slot() -> None:
     """The cancel is ready to run on the loop when the lease is taken: the run's task is cancelled unstarted."""
     with LiveApp() as app, app.session() as session:

@@ -186,7 +186,6 @@ def test_every_line_is_one_json_object_with_a_sentence_at_the_five_points() -> N
             assert field in ended, field
 
 
-@pytest.mark.xfail(strict=True, reason="bug (minor): section 11 lists quant; kv_warmth is on no line but task_started")
 def test_the_further_fields_of_section_11() -> None:
     with tight() as app, app.session() as session:
         submit(session)

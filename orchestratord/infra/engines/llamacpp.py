@@ -72,7 +72,15 @@ class _Props(msgspec.Struct):
     build_info: str
     model_path: str
     chat_template: str = ""
+    model_ftype: str | None = None
     role: str = ""
+
+
+class _Slot(msgspec.Struct):
+    """One entry of /slots."""
+
+    id: Count
+    is_processing: bool = False
 
 
 _decode_frame = msgspec.json.Decoder(_Frame).decode
@@ -108,6 +116,7 @@ def _request(job: Job) -> bytes:
             "cache_prompt": job.keep_cache,
             "stream": True,
             "response_fields": _LAST_FRAME,
+            **({} if job.slot is None else {"id_slot": job.slot}),
             **_knobs(job.sampling),
         }
     )
@@ -202,6 +211,7 @@ class LlamaCpp:
             slots=props.total_slots,
             workloads=frozenset({"completion"}),
             chat_template=bool(props.chat_template) and props.chat_template.strip() != _NO_TEMPLATE,
+            quant=props.model_ftype,
             features=tuple(sorted({*KNOBS, "prefix_cache"} - ignored)),
         )
 
@@ -238,7 +248,7 @@ class LlamaCpp:
             parsed = None
         return _refusal("/completion", reply.status, parsed)
 
-    async def busy(self) -> int | None:
+    async def busy(self) -> frozenset[int] | None:
         """See the port. After an abort ask at most once a second: llama-server looks whether the clients of requests
         without output are still there only when nothing else has woken it for a second."""
         status, parsed, _ = await self._http.request_json("GET", "/slots", limit_s=CONTROL_S)
@@ -246,9 +256,11 @@ class LlamaCpp:
             return None
         if status != 200:
             raise _refusal("/slots", status, parsed)
-        if not isinstance(parsed, list) or not all(isinstance(slot, dict) for slot in parsed):
-            raise EngineError("protocol", "llama-server's /slots cannot be read")
-        return sum(bool(slot.get("is_processing")) for slot in parsed)
+        try:
+            slots = msgspec.convert(parsed, list[_Slot])
+        except msgspec.ValidationError as error:
+            raise EngineError("protocol", f"llama-server's /slots cannot be read: {error}") from None
+        return frozenset(slot.id for slot in slots if slot.is_processing)
 
     def bound(self, text: str) -> int:
         """Every vocabulary in use falls back to bytes, so no text needs more tokens than it has of them; 8 more for

@@ -99,10 +99,11 @@ class MockEngine:
         self.down = False  # nothing listens
         self.calls = self.aborted = self.busy_slots = self.peak = self.overcommitted = 0
         self._clock = clock
-        self._props = EngineProps("mock-1", model_id, ctx, slots, workloads, chat_template, KNOBS)
+        self._props = EngineProps("mock-1", model_id, ctx, slots, workloads, chat_template, "mock", (*KNOBS, "prefix_cache"))
         self._scripts: deque[MockScript] = deque()
         self._gate = Gate()
-        self._stuck = 0  # busy slots whose job was left
+        self._slots: set[int] = set()  # that are worked on
+        self._stuck: set[int] = set()  # of them, those whose job was left
 
     # -- control --------------------------------------------------------------------------------------------
     def play(self, *scripts: MockScript) -> None:
@@ -131,8 +132,9 @@ class MockEngine:
 
     def release(self) -> None:
         """Free the slots of jobs that ignored their abort."""
-        self.busy_slots -= self._stuck
-        self._stuck = 0
+        self.busy_slots -= len(self._stuck)
+        self._slots -= self._stuck
+        self._stuck = set()
 
     @property
     def waiting(self) -> int:
@@ -150,9 +152,9 @@ class MockEngine:
             raise EngineError("full", self.loading)
         return self._props
 
-    async def busy(self) -> int | None:
+    async def busy(self) -> frozenset[int] | None:
         self._reach()
-        return self.busy_slots
+        return frozenset(self._slots)
 
     def bound(self, text: str) -> int:
         return len(text) + 1
@@ -179,6 +181,8 @@ class MockEngine:
         script = self._next_script()
         await _turn()  # as any engine would, it answers later
         self._admit(job, script)
+        slot = next(i for i in range(self._props.slots) if i not in self._slots) if job.slot is None else job.slot
+        self._slots.add(slot)
         self.busy_slots += 1
         self.peak = max(self.peak, self.busy_slots)
         run = _Run(job, script)
@@ -188,8 +192,9 @@ class MockEngine:
         finally:
             self.aborted += not run.ended
             if script.ignore_abort and not run.ended:
-                self._stuck += 1
+                self._stuck.add(slot)
             else:
+                self._slots.discard(slot)
                 self.busy_slots -= 1
 
     def _reach(self) -> None:
@@ -221,7 +226,7 @@ class MockEngine:
             raise EngineError("refused", f"{tokens} tokens do not fit into a context of {self._props.ctx}")
         if script.full:
             raise EngineError("full", "no slot available")
-        if self.busy_slots >= self._props.slots:
+        if self.busy_slots >= self._props.slots or job.slot in self._slots:
             self.overcommitted += 1
             raise EngineError("full", "no slot available")
 
