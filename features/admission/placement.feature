@@ -30,7 +30,7 @@ Feature: Placement
         | fact         | value         |
         | tie_breakers | predicted_end |
 
-  @OC-CORE-1011
+  @OC-CORE-1011 @OC-CORE-1018
   Rule: What cannot serve is ruled out
 
     Scenario: A pool whose slots are too small is ruled out

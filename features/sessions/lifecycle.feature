@@ -93,24 +93,22 @@ Feature: Sessions
   Rule: Warmth is claimed only while it is true
 
     Scenario: A session is warm once an engine holds its prefix
-      Given the engine of "home" keeps prefixes
       When a task arrives, in session "S"
       Then session "S" is warm
 
     Scenario: An engine that keeps no prefixes makes nothing warm
+      Given the engine of "home" keeps no prefixes
       When a task arrives, in session "S"
       Then session "S" is cold
 
     Scenario: An engine that was restarted has forgotten
-      Given the engine of "home" keeps prefixes
-      And a task arrives, in session "S"
+      Given a task arrives, in session "S"
       And the engine of "home" goes down
       When the engine of "home" comes back
       Then session "S" is cold
 
     Scenario: As many other tasks as there are slots may have overwritten it
-      Given the engine of "home" keeps prefixes
-      And a task "mine" arrives, in session "S"
+      Given a task "mine" arrives, in session "S"
       And a task "other" arrives
       When a task "third" arrives
       Then session "S" is cold

@@ -91,9 +91,13 @@ def pool_watches_length(context: Any, pool: str, duration: float) -> None:
     context.world.plan.pool(pool, watchdogs={"wall_ms": round(duration * 1000)})
 
 
-@given('the engine of "{pool:Text}" keeps prefixes')
-def engine_keeps_prefixes(context: Any, pool: str) -> None:
-    context.world.plan.preset(pool, lambda e: e.change(features=(*_props(e).features, "prefix_cache")))
+@given('the engine of "{pool:Text}" keeps no prefixes')
+def engine_keeps_no_prefixes(context: Any, pool: str) -> None:
+    context.world.plan.preset(pool, lambda e: e.change(features=_without_prefixes(e)))
+
+
+def _without_prefixes(engine: Any) -> tuple[str, ...]:
+    return tuple(feature for feature in _props(engine).features if feature != "prefix_cache")
 
 
 @given('the engine of "{pool:Text}" has no chat template')

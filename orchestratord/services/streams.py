@@ -48,9 +48,11 @@ class Cursor:
         self._offset = task.log.offset_after(after)
         self._live = not task.terminal  # a replay of a finished log brings no metrics frames
         self._wake = asyncio.Event()
-        self._due = False  # a metrics frame is wanted
+        self._first_token_seen = False
+        self._asides = True  # something besides the log is to be written
+        self._greeting = True
+        self._metrics_due = self._keep_alive_due = False
         self._closing = self._parted = False
-        self._greeted = False
         self.sending_since: float | None = None
         self.abort: Callable[[], object] = self.cut  # the response puts its own way to break off here
         self.written_at = streams.clock.now()
@@ -58,52 +60,59 @@ class Cursor:
         self._log.watch(self._wake.set)
 
     async def next(self) -> bytes:
+        log = self._log
         while True:
-            data = self._pending()
+            data = self._read() if log.visible_end != self._offset else b""
+            if self._asides:
+                data = self._with_asides(data)
             if data:
                 self.written_at = self._streams.clock.now()
                 return data
-            if self._log.finished or self._closing:
+            if log.finished or self._closing:
                 return b""
             self._wake.clear()
             await self._wake.wait()
 
-    def _pending(self) -> bytes:
-        """Log bytes not read yet, with metrics frames where they belong."""
+    def _read(self) -> bytes:
+        """Log bytes not read yet, with `metrics` directly after the first token and directly before `end`."""
         log, start = self._log, self._offset
         data = log.read(start, WRITE_BYTES)
-        self._offset = start + len(data)
-        if data and self._live:
-            data = self._with_metrics(data, start)
-        if self._due and not log.finished:
-            self._due = False
-            self.metrics_at = self._streams.clock.now()
-            data += self._streams.metrics_frame(self.task)
-        elif not data and self._streams.clock.now() - self.written_at >= self._streams.settings.keep_alive_s:
-            data = self._streams.frames.keep_alive
-        if self._closing and not self._parted and not log.finished:
-            self._parted = True
-            data += self._streams.farewell(self.task)
-        if not self._greeted:
-            self._greeted = True
-            data = self._streams.frames.retry + data
-        return data
-
-    def _with_metrics(self, data: bytes, start: int) -> bytes:
-        """Metrics directly after the first token and directly before `end`."""
-        log, end = self._log, start + len(data)
+        self._offset = end = start + len(data)
+        if not self._live or (self._first_token_seen and not log.finished):
+            return data
         cuts = []
-        if self.task.token_frames and start < (first := log.offset_after(2)) <= end:
-            cuts.append(first - start)
+        if self.task.token_frames and not self._first_token_seen:
+            first = log.offset_after(2)
+            self._first_token_seen = first <= end
+            if start < first <= end:
+                cuts.append(first - start)
         if log.finished and self.task.failure is None and start <= (last := log.offset_after(log.sealed or 0)) < end:
             cuts.append(last - start)
         for cut in reversed(cuts):
             data = data[:cut] + self._streams.metrics_frame(self.task) + data[cut:]
         return data
 
+    def _with_asides(self, data: bytes) -> bytes:
+        """The log's bytes with what a sweep, a stop or the beginning of the stream asked for around them."""
+        self._asides = False
+        frames, open_log = self._streams.frames, not self._log.finished
+        if self._metrics_due and open_log:
+            self.metrics_at = self._streams.clock.now()
+            data += self._streams.metrics_frame(self.task)
+        elif self._keep_alive_due and not data:
+            data = frames.keep_alive
+        self._metrics_due = self._keep_alive_due = False
+        if self._closing and not self._parted and open_log:
+            self._parted = True
+            data += self._streams.farewell(self.task)
+        if self._greeting:
+            self._greeting = False
+            data = frames.retry + data
+        return data
+
     def sending(self) -> None:
-        """A write was handed to the socket; until `sent` it has not been taken."""
-        self.sending_since = self._streams.clock.now()
+        """What `next` gave was handed to the socket; until `sent` it has not been taken."""
+        self.sending_since = self.written_at
 
     def sent(self) -> None:
         self.sending_since = None
@@ -116,14 +125,15 @@ class Cursor:
                 self.abort()
             return
         every = settings.metrics_queued_s if self.task.state is TaskState.QUEUED else settings.metrics_s
-        if self._live and now - self.metrics_at >= every - 1e-6:
-            self._due = True
-        if self._due or now - self.written_at >= settings.keep_alive_s:
+        self._metrics_due = self._live and now - self.metrics_at >= every - 1e-6
+        self._keep_alive_due = now - self.written_at >= settings.keep_alive_s
+        if self._metrics_due or self._keep_alive_due:
+            self._asides = True
             self._wake.set()
 
     def cut(self) -> None:
         """End the stream without a terminal event: the daemon is going away and the task will be back."""
-        self._closing = True
+        self._closing = self._asides = True
         self._wake.set()
 
     def close(self) -> None:

@@ -57,9 +57,10 @@ def uncovered(*seen: Seen) -> list[str]:
 def problems(*seen: Seen, allowed: Path) -> list[str]:
     """Why the gate stays shut; [] when what is uncovered is exactly what the file lists.
 
-    The file has one line per promise; empty lines and those that begin with # do not count.
+    The file has one line per promise, with a reason behind two spaces; empty lines and those that begin with # do
+    not count.
     """
-    listed = [line.strip() for line in allowed.read_text("utf-8").splitlines()]
+    listed = [line.partition("  ")[0].strip() for line in allowed.read_text("utf-8").splitlines()]
     listed = [line for line in listed if line and not line.startswith("#")]
     missing, known = uncovered(*seen), set(declared())
     found = [f"{line}: nothing shows it" for line in missing if line not in listed]

@@ -26,6 +26,7 @@ from orchestratord.testing.session import VerifyingSession
 
 T = TypeVar("T")
 START_S = 20.0
+READY_S = 120.0  # of virtual time
 
 
 def mock_settings(
@@ -85,8 +86,10 @@ class LiveApp:
                 raise RuntimeError(f"the app did not start: {self._failure!r}\n{self.log.getvalue()}")
         if self.clock is not None:
             self.clock.attach(self._loop, lambda: self.daemon.journal.backlog == 0)
-            if ready:
+            for _ in range(int(READY_S) if ready else 0):
                 self.clock.advance(1.0)
+                if not self.call(self.daemon.pools.not_ready):
+                    break
         return self
 
     def _serve(self) -> None:

@@ -10,7 +10,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready, Refusal
-from orchestratord.domain.placement import PoolSnapshot, place
+from orchestratord.domain.placement import PoolSnapshot, pick_replica, place
+from orchestratord.domain.pool import Lease, Replica
 from orchestratord.domain.request import PlacementHints, TaskRequest
 from tests.domain.world import World
 
@@ -134,7 +135,7 @@ jobs = st.builds(
 def test_placement_is_deterministic_and_keeps_every_promise(
     request: TaskRequest, pools: list[PoolSnapshot], rng: Any
 ) -> None:
-    """OC-CORE-1010..1019: order of the snapshots does not matter; what is chosen is feasible and allowed."""
+    """OC-CORE-1010/1011: order of the snapshots does not matter; what is chosen is feasible and allowed."""
 
     def outcome(given_pools: list[PoolSnapshot]) -> Any:
         try:
@@ -157,3 +158,24 @@ def test_placement_is_deterministic_and_keeps_every_promise(
             assert first not in hints.avoid_pools
     else:
         assert not isinstance(outcome(shuffled), str)
+
+
+def test_the_replica_of_a_pool_is_chosen_by_prefix_memory_leases_and_id() -> None:
+    """OC-CORE-1017: affinity, then most free VRAM, then fewest leases, then id; only what fits and has a free slot."""
+
+    def replica(name: str, **fields: Any) -> Replica:
+        return Replica(name, state="ready", slots=2, ctx=4096, **fields)
+
+    def pick(*replicas: Replica, ctx: int = 100, warm: Replica | None = None) -> str | None:
+        chosen = pick_replica(replicas, ctx=ctx, mask=None, exact=False, warm=warm)
+        return chosen.id if chosen else None
+
+    a, b, c = replica("a"), replica("b"), replica("c", vram_free=8)
+    assert pick(a, b, c, warm=b) == "b"
+    assert pick(a, b, c) == "c"
+    b.leases[1] = Lease(1, None, None, b, 0, 0)  # type: ignore[arg-type]
+    assert pick(b, a) == "a"
+    assert pick(replica("y"), replica("x")) == "x"
+    assert pick(a, ctx=8192) is None
+    a.leases[1] = a.leases[2] = b.leases[1]
+    assert pick(a) is None

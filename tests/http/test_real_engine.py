@@ -132,7 +132,7 @@ def test_an_engine_that_dies_mid_stream_is_reported_and_comes_back(app: LiveApp,
 
 
 def test_no_engine_outlives_a_daemon_that_is_killed(model: Path, tmp_path: Path) -> None:
-    """ORCH-2101, done-when 1: kill -9 of the daemon in the middle of a stream leaves no engine process."""
+    """ORCH-2101, OD-21: kill -9 of the daemon in the middle of a stream leaves no engine process."""
     config = tmp_path / "c.toml"
     config.write_text(
         f"""

@@ -1,0 +1,42 @@
+"""How a token is compared."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from typing import Any
+
+import pytest
+
+from orchestratord import middleware
+from orchestratord.wire.errors import HttpError
+
+
+@pytest.mark.parametrize("token", [b"wrong", b"s", b"s" * 5000, "geheimß".encode(), b"secre", b"secret"])
+def test_tokens_are_compared_as_digests_in_constant_time(token: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+    """AUTH-1006: always two digests of one length, by the standard library's constant-time comparison."""
+    compared: list[tuple[bytes, bytes]] = []
+    constant_time = hmac.compare_digest
+
+    def compare(a: bytes, b: bytes) -> bool:
+        compared.append((a, b))
+        return constant_time(a, b)
+
+    monkeypatch.setattr(middleware.hmac, "compare_digest", compare)
+    reached: list[Any] = []
+
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        reached.append(scope["state"]["identity"])
+
+    guard = middleware.Guard(app, access=middleware.Access(token="secret"))
+    headers = [(b"host", b"localhost"), (b"authorization", b"Bearer " + token)]
+    scope = {"type": "http", "headers": headers, "path": "/", "state": {}}
+    if token == b"secret":
+        asyncio.run(guard(scope, None, None))
+        assert reached == ["token:2bb80d"]
+    else:
+        with pytest.raises(HttpError):
+            asyncio.run(guard(scope, None, None))
+        assert not reached
+    ((given, known),) = compared
+    assert len(given) == len(known) == 32
