@@ -81,7 +81,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     except CannotListen as error:
         return _complain(str(error), UNAVAILABLE)
     except SystemExit as error:  # uvicorn's way to say that the lifespan did not start
-        return _complain(daemon.failure or "could not start; see the log above", int(error.code or 1))
+        if daemon.failure is not None:
+            return _complain(daemon.failure, UNAVAILABLE)
+        return _complain("could not start; see the log above", int(error.code or 1))
     return 0
 
 
