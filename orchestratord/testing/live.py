@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import io
 import threading
 from collections.abc import Callable
-from concurrent.futures import CancelledError, Future
+from concurrent.futures import Future
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -107,23 +106,17 @@ class LiveApp:
 
     def stop(self) -> None:
         """Shut down as on SIGTERM and wait until all is down."""
+        if self.clock is not None and self._server.up.is_set():
+            asyncio.run_coroutine_threadsafe(self._push_time(self.clock), self._loop)
         self._server.handle_exit(15, None)
-        while self._thread.is_alive():
-            if self.clock is not None and self._server.servers:
-                self._nudge()
-            self._thread.join(0.02)
+        self._thread.join()
 
-    def _nudge(self) -> None:
-        """Virtual time has to move for grace periods to pass."""
-        assert self.clock is not None
-        moving = self.clock.run(0.5)
-        try:
-            moved = asyncio.run_coroutine_threadsafe(moving, self._loop)
-        except RuntimeError:  # the loop has ended meanwhile
-            moving.close()
-            return
-        with contextlib.suppress(TimeoutError, CancelledError):
-            moved.result(1)
+    @staticmethod
+    async def _push_time(clock: ManualClock) -> None:
+        """Virtual time has to move for grace periods to pass. Ends with the loop."""
+        while True:
+            await clock.run(0.5)
+            await asyncio.sleep(0.01)  # noqa: TID251 - real time, for what happens in threads and sockets
 
     def __enter__(self) -> LiveApp:
         return self.start()

@@ -36,9 +36,3 @@ def shared_app() -> Iterator[LiveApp]:
 def shared_session(shared_app: LiveApp) -> Iterator[VerifyingSession]:
     with shared_app.session() as opened:
         yield opened
-
-
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    # The app's clock is nudged while its loop is closing: sometimes too late, which is harmless here.
-    for item in items:
-        item.add_marker(pytest.mark.filterwarnings("ignore:coroutine 'ManualClock.run' was never awaited"))

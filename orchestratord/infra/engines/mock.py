@@ -99,7 +99,9 @@ class MockEngine:
         self.down = False  # nothing listens
         self.calls = self.aborted = self.busy_slots = self.peak = self.overcommitted = 0
         self._clock = clock
-        self._props = EngineProps("mock-1", model_id, ctx, slots, workloads, chat_template, "mock", (*KNOBS, "prefix_cache"))
+        self._props = EngineProps(
+            "mock-1", model_id, ctx, slots, workloads, chat_template, "mock", (*KNOBS, "prefix_cache")
+        )
         self._scripts: deque[MockScript] = deque()
         self._gate = Gate()
         self._slots: set[int] = set()  # that are worked on
