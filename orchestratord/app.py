@@ -109,6 +109,7 @@ class Daemon:
                 tariff=_tariff(settings.sessions.tariff),
                 retain_s=settings.retention.tasks_ms / 1000,
                 retain_tasks=settings.retention.tasks,
+                log_bytes=settings.retention.log_bytes,
                 transcripts=settings.artifacts.transcripts != "off",
             ),
             Hooks(
@@ -138,6 +139,7 @@ class Daemon:
         self.streams = Streams(
             self.core,
             self.clock,
+            self.journal,
             StreamSettings(
                 metrics_s=s.metrics_ms / 1000,
                 metrics_queued_s=s.metrics_queued_ms / 1000,
@@ -147,7 +149,9 @@ class Daemon:
             ),
             LiveFrames(sse.encode_live, budgets_body, sse.KEEP_ALIVE, sse.RETRY),
         )
-        self.sweeps = Sweeps(self.core, self.clock, {pool.id: _watchdogs(pool) for pool in settings.pools})
+        self.sweeps = Sweeps(
+            self.core, self.clock, self.journal, {pool.id: _watchdogs(pool) for pool in settings.pools}
+        )
         self.admission = Admission(
             self.core,
             self.clock,

@@ -109,6 +109,7 @@ class RetentionSettings(Section, frozen=True):
 
     tasks_ms: Millis = 3_600_000
     tasks: Positive = 10_000
+    log_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
 
 
 class QueueSettings(Section, frozen=True):

@@ -87,6 +87,11 @@ class Journal(Protocol):
     def deleted_sessions(self) -> list[SessionDeleted]:
         """Every session deletion that still concerns a task `open` returned."""
 
+    async def log(self, task_id: str) -> bytes | None:
+        """The whole event log of a finished task, byte for byte as far as it was journaled; None where the journal
+        keeps nothing that memory does not. Raises JournalUnavailable.
+        """
+
     @property
     def healthy(self) -> bool:
         """False from a failed commit until the store accepts writes again."""

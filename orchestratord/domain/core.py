@@ -180,6 +180,7 @@ class Core(Lives):
             if item.finished is not None and task.ended is not None:
                 self.sessions.task_ended(task.session_id, item.admitted.held, item.finished.used, task.ended)
                 self.tasks.retire(task)
+                self.tasks.keep_log(task)
             else:
                 self._resume(task, now, wall_ms)
         for session_id in deletions:

@@ -45,6 +45,7 @@ class Limits:
     budget: Budget = field(default_factory=Budget)
     tariff: Tariff = field(default_factory=Tariff)
     task_bytes: int = 8 * 1024 * 1024
+    log_bytes: int = 64 * 1024 * 1024  # of finished tasks, in memory
     retain_s: float = 3600.0
     retain_tasks: int = 10_000
     transcripts: bool = True

@@ -146,8 +146,8 @@ class Lives:
             task.usage = usage
         if failure is None:
             assert finish_reason is not None, "a run ends with a finish reason or a failure"
-            self._observe(lease, now)
             self._terminate(task, TaskState.ENDED, now, wall_ms, finish_reason=finish_reason, phase="running")
+            self._observe(lease, now)  # last: what is learnt from a task must not be able to keep it from ending
         else:
             self._terminate(task, TaskState.FAILED, now, wall_ms, failure=failure, phase="running")
 
@@ -248,6 +248,8 @@ class Lives:
             task.transcript_id = artifact.id
             self._hooks.archive(task.task_id, artifact)
         task.log.reveal()  # a journal that failed must not leave a reader hanging
+        if ticket.exception() is None:
+            self.tasks.keep_log(task)
 
     def leases_of(self, task: Task) -> Iterator[Lease]:
         if task.replica_id is None:

@@ -19,7 +19,7 @@ Watcher = Callable[[], None]
 class EventLog:
     """Append-only frames with a seal, a visible mark and watchers that are told when it moves."""
 
-    __slots__ = ("_data", "_ends", "_following", "_visible", "_watchers", "sealed", "terminal_id")
+    __slots__ = ("_data", "_ends", "_following", "_visible", "_watchers", "evicted", "sealed", "terminal_id")
 
     def __init__(self) -> None:
         self._data = bytearray()
@@ -27,6 +27,7 @@ class EventLog:
         self._visible = 0  # events readers may see
         self._following = False
         self._watchers: set[Watcher] = set()
+        self.evicted = False  # the frames are in the journal only
         self.sealed: int | None = None  # id of the last event below the seal
         self.terminal_id: int | None = None
 
@@ -42,8 +43,8 @@ class EventLog:
 
     @property
     def size(self) -> int:
-        """Bytes of all frames."""
-        return len(self._data)
+        """Bytes of all frames, in memory or not."""
+        return self._ends[-1] if self._ends else 0
 
     def append(self, frame: bytes) -> None:
         """Add one frame. The caller has checked that the log is not sealed, and wakes readers itself."""
@@ -106,7 +107,7 @@ class EventLog:
         if event_id == 0:
             return 0
         if self.terminal_id is not None and event_id >= self.terminal_id:
-            return len(self._data)
+            return self.size
         index = min(event_id, len(self._ends) - (self.terminal_id is not None))
         return self._ends[index - 1]
 
@@ -136,6 +137,18 @@ class EventLog:
                 lo = mid + 1
         previous = self._ends[lo - 1] if lo else 0
         return previous if previous > start else self._ends[lo]
+
+    def evict(self) -> None:
+        """Let go of the frames of a finished log; `restore` brings them back. Ids and places stay."""
+        assert self.finished, "only a finished log can be read back"
+        self._data = bytearray()
+        self.evicted = True
+
+    def restore(self, data: bytes) -> None:
+        """Give an evicted log its frames back."""
+        assert len(data) == self.size, "these are not the frames that were let go"
+        self._data = bytearray(data)
+        self.evicted = False
 
     # -- watching ----------------------------------------------------------------------------------------
     def watch(self, watcher: Watcher) -> None:

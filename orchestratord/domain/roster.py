@@ -16,6 +16,8 @@ class Roster(dict[str, Task]):
         super().__init__()
         self._deadlines: list[tuple[float, int, str]] = []
         self._finished: deque[Task] = deque()
+        self._logs: deque[Task] = deque()  # finished tasks whose frames are in memory, oldest first
+        self.log_bytes = 0  # of those
 
     def enlist(self, task: Task) -> None:
         self[task.task_id] = task
@@ -25,6 +27,23 @@ class Roster(dict[str, Task]):
     def retire(self, task: Task) -> None:
         """The task has ended; retention counts from here."""
         self._finished.append(task)
+
+    def keep_log(self, task: Task) -> None:
+        """The frames of a finished task are in memory, and safe in the journal."""
+        self._logs.append(task)
+        self.log_bytes += task.log.size
+
+    def oldest_log(self) -> Task | None:
+        """Take out the finished task whose frames should go first; one that somebody reads waits its turn again."""
+        for _ in range(len(self._logs)):
+            task = self._logs.popleft()
+            if self.get(task.task_id) is task and task.log.watchers:
+                self._logs.append(task)
+                continue
+            self.log_bytes -= task.log.size
+            if self.get(task.task_id) is task:
+                return task
+        return None
 
     def next_deadline(self) -> float | None:
         """Monotonic seconds of the earliest deadline of an open task."""

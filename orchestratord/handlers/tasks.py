@@ -45,7 +45,7 @@ async def stream_task(
     after: int | None,
     last_event_id: str | None,
 ) -> Reply | EventStream:
-    cursor = app.streams.follow(id.lower(), last_event_id, after)
+    cursor = await app.streams.follow(id.lower(), last_event_id, after)
     if cursor is None:
         return Reply(204)
     return EventStream(cursor, budget_headers(app.sessions.account(cursor.task.session_id)))

@@ -10,11 +10,11 @@ from typing import Any
 from orchestratord.domain import forecast
 from orchestratord.domain.budget import Account
 from orchestratord.domain.core import Core
-from orchestratord.domain.errors import InvalidParams, NotFound
+from orchestratord.domain.errors import InvalidParams, NotFound, StorageUnavailable
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.pool import Pool
 from orchestratord.domain.task import Task
-from orchestratord.ports import Clock, Timer
+from orchestratord.ports import Clock, Journal, JournalUnavailable, Timer
 
 WRITE_BYTES = 256 * 1024  # at most this much is handed to the socket at once
 
@@ -145,11 +145,14 @@ class Cursor:
 class Streams:
     """Every open cursor."""
 
-    def __init__(self, core: Core, clock: Clock, settings: StreamSettings, frames: LiveFrames) -> None:
+    def __init__(
+        self, core: Core, clock: Clock, journal: Journal, settings: StreamSettings, frames: LiveFrames
+    ) -> None:
         self.clock = clock
         self.settings = settings
         self.frames = frames
         self._core = core
+        self._journal = journal
         self._cursors: dict[str, set[Cursor]] = {}
         self._graces: dict[str, Timer] = {}
         self._sweep: Timer | None = None
@@ -159,10 +162,11 @@ class Streams:
     def open_cursors(self) -> int:
         return sum(len(cursors) for cursors in self._cursors.values())
 
-    def follow(self, task_id: str, last_event_id: str | None, after: int | None) -> Cursor | None:
+    async def follow(self, task_id: str, last_event_id: str | None, after: int | None) -> Cursor | None:
         """A cursor behind the given event; None when the reader has seen the terminal event already.
 
-        Raises NotFound, and InvalidParams for an id that is no decimal number or that no event has yet.
+        Raises NotFound, InvalidParams for an id that is no decimal number or that no event has yet, and
+        StorageUnavailable when an old log cannot be read from the journal.
         """
         task = self._core.tasks.get(task_id)
         if task is None:
@@ -175,6 +179,8 @@ class Streams:
             )
         if task.log.finished and seen == task.log.terminal_id:
             return None
+        if task.log.evicted:
+            await self._bring_back(task)
         cursor = Cursor(self, task, seen)
         self._cursors.setdefault(task_id, set()).add(cursor)
         grace = self._graces.pop(task_id, None)
@@ -184,6 +190,17 @@ class Streams:
         if self._stopping:
             cursor.cut()
         return cursor
+
+    async def _bring_back(self, task: Task) -> None:
+        try:
+            stored = await self._journal.log(task.task_id)
+        except JournalUnavailable as error:
+            raise StorageUnavailable("This old log cannot be read now.", retry_after_ms=1000) from error
+        if task.log.evicted:  # another reader may have been faster
+            if stored is None:
+                raise NotFound(f"There is no task {task.task_id}; finished tasks are kept for a limited time.")
+            task.log.restore(stored)
+            self._core.tasks.keep_log(task)
 
     @staticmethod
     def _parse(value: str) -> int:

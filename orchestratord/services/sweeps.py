@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 from dataclasses import dataclass
 
 from orchestratord.domain.core import Core
 from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pool import Lease
-from orchestratord.ports import Clock, Timer
+from orchestratord.ports import Clock, Journal, JournalUnavailable, Timer
 
 FLUSH_S = 0.25
 RETENTION_S = 10.0
@@ -37,9 +38,11 @@ class Watchdogs:
 
 
 class Sweeps:
-    def __init__(self, core: Core, clock: Clock, watchdogs: dict[str, Watchdogs]) -> None:
+    def __init__(self, core: Core, clock: Clock, journal: Journal, watchdogs: dict[str, Watchdogs]) -> None:
         self._core = core
         self._clock = clock
+        self._journal = journal
+        self._trimming: asyncio.Future[None] | None = None
         self._watchdogs = watchdogs
         self._running: Timer | None = None
         self._retention: Timer | None = None
@@ -51,11 +54,30 @@ class Sweeps:
         for timer in (self._running, self._retention):
             if timer is not None:
                 timer.cancel()
+        if self._trimming is not None:
+            self._trimming.cancel()
 
     def leased(self) -> None:
         """Something runs: sweep it until nothing does."""
         if self._running is None:
             self._running = self._clock.call_at(self._clock.now() + FLUSH_S, self._sweep)
+
+    def _trim(self) -> None:
+        """Finished logs beyond the memory they may take are read from the journal from then on."""
+        if self._core.tasks.log_bytes > self._core.limits.log_bytes and self._trimming is None:
+            self._trimming = asyncio.ensure_future(self._evict())
+            self._trimming.add_done_callback(lambda _: setattr(self, "_trimming", None))
+
+    async def _evict(self) -> None:
+        tasks = self._core.tasks
+        while tasks.log_bytes > self._core.limits.log_bytes and (task := tasks.oldest_log()) is not None:
+            try:
+                stored = await self._journal.log(task.task_id)
+            except JournalUnavailable:
+                return
+            # Under a backlog frames are left out of the journal: such a log exists in memory only.
+            if stored is not None and len(stored) == task.log.size and not task.log.watchers:
+                task.log.evict()
 
     def _sweep(self) -> None:
         self._running = None
@@ -67,9 +89,11 @@ class Sweeps:
             if why is not None:
                 failure = Failure("DECODE_TIMEOUT", why, lease.task.request.engine, retriable=True)
                 self._core.fail(lease.task, failure, now, wall_ms, "watchdog")
+        self._trim()
         if leases:
             self.leased()
 
     def _retain(self) -> None:
         self._core.forget(self._clock.now())
+        self._trim()
         self.start()

@@ -3,7 +3,7 @@
 The text they write is nonsense, but tokenizer, sampler, KV cache and HTTP behaviour are the real thing. The same
 arguments always give the same bytes. Needs the packages `gguf` and `numpy`.
 
-    python -m orchestratord.testing.tiny_gguf OUT [--ctx N] [--eos] [--seed N]
+    python -m orchestratord.testing.tiny_gguf OUT [--kind llama|embed|rerank] [--ctx N] [--eos] [--seed N]
 """
 
 from __future__ import annotations
@@ -119,7 +119,11 @@ def tiny_llama(
     writer.add_add_eos_token(False)
     if template:
         writer.add_chat_template(TEMPLATE)
-    for name, weights in _tensors(np.random.default_rng(seed), len(tokens), eos).items():
+    _finish(writer, _tensors(np.random.default_rng(seed), len(tokens), eos))
+
+
+def _finish(writer: gguf.GGUFWriter, tensors: dict[str, Weights]) -> None:
+    for name, weights in tensors.items():
         writer.add_tensor(name, weights)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
@@ -127,14 +131,101 @@ def tiny_llama(
     writer.close()
 
 
+# -- encoders ----------------------------------------------------------------------------------------------
+MARKS = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
+PAD, UNK, CLS, SEP, MASK = range(len(MARKS))
+
+
+def _word_pieces() -> list[str]:
+    """Marks, the words of `tiny_llama`, and every letter and sign, both as a word's beginning and within one."""
+    words = [token.removeprefix(SPACE) for token in _vocabulary() if token.startswith(SPACE) and token != SPACE]
+    signs = [chr(code) for code in range(33, 127)]
+    beginnings = dict.fromkeys(SPACE + word for word in (*words, *signs))
+    return [*MARKS, *beginnings, *signs]  # llama.cpp's own spelling: a beginning has the space, the rest has nothing
+
+
+def _encoder_tensors(rng: np.random.Generator, vocabulary: int, ctx: int, ranks: bool) -> dict[str, Weights]:
+    tensors: dict[str, Weights] = {}
+
+    def linear(name: str, rows: int, columns: int, scale: float = 1.0) -> None:
+        weights = rng.standard_normal((rows, columns), dtype=np.float32)
+        tensors[f"{name}.weight"] = weights * np.float32(scale * columns**-0.5)
+        tensors[f"{name}.bias"] = np.zeros(rows, np.float32)
+
+    def norm(name: str) -> None:
+        tensors[f"{name}.weight"] = np.ones(WIDTH, np.float32)
+        tensors[f"{name}.bias"] = np.zeros(WIDTH, np.float32)
+
+    for name, rows, scale in (("token_embd", vocabulary, 1.0), ("token_types", 2, 0.1), ("position_embd", ctx, 0.1)):
+        tensors[f"{name}.weight"] = rng.standard_normal((rows, WIDTH), dtype=np.float32) * np.float32(scale)
+    norm("token_embd_norm")
+    for layer in range(LAYERS):
+        for name in ("attn_q", "attn_k", "attn_v", "attn_output"):
+            linear(f"blk.{layer}.{name}", WIDTH, WIDTH)
+        linear(f"blk.{layer}.ffn_up", HIDDEN, WIDTH)
+        linear(f"blk.{layer}.ffn_down", WIDTH, HIDDEN)
+        norm(f"blk.{layer}.attn_output_norm")
+        norm(f"blk.{layer}.layer_output_norm")
+    if ranks:
+        linear("cls", WIDTH, WIDTH, scale=2.0)
+        linear("cls.output", 1, WIDTH, scale=4.0)
+    return tensors
+
+
+def _encoder(path: str | PathLike[str], pooling: gguf.PoolingType, ctx: int, seed: int) -> None:
+    tokens = _word_pieces()
+    ranks = pooling is gguf.PoolingType.RANK
+    kinds = [gguf.TokenType.CONTROL] * len(MARKS) + [gguf.TokenType.NORMAL] * (len(tokens) - len(MARKS))
+    kinds[UNK] = gguf.TokenType.UNKNOWN
+    writer = gguf.GGUFWriter(str(path), "bert")
+    writer.add_name("tiny-rerank" if ranks else "tiny-embed")
+    writer.add_context_length(ctx)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(LAYERS)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_head_count(HEADS)
+    writer.add_layer_norm_eps(1e-12)
+    writer.add_causal_attention(False)
+    writer.add_pooling_type(pooling)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_tokenizer_model("bert")
+    writer.add_tokenizer_pre("jina-v2-en")
+    writer.add_vocab_size(len(tokens))
+    writer.add_token_list(tokens)
+    writer.add_token_types(kinds)
+    writer.add_token_type_count(2)
+    writer.add_bos_token_id(CLS)
+    writer.add_eos_token_id(SEP)
+    writer.add_sep_token_id(SEP)
+    writer.add_unk_token_id(UNK)
+    writer.add_pad_token_id(PAD)
+    writer.add_mask_token_id(MASK)
+    _finish(writer, _encoder_tensors(np.random.default_rng(seed), len(tokens), ctx, ranks))
+
+
+def tiny_embed(path: str | PathLike[str], *, ctx: int = 512, seed: int = 2) -> None:
+    """Write a BERT-architecture model of about 0.6 MB that embeds, to be served with `--embeddings`."""
+    _encoder(path, gguf.PoolingType.MEAN, ctx, seed)
+
+
+def tiny_rerank(path: str | PathLike[str], *, ctx: int = 512, seed: int = 3) -> None:
+    """Write a BERT-architecture model of about 0.6 MB that scores pairs, to be served with `--reranking`."""
+    _encoder(path, gguf.PoolingType.RANK, ctx, seed)
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description="Write a tiny GGUF model with random weights.")
     parser.add_argument("out")
-    parser.add_argument("--ctx", type=int, default=4096)
+    parser.add_argument("--kind", choices=("llama", "embed", "rerank"), default="llama")
+    parser.add_argument("--ctx", type=int, help="default: 4096, or 512 for embed and rerank")
     parser.add_argument("--eos", action="store_true")
     parser.add_argument("--seed", type=int, default=1)
     given = parser.parse_args()
-    tiny_llama(given.out, ctx=given.ctx, eos=given.eos, seed=given.seed)
+    if given.kind == "llama":
+        tiny_llama(given.out, ctx=given.ctx or 4096, eos=given.eos, seed=given.seed)
+    else:
+        make = tiny_embed if given.kind == "embed" else tiny_rerank
+        make(given.out, ctx=given.ctx or 512, seed=given.seed)
 
 
 if __name__ == "__main__":

@@ -30,7 +30,7 @@ SURFACE: dict[str, tuple[str, str, str, str, str]] = {
     "createTask": ("data", "POST", "/v1/tasks", "202", "409 429 503"),
     "listTasks": ("data", "GET", "/v1/tasks", "200", "400"),
     "getTask": ("data", "GET", "/v1/tasks/{id}", "200", ""),
-    "streamTask": ("data", "GET", "/v1/tasks/{id}/stream", "200 204", ""),
+    "streamTask": ("data", "GET", "/v1/tasks/{id}/stream", "200 204", "503"),
     "cancelTask": ("data", "POST", "/v1/tasks/{id}/cancel", "204", "503"),
     "getSession": ("data", "GET", "/v1/sessions/{id}", "200", ""),
     "deleteSession": ("data", "DELETE", "/v1/sessions/{id}", "204", "503"),

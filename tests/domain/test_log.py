@@ -72,3 +72,17 @@ def test_readers_are_woken_once_per_batch() -> None:
         log.append(sse.encode_token(log.next_id, "x", index))
     log.wake()
     assert len(wakes) == 1
+
+
+def test_an_evicted_log_keeps_its_places_and_comes_back_byte_for_byte() -> None:
+    """SPEC 4 (retention): memory is bounded, ids and offsets do not change."""
+    log = _log(["a", "b"])
+    log.seal()
+    log.close(sse.encode(log.next_id, "end", {}))
+    log.reveal()
+    whole, size, offsets = log.raw(), log.size, [log.offset_after(i) for i in range(5)]
+    log.evict()
+    assert (log.raw(), log.evicted, log.size) == (b"", True, size)
+    assert [log.offset_after(i) for i in range(5)] == offsets
+    log.restore(whole)
+    assert log.read(log.offset_after(2)) == whole[offsets[2] :]

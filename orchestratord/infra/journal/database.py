@@ -191,6 +191,16 @@ class Database:
             os.close(self._lock)
             self._lock = None
 
+    def log(self, task_id: str) -> bytes | None:
+        """The event log of a finished task as far as it was written."""
+        row = self._run("SELECT ord, admitted, finished FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
+        if row is None or row[2] is None:
+            return None
+        order, admitted, finished = row
+        frames = self._run("SELECT data FROM frames WHERE ord = ? ORDER BY id", (order,))
+        first = codec.decode_admitted(admitted, None).started_frame
+        return b"".join((first, *(data for (data,) in frames), codec.decode_finished(finished).terminal_frame))
+
     # -- writing -----------------------------------------------------------------------------------------
     def write(self, batch: Sequence[Record]) -> list[Artifact | None]:
         """Make a batch durable in one transaction; returns what each fact's ticket resolves to."""

@@ -73,6 +73,7 @@ class SqliteJournal:
         self._intake = Intake(backlog_limit)
         self._wake = threading.Condition()
         self._queue: list[_Entry] = []
+        self._asked: list[tuple[str, TicketFuture]] = []  # logs somebody wants to read
         self._closing = False
         self._refusal: JournalUnavailable | None = JournalUnavailable("the journal is not open")
 
@@ -113,6 +114,16 @@ class SqliteJournal:
     def _lose(self, fact: Fact, ticket: TicketFuture, reason: str) -> TicketFuture:
         self._intake.lost(fact)
         return fail(ticket, reason)
+
+    async def log(self, task_id: str) -> bytes | None:
+        answer: TicketFuture = self._loop.create_future()
+        with self._wake:
+            if self._refusal is not None:
+                raise self._refusal
+            self._asked.append((task_id, answer))
+            self._wake.notify()
+        found: bytes | None = await answer
+        return found
 
     def transcripts(self) -> list[tuple[str, Artifact]]:
         return self._loaded.outbox
@@ -177,6 +188,7 @@ class SqliteJournal:
         while (batch := self._take(None if erased is None else ERASE_IDLE_S)) is not None:
             unsettled = batch
             try:
+                self._answer()
                 if batch:
                     results = self._database.write([entry[:3] for entry in batch])
                     self._tell(self._acknowledge, batch, results)
@@ -191,10 +203,21 @@ class SqliteJournal:
             except Exception as error:  # whatever it is, a journal that stops without a word is worse
                 self._outage(unsettled, error)
 
+    def _answer(self) -> None:
+        with self._wake:
+            asked, self._asked = self._asked, []
+        for place, (task_id, answer) in enumerate(asked):
+            try:
+                self._tell(resolve, answer, self._database.log(task_id))
+            except Exception:
+                with self._wake:
+                    self._asked = asked[place:] + self._asked  # the outage that follows tells them
+                raise
+
     def _take(self, patience: float | None) -> list[_Entry] | None:
         """Everything appended so far, waiting for the first; empty after `patience`, None when closed."""
         with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._closing, patience)
+            self._wake.wait_for(lambda: self._queue or self._asked or self._closing, patience)
             if self._closing and not self._queue:
                 return None
             batch, self._queue = self._queue, []
@@ -206,7 +229,10 @@ class SqliteJournal:
             if not self._closing:
                 self._refusal = refusal
             lost, self._queue = unsettled + self._queue, []
+            asked, self._asked = self._asked, []
         self._tell(self._refuse, lost, str(refusal))
+        for _, answer in asked:
+            self._tell(fail, answer, str(refusal))
         pause, longest = RETRY_S
         while not self._closed_within(pause):
             try:
