@@ -23,6 +23,19 @@ def daemon_persists(context: Any) -> None:
     context.world.plan.persist()
 
 
+@given("finished logs are kept on disk only")
+def logs_on_disk(context: Any) -> None:
+    context.world.plan.section("retention", {"log_bytes": 0})
+
+
+@step('the log of "{task:Text}" has left memory')
+def log_has_left(context: Any, task: str) -> None:
+    world = context.world
+    roster = world.app.daemon.core.tasks
+    world.settle(11)
+    world.until(lambda: roster[world.tasks[task].id].log.evicted, f"the log of {task} is evicted")
+
+
 @step("the disk of the journal is full")
 def disk_is_full(context: Any) -> None:
     context.world.plan.disk.full = True

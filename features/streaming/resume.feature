@@ -74,3 +74,24 @@ Feature: Resuming a stream
       And 61 minutes pass
       When somebody reads it
       Then it is refused as NOT_FOUND
+
+  @OC-CTRL-2026
+  Rule: Old logs need no memory
+
+    Background:
+      Given a daemon that keeps its journal on disk
+      And finished logs are kept on disk only
+      And a task "old" arrives, of 5 tokens
+      And "old" has been read to the end
+      And the log of "old" has left memory
+
+    Scenario: An old log is read from the disk, byte for byte
+      When somebody reads "old" after event 0
+      Then somebody and "story of old" got the same log, byte for byte
+
+    Scenario: An old log that cannot be read says so
+      Given the disk of the journal is full
+      And another task arrives
+      When somebody reads "old"
+      Then it is refused as STORAGE_UNAVAILABLE
+      And it may be retried after 1 second
