@@ -69,4 +69,4 @@ Feature: Metrics frames
       And a task arrives, due in 20.2 seconds
       And somebody reads it
       When 20 seconds pass
-      Then its chances of being on time went from 1.0 to 0.1333
+      Then its chances of being on time went from 1.0 to 0.0524

@@ -1,21 +1,29 @@
 """Estimates: how long a task will run and when it would start, from observed service times.
 
 An estimate is a function of service times, slots and the queue, never of the clock: it changes when one of them
-changes and only then.
+changes and only then. docs/estimates.md explains the choices and shows how far off they are.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from heapq import heapify, heappop, heappush
-from math import ceil
+from itertools import islice
+from math import log, sqrt
 from statistics import NormalDist
+from typing import Literal
 
-from orchestratord.domain.request import TaskRequest
+from orchestratord.domain.request import Priority, TaskRequest
 
 DECAY = 0.95  # weight of the past against one new observation: about the last twenty tasks count
-PRIOR_SPREAD = 0.5  # relative standard deviation of a service time before two were observed
+LOAD_DECAY = 0.98  # the same for the load of interactive work, which varies more
+LOAD_MAX = 0.9  # above it interactive work would leave batch almost nothing, and an estimate would mean nothing
+START_SERVICES = 10  # the load is counted from an empty stretch of this many services
+GAP_SERVICES = 20  # a longer silence between two ends says that the pool idled, not how busy it is when it works
+PRIOR_SPREAD = 0.5  # of the logarithm of a service time around its estimate; counts as the first error seen
+SPREAD_MIN = 0.05
+
+Kind = Literal["hinted", "interactive", "batch"]  # what predicts a length: the client's hint, else the priority
 
 
 @dataclass(frozen=True, slots=True)
@@ -27,29 +35,77 @@ class Prior:
     fraction: float = 0.5  # of the units asked for that a task really uses
 
 
-class ServiceModel:
-    """Service times of one pool: exponentially decayed sums over finished tasks and readiness probes."""
+def kind_of(request: TaskRequest) -> Kind:
+    return "hinted" if request.expected_tokens else request.priority
 
-    __slots__ = ("_asked", "_error2", "_ms", "_prior", "_units", "_weight", "observations")
+
+class Lengths:
+    """Of one kind: units used for each unit asked for, or hinted, and how far service times fall from their estimates.
+
+    `error2` sums the squares of ln(real / estimate).
+    """
+
+    __slots__ = ("asked", "error2", "errors", "units")
+
+    def __init__(self) -> None:
+        self.asked = self.units = 0.0
+        self.error2, self.errors = PRIOR_SPREAD**2, 1.0
+
+    def add(self, asked: int, units: int, error: float | None) -> None:
+        self.asked = self.asked * DECAY + asked
+        self.units = self.units * DECAY + units
+        if error is not None:
+            self.error2 = self.error2 * DECAY + error * error
+            self.errors = self.errors * DECAY + 1.0
+
+
+class ServiceModel:
+    """Service times of one pool: exponentially decayed sums over the tasks that finished."""
+
+    __slots__ = ("_busy_ms", "_elapsed_ms", "_kinds", "_last", "_ms", "_per_asked", "_prior", "_units", "observations")
 
     def __init__(self, prior: Prior) -> None:
         self._prior = prior
-        self._ms = self._units = self._asked = self._error2 = self._weight = 0.0
+        self._ms = self._units = 0.0
+        self._kinds: dict[Kind, Lengths] = {"hinted": Lengths(), "interactive": Lengths(), "batch": Lengths()}
+        self._per_asked: dict[Kind, float] = {}  # milliseconds for each unit asked for, or hinted
+        self._busy_ms = self._elapsed_ms = self._last = 0.0
         self.observations = 0
+        self._scale()
 
-    def observe(self, service_ms: float, units: int, asked: int) -> None:
-        """One finished service: milliseconds on the slot, units produced, units asked for at most."""
-        if units <= 0:
+    def observe(self, request: TaskRequest, units: int, service_ms: float, slots: int, now: float) -> None:
+        """A task of `request` ended by itself at `now` (seconds), after `service_ms` on one of `slots`."""
+        asked = request.expected_tokens or request.units
+        if units <= 0 or asked <= 0 or service_ms <= 0:
             return
-        if self.observations:
-            predicted = units * self.ms_per_unit
-            error = (service_ms - predicted) / predicted if predicted else 0.0
-            self._error2 = self._error2 * DECAY + error * error
-            self._weight = self._weight * DECAY + 1.0
+        error = log(service_ms / self.estimate_ms(request)) if self.observations else None
+        self._kinds[kind_of(request)].add(asked, units, error)
         self._ms = self._ms * DECAY + service_ms
         self._units = self._units * DECAY + units
-        self._asked = self._asked * DECAY + max(asked, units)
+        self._count_load(request.priority, service_ms, slots, now)
         self.observations += 1
+        self._scale()
+
+    def _count_load(self, priority: Priority, service_ms: float, slots: int, now: float) -> None:
+        longest = GAP_SERVICES * service_ms
+        passed = min((now - self._last) * 1000 * slots, longest) if self.observations else START_SERVICES * service_ms
+        self._elapsed_ms = self._elapsed_ms * LOAD_DECAY + passed
+        self._busy_ms = self._busy_ms * LOAD_DECAY + (service_ms if priority == "interactive" else 0.0)
+        self._last = now
+
+    def _scale(self) -> None:
+        for kind in self._kinds:
+            self._per_asked[kind] = self._fraction(kind) * self.ms_per_unit
+
+    def _fraction(self, kind: Kind) -> float:
+        """Units used for each unit asked for: what was seen of this kind, else believe a hint, else the other lane."""
+        if self._kinds[kind].asked:
+            seen = self._kinds[kind]
+        elif kind == "hinted":
+            return 1.0
+        else:
+            seen = self._kinds["batch" if kind == "interactive" else "interactive"]
+        return seen.units / seen.asked if seen.asked else self._prior.fraction
 
     @property
     def ms_per_unit(self) -> float:
@@ -61,38 +117,54 @@ class ServiceModel:
         return 1000.0 / self.ms_per_unit if self.observations and self.ms_per_unit > 0 else None
 
     @property
-    def spread(self) -> float:
-        """Relative standard deviation of a service time around its estimate."""
-        return (self._error2 / self._weight) ** 0.5 if self._weight else PRIOR_SPREAD
+    def interactive_load(self) -> float:
+        """Share of the slots' time that interactive work takes."""
+        return min(LOAD_MAX, self._busy_ms / self._elapsed_ms) if self._elapsed_ms else 0.0
+
+    def spread(self, request: TaskRequest) -> float:
+        """Standard deviation of ln(service time / estimate) for tasks of this kind."""
+        seen = self._kinds[kind_of(request)]
+        return sqrt(seen.error2 / seen.errors)
 
     def estimate_ms(self, request: TaskRequest) -> float:
-        """Median service time of `request`."""
-        fraction = self._units / self._asked if self.observations else self._prior.fraction
-        asked = request.units
-        units = min(request.expected_tokens, asked) if request.expected_tokens else max(1, ceil(asked * fraction))
-        overhead = 0.0 if self.observations else self._prior.overhead_ms
-        return overhead + units * self.ms_per_unit
+        """Expected service time of `request`."""
+        return self.estimates_ms((request,))[0]
+
+    def estimates_ms(self, requests: Iterable[TaskRequest]) -> list[float]:
+        """Expected service times; spelled out, as every admission asks for dozens."""
+        per, overhead = self._per_asked, 0.0 if self.observations else self._prior.overhead_ms
+        hinted = per["hinted"]
+        return [
+            overhead + (hint * hinted if (hint := request.expected_tokens) else request.units * per[request.priority])
+            for request in requests
+        ]
 
 
-def start_ms(slots: int, running: Iterable[float], ahead: Iterable[float]) -> float:
-    """When the next slot comes free for a task behind `ahead`: list scheduling over the slots.
+def start_ms(slots: int, running: Sequence[float], ahead: Iterable[float], rest_ms: float = 0.0) -> float:
+    """When a slot comes free for a task behind `ahead` and then `rest_ms` more work; all are service estimates.
 
-    `running` and `ahead` are service estimates. A running task is taken to be half done: the mean of what is
-    left when nothing is known of its progress.
+    The n running tasks are taken as evenly staggered: the first of them ends after a (n+1)-th of their mean. From
+    then on the slots share the work ahead. One that goes straight to an idle slot has its whole service before it.
+    Against list scheduling of the same figures this is off by at most (slots-1)/slots of the longest service.
     """
-    free = [estimate / 2 for estimate in running][:slots]
-    free += [0.0] * (slots - len(free))
-    if not free:
+    slots = max(1, slots)
+    waiting = iter(ahead)
+    idle = max(0, slots - len(running))
+    soon = list(islice(waiting, idle))
+    if len(soon) < idle:
         return 0.0
-    heapify(free)
-    for estimate in ahead:
-        heappush(free, heappop(free) + estimate)
-    return free[0]
+    if running:
+        soon.append(sum(running) / len(running) / (len(running) + 1))
+    return min(soon) + (sum(waiting) + rest_ms) / slots
 
 
-def on_time_probability(left_ms: float, needed_ms: float, spread: float) -> float:
-    """P(the rest takes at most `left_ms`), the rest being normal around `needed_ms` with relative `spread`."""
+def on_time_probability(left_ms: float, needed_ms: float, spread: float, spent_ms: float = 0.0) -> float:
+    """P(the rest takes at most `left_ms`): log-normal around the median `needed_ms`, of which `spent_ms` are over."""
+    if left_ms <= 0:
+        return 0.0
     if needed_ms <= 0:
-        return 1.0 if left_ms > 0 else 0.0
-    sigma = max(spread, 0.05) * needed_ms
-    return round(NormalDist(needed_ms, sigma).cdf(left_ms), 4)
+        return 1.0
+    end = NormalDist(log(needed_ms), max(spread, SPREAD_MIN))
+    over = end.cdf(log(spent_ms)) if spent_ms > 0 else 0.0
+    chance = (end.cdf(log(spent_ms + left_ms)) - over) / max(1.0 - over, 1e-12)
+    return round(min(1.0, chance), 4)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 from orchestratord.domain import eta
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.placement import PoolSnapshot
@@ -9,47 +11,68 @@ from orchestratord.domain.pool import Pool
 from orchestratord.domain.request import Priority, TaskRequest
 from orchestratord.domain.task import Task
 
+NEAR = 16  # tasks ahead that are looked at one by one; of those behind them only the number counts
+
 
 def position(pool: Pool, priority: Priority, task: Task | None = None) -> int:
     """Tasks that would be dispatched before `task`, or before a newcomer of `priority`."""
-    return sum(1 for _ in pool.queue.ahead_of(priority, task))
+    if task is not None:
+        return len(list(pool.queue.ahead_of(priority, task)))
+    return len(pool.queue) if priority == "batch" else pool.queue.depth(priority)
 
 
 def start_ms(pool: Pool, priority: Priority, task: Task | None = None) -> float:
-    """Predicted wait of `task`, or of a newcomer of `priority`, in milliseconds."""
-    estimate = pool.service.estimate_ms
-    return eta.start_ms(
-        pool.slots,
-        (estimate(lease.task.request) for lease in pool.leases),
-        (estimate(other.request) for other in pool.queue.ahead_of(priority, task)),
+    """Predicted wait of `task`, or of a newcomer of `priority`, in milliseconds.
+
+    Batch work is also overtaken by interactive work that is still to come: it gets what that leaves of the slots.
+    """
+    near = [other.admitted.request for other in islice(pool.queue.ahead_of(priority, task), NEAR)]
+    ahead = pool.service.estimates_ms(near)
+    rest = _rest_ms(pool, priority, task, near, ahead) if len(near) == NEAR else 0.0
+    start = eta.start_ms(pool.slots, _running(pool), ahead, rest)
+    return start / (1 - pool.service.interactive_load) if priority == "batch" else start
+
+
+def _running(pool: Pool) -> list[float]:
+    """Service estimates of the tasks on slots that count."""
+    return pool.service.estimates_ms(
+        lease.task.admitted.request
+        for replica in pool.replicas.values()
+        if replica.state == "ready"
+        for lease in replica.leases.values()
     )
+
+
+def _rest_ms(pool: Pool, priority: Priority, task: Task | None, near: list[TaskRequest], ahead: list[float]) -> float:
+    """Work ahead beyond the near tasks: as many times the mean of those of this priority, or of all without one."""
+    own = [ms for request, ms in zip(near, ahead, strict=True) if request.priority == priority] or ahead
+    return (position(pool, priority, task) - NEAR) * sum(own) / len(own)
 
 
 def room_ms(pool: Pool) -> float:
     """When the next seat in the queue comes free, in milliseconds: when the next task is dispatched."""
-    return eta.start_ms(pool.slots, (pool.service.estimate_ms(le.task.request) for le in pool.leases), ())
+    return eta.start_ms(pool.slots, _running(pool), ())
 
 
 def backoff_ms(pool: Pool) -> int:
     """Advice for the next submission: until the queue has drained to half; 0 below half full."""
     over = len(pool.queue) + 1 - pool.queue.capacity // 2
-    waiting = list(pool.queue)
-    if over <= 0 or not waiting or not pool.slots:
+    if over <= 0 or not pool.slots:
         return 0
-    mean = sum(pool.service.estimate_ms(task.request) for task in waiting) / len(waiting)
-    return int(over * mean / pool.slots)
+    near = pool.service.estimates_ms(task.admitted.request for task in islice(pool.queue, NEAR))
+    return int(over * sum(near) / len(near) / pool.slots) if near else 0
 
 
 def on_time_probability(pool: Pool, task: Task, now: float) -> float:
     """P(the terminal event comes before the deadline)."""
     if task.terminal:
         return 0.0 if task.state is TaskState.FAILED else 1.0
-    needed = pool.service.estimate_ms(task.request)
+    needed, spent = pool.service.estimate_ms(task.request), 0.0
     if task.started is None:
         needed += start_ms(pool, task.request.priority, task)
     else:
-        needed = max(needed - (now - task.started) * 1000, pool.service.ms_per_unit)
-    return eta.on_time_probability((task.deadline - now) * 1000, needed, pool.service.spread)
+        spent = (now - task.started) * 1000
+    return eta.on_time_probability((task.deadline - now) * 1000, needed, pool.service.spread(task.request), spent)
 
 
 def snapshot(pool: Pool, request: TaskRequest, holds_session: bool) -> PoolSnapshot:

@@ -155,7 +155,8 @@ class Lives:
         task = lease.task
         assert task.started is not None
         units = task.usage.tokens_out if task.request.workload == "completion" else task.request.units
-        lease.pool.service.observe((now - task.started) * 1000, units, task.request.units)
+        pool, took_ms = lease.pool, (now - task.started) * 1000
+        pool.service.observe(task.request, units, took_ms, pool.slots, now)
         session = self.sessions.get(task.session_id, now)
         if session is not None and task.request.kv_hint != "cold" and "prefix_cache" in lease.replica.features:
             session.warm = lease
