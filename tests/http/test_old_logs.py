@@ -67,4 +67,3 @@ def test_an_old_log_that_cannot_be_read_is_a_503(tmp_path: Path) -> None:
         broken.clear()
         wait_for(lambda: app.daemon.journal.healthy, "the journal is back")
         assert bytes_of(session, task_id).count(b"event: token") == 3
-
