@@ -11,6 +11,7 @@ from orchestratord.infra.engines.mock import MockEngine, MockScript
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.ports import Artifact, ArtifactCorrupt, Chunk, Clock, Job, JobEnd
 from orchestratord.services.artifacts import transcript
+from orchestratord.services.runs import ATTEMPTS
 from orchestratord.wire import canonical, sse
 
 
@@ -96,14 +97,19 @@ def archive(source: TranscriptSource) -> Artifact:
 
 
 def fault(words: str, after: int) -> MockScript:
-    """What an engine is told to do wrong. Raises KeyError for words nobody knows."""
+    """What an engine is told to do wrong. Raises KeyError for words nobody knows.
+
+    A fault before the first token is tried again elsewhere: those go on until the task has had all its attempts.
+    """
+    every = ATTEMPTS if not after else 1
     known: dict[str, Callable[[], MockScript]] = {
-        "breaks off": lambda: MockScript(die_after=after),
-        "sends garbage": lambda: MockScript(garbage_after=after),
-        "reports an error": lambda: MockScript(error_after=after),
+        "breaks off": lambda: MockScript(every, die_after=after),
+        "breaks off once": lambda: MockScript(die_after=after),
+        "sends garbage": lambda: MockScript(every, garbage_after=after),
+        "reports an error": lambda: MockScript(every, error_after=after),
         "falls silent": lambda: MockScript(hang_after=after),
         "refuses the task": lambda: MockScript(refuse="this is not for me"),
-        "is full": lambda: MockScript(full=True),
+        "is full": lambda: MockScript(every, full=True),
         "ignores the abort": lambda: MockScript(ignore_abort=True),
         "never stops": lambda: MockScript(endless=True),
     }

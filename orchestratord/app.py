@@ -99,6 +99,7 @@ class Daemon:
             lambda lease: self.replicas.engine_of(lease),
             lambda lease, why: self.replicas.suspect(lease, why),
             profiles,
+            _jitter,
         )
         self.core = Core(
             [_pool_spec(pool) for pool in settings.pools],
@@ -132,7 +133,7 @@ class Daemon:
             self.telemetry,
             ProcessHost(self.clock),
             self._connect,
-            lambda seconds: random.uniform(0, seconds),  # noqa: S311 - full jitter, not a secret
+            _jitter,
         )
         self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
         s = settings.streams
@@ -399,6 +400,11 @@ def _tariff(tariff: TariffSettings) -> Tariff:
 def _watchdogs(pool: PoolSettings) -> Watchdogs:
     w = pool.watchdogs
     return Watchdogs(w.first_token_ms / 1000, w.idle_ms / 1000, w.wall_ms / 1000)
+
+
+def _jitter(seconds: float) -> float:
+    """Full jitter: anything up to `seconds`."""
+    return random.uniform(0, seconds)  # noqa: S311 - spreads load, hides nothing
 
 
 def _sampling(profile: Any) -> Sampling:

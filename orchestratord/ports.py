@@ -150,6 +150,7 @@ class EngineProps:
     workloads: frozenset[Workload]
     chat_template: bool
     quant: str | None = None  # how its weights are quantised
+    exact_alone: bool = False  # one request at a time: equal seeds give equal tokens (same build, model and options)
     features: tuple[str, ...] = ()  # sampling knobs it honours, and `prefix_cache` if it keeps prompts in its KV cache
 
 

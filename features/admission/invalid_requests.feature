@@ -105,8 +105,8 @@ Feature: Invalid requests
       When an embedding task arrives
       Then it is refused as INVALID_PARAMS by rule unsupported_workload
 
-    Scenario: Strict determinism needs a replica with one slot
-      Given pool "home" runs 2 tasks at a time
+    Scenario: Strict determinism needs an engine that can repeat itself
+      Given the engine of "home" never repeats itself
       When a task arrives, strictly deterministic
       Then it is refused as INVALID_PARAMS by rule unsupported_determinism
 

@@ -21,7 +21,7 @@ Feature: Capabilities
       When somebody asks what it can do
       Then its engines are
         | engine   | driver | engine_version | ctx_max | concurrency | determinism | sampler_profile_version |
-        | llamacpp | mock   | mock-1         | 2048    | 3           | best_effort | v1                      |
+        | llamacpp | mock   | mock-1         | 2048    | 3           | exact       | v1                      |
 
     Scenario: Pools of one kind are counted together
       Given pool "desk" runs 1 task at a time

@@ -105,6 +105,11 @@ def engine_has_no_template(context: Any, pool: str) -> None:
     context.world.plan.preset(pool, lambda e: e.change(chat_template=False))
 
 
+@given('the engine of "{pool:Text}" never repeats itself')
+def engine_never_repeats(context: Any, pool: str) -> None:
+    context.world.plan.preset(pool, lambda e: e.change(exact_alone=False))
+
+
 @given('the engine of "{pool:Text}" serves completions only')
 def engine_serves_completions(context: Any, pool: str) -> None:
     context.world.plan.preset(pool, lambda e: e.change(workloads=frozenset({"completion"})))

@@ -8,6 +8,7 @@ Feature: Engines that fail
     Scenario Outline: An engine that <fault> after <count> tokens ends the task as <code>
       Given the engine of "home" <fault> after <count> tokens
       When a task arrives
+      And 5 seconds pass
       Then it fails as <code> after <count> tokens, <worth> retrying
 
       Examples: what engines do
@@ -18,6 +19,25 @@ Feature: Engines that fail
         | reports an error | 2     | WORKER_RESET      | worth |
         | refuses the task | 0     | INVALID_PARAMS    | not   |
         | is full          | 0     | REPLICA_EXHAUSTED | worth |
+
+    @OD-24
+    Scenario: A failure before the first token is tried again
+      Given the engine of "home" breaks off once after 0 tokens
+      When a task arrives
+      And 5 seconds pass
+      Then it ends with length after 20 tokens
+
+    @OC-CORE-1014 @OD-25
+    Scenario: A replica that fails task after task gets no more work until a probe succeeds
+      Given the engine of "home" breaks off after 0 tokens
+      When a task arrives
+      And 1 second passes
+      Then it is failed
+      When the task "early" arrives
+      Then "early" is refused as REPLICA_EXHAUSTED
+      When 5 seconds pass
+      And the task "late" arrives
+      Then "late" ends with length after 20 tokens
 
     Scenario: What was said before the failure is kept
       Given the engine of "home" breaks off after 2 tokens

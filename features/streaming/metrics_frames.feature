@@ -36,6 +36,7 @@ Feature: Metrics frames
     Scenario: A failure is not delayed by one
       Given the engine of "home" breaks off after 0 tokens
       And a task arrives
+      And 5 seconds pass
       When somebody reads it
       Then somebody sees to the end started error
 

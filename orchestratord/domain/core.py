@@ -26,9 +26,9 @@ from orchestratord.domain.hooks import Hooks, Limits, Sized, Ticket
 from orchestratord.domain.lives import Lives
 from orchestratord.domain.log import EventLog
 from orchestratord.domain.outcome import Admission, Failure, TaskState
-from orchestratord.domain.placement import PoolSnapshot, pick_replica, place
+from orchestratord.domain.placement import PoolSnapshot, pick_replica, place, suits
 from orchestratord.domain.pool import Fault, Lease, Pool, PoolSpec, Replica
-from orchestratord.domain.request import TaskRequest
+from orchestratord.domain.request import DeterminismClass, TaskRequest
 from orchestratord.domain.session import Session
 from orchestratord.domain.task import Task
 
@@ -89,7 +89,7 @@ class Core(Lives):
             fingerprint=sized.fingerprint,
             order=next(self._orders),
             seed=sized.seed,
-            determinism_class="exact" if any(r.exact for r in pool.ready_replicas) else "best_effort",
+            determinism_class=_class(pool, request),
             admission=admission,
             decision=decision,
             pool_id=pool.id,
@@ -132,7 +132,7 @@ class Core(Lives):
     def _snapshots(self, request: TaskRequest, now: float) -> list[PoolSnapshot]:
         session = self.sessions.get(request.session_id, now)
         warm = session.warm.pool.id if session is not None and session.warm is not None and session.kv_warm else None
-        return [forecast.snapshot(pool, request, warm == pool.id) for pool in self.pools.values()]
+        return [forecast.snapshot(pool, request, warm == pool.id, now) for pool in self.pools.values()]
 
     def _drop(self, victim: Task, newcomer: Task) -> None:
         """`drop-lru`: the newcomer is durable, so its victim gives up the seat."""
@@ -208,17 +208,22 @@ class Core(Lives):
         """Lease every free slot that the heads of the queues can use."""
         leases: list[Lease] = []
         for pool in self.pools.values():
+            if not pool.draining:
+                leases += [self._lease(pool, r, 0, task, now, wall_ms) for r, task in _kept(pool)]
             while not pool.draining and (task := pool.queue.head(now)) is not None:
                 session = self.sessions.get(task.session_id, now)
                 warm = session.warm if session is not None and session.kv_warm else None
+                strict = task.request.determinism == "strict"
                 replica = pick_replica(
-                    pool.replicas.values(),
+                    _candidates(pool, task),
                     ctx=task.request.ctx,
                     mask=task.request.placement.require_device_mask,
-                    exact=task.request.determinism == "strict",
+                    exact=strict,
                     warm=warm.replica if warm is not None else None,
                 )
                 if replica is None:
+                    if strict:
+                        _reserve(pool, task)
                     break  # FIFO: nothing overtakes the head of its pool
                 slot = replica.pick_slot(warm.slot if warm is not None and warm.replica is replica else None)
                 task.kv_warm = warm is not None and warm.replica is replica and warm.slot == slot
@@ -227,17 +232,28 @@ class Core(Lives):
 
     def _lease(self, pool: Pool, replica: Replica, slot: int, task: Task, now: float, wall_ms: int) -> Lease:
         pool.queue.remove(task)
-        lease = Lease(next(self._lease_ids), task, pool, replica, replica.incarnation, slot)
+        exclusive = task.request.determinism == "strict"
+        lease = Lease(next(self._lease_ids), task, pool, replica, replica.incarnation, slot, exclusive)
+        if replica.reserved_for is task:
+            replica.reserved_for = None
         replica.leases[lease.id] = lease
         replica.last_lease[slot] = lease.id
-        task.move(TaskState.STARTING)
+        if not task.retrying:
+            task.move(TaskState.STARTING)
+        task.retrying = False
+        task.attempts += 1
         task.replica_id, task.engine_version = replica.id, replica.engine_version
         task.model_digest, task.quant = replica.model_digest, replica.quant
-        task.determinism_class = "exact" if replica.exact else "best_effort"
+        task.determinism_class = "exact" if replica.exact or lease.exclusive else "best_effort"
         task.started, task.started_ms, task.last_output = now, wall_ms, now
         return lease
 
     # -- time --------------------------------------------------------------------------------------------
+    def next_due(self, now: float) -> float | None:
+        """When there is something to do again without a new event: a deadline, or the end of a retry's pause."""
+        dues = [pool.queue.retry_due(now) for pool in self.pools.values()]
+        return min((due for due in (self.tasks.next_deadline(), *dues) if due is not None), default=None)
+
     def expire(self, now: float, wall_ms: int) -> None:
         """End every task whose deadline has passed."""
         for task in self.tasks.overdue(now):
@@ -286,9 +302,17 @@ class Core(Lives):
             setattr(replica, name, value)
         replica.state, replica.reason = "ready", ""
         replica.incarnation += 1
+        replica.breaker.probed()
         replica.last_lease.clear()
         for lease in [le for le in replica.leases.values() if le.quarantined]:
             self.release(lease)
+        self._hooks.wake()
+
+    def replica_probed(self, pool_id: str, replica_id: str) -> None:
+        """A replica whose breaker was open has decoded and cancelled again."""
+        replica = self.pools[pool_id].replicas[replica_id]
+        replica.breaker.probed()
+        replica.reason = ""
         self._hooks.wake()
 
     def replica_loading(self, pool_id: str, replica_id: str, reason: str) -> None:
@@ -306,3 +330,42 @@ class Core(Lives):
     def archived(self, task_id: str) -> None:
         """The transcript of this task has reached the artifact store."""
         self._hooks.record(Archived(task_id))
+
+
+def _class(pool: Pool, request: TaskRequest) -> DeterminismClass:
+    """What can be promised at admission."""
+    exact = request.determinism == "strict" or any(r.exact for r in pool.ready_replicas)
+    return "exact" if exact else "best_effort"
+
+
+def _candidates(pool: Pool, task: Task) -> list[Replica]:
+    """Where the task may go: not back to a replica that failed it, as long as there is another that could take it."""
+    replicas = list(pool.replicas.values())
+    if not task.tried:
+        return replicas
+    mask = task.request.placement.require_device_mask
+    others = [r for r in replicas if r.id not in task.tried and r.available and suits(r, task.request.ctx, mask)]
+    return others or replicas
+
+
+def _reserve(pool: Pool, task: Task) -> None:
+    """Keep a replica for a strict task: it takes no other work, so that it becomes idle."""
+    if any(r.reserved is task for r in pool.replicas.values()):
+        return
+    mask = task.request.placement.require_device_mask
+    able = [
+        r
+        for r in _candidates(pool, task)
+        if r.strict and r.available and r.reserved is None and suits(r, task.request.ctx, mask)
+    ]
+    if able:
+        min(able, key=lambda r: (len(r.leases), r.id)).reserved_for = task
+
+
+def _kept(pool: Pool) -> list[tuple[Replica, Task]]:
+    """Replicas that have become idle for the strict task they are kept for."""
+    return [
+        (r, r.reserved)
+        for r in pool.replicas.values()
+        if r.reserved is not None and r.available and r.free and not r.leases
+    ]

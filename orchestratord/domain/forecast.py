@@ -18,7 +18,7 @@ def position(pool: Pool, priority: Priority, task: Task | None = None) -> int:
     """Tasks that would be dispatched before `task`, or before a newcomer of `priority`."""
     if task is not None:
         return len(list(pool.queue.ahead_of(priority, task)))
-    return len(pool.queue) if priority == "batch" else pool.queue.depth(priority)
+    return pool.queue.retrying + (len(pool.queue) if priority == "batch" else pool.queue.depth(priority))
 
 
 def start_ms(pool: Pool, priority: Priority, task: Task | None = None) -> float:
@@ -75,23 +75,25 @@ def on_time_probability(pool: Pool, task: Task, now: float) -> float:
     return eta.on_time_probability((task.deadline - now) * 1000, needed, pool.service.spread(task.request), spent)
 
 
-def snapshot(pool: Pool, request: TaskRequest, holds_session: bool) -> PoolSnapshot:
+def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) -> PoolSnapshot:
     """What placement may know of `pool` for `request`."""
     serves = pool.spec.serves(request.engine, request.model_ref)
     ready = pool.ready_replicas
+    probes = [max(1, int((r.breaker.open_until - now) * 1000)) for r in ready if r.breaker.open_until is not None]
     known = [r for r in pool.replicas.values() if r.ctx]
     hinted = serves and (request.expected_tokens is not None or pool.service.observations > 0)
     return PoolSnapshot(
         id=pool.id,
         engine=pool.spec.engine,
         serves=serves,
-        ready=bool(ready),
+        ready=any(r.available for r in ready),
+        probe_in_ms=min(probes, default=None) if not any(r.available for r in ready) else None,
         loading=any(r.state == "loading" for r in pool.replicas.values()),
         draining=pool.draining,
         ctx=max((r.ctx for r in known), default=None),
         workloads=frozenset().union(*(r.workloads for r in known)) if known else None,
         device_masks=frozenset(r.device_mask for r in pool.replicas.values() if r.device_mask),
-        exact=any(r.exact for r in ready),
+        exact=any(r.strict for r in ready),
         predicted_end_ms=(start_ms(pool, request.priority) + pool.service.estimate_ms(request) if hinted else None),
         holds_session=holds_session,
         load=(len(pool.queue) + len(pool.leases)) / max(1, pool.slots),

@@ -10,7 +10,7 @@ from orchestratord.domain.budget import Amounts
 from orchestratord.domain.facts import Fact, Finished, Frames, Started
 from orchestratord.domain.hooks import Hooks, Limits, Ticket
 from orchestratord.domain.outcome import CancelReason, Failure, FinishReason, TaskState, Usage
-from orchestratord.domain.pool import Lease, Pool, PoolSpec
+from orchestratord.domain.pool import Fault, Lease, Pool, PoolSpec
 from orchestratord.domain.roster import Roster
 from orchestratord.domain.session import Sessions
 from orchestratord.domain.task import Task
@@ -145,11 +145,37 @@ class Lives:
         if usage is not None:
             task.usage = usage
         if failure is None:
+            lease.replica.breaker.succeeded()
             assert finish_reason is not None, "a run ends with a finish reason or a failure"
             self._terminate(task, TaskState.ENDED, now, wall_ms, finish_reason=finish_reason, phase="running")
             self._observe(lease, now)  # last: what is learnt from a task must not be able to keep it from ending
         else:
             self._terminate(task, TaskState.FAILED, now, wall_ms, failure=failure, phase="running")
+
+    def blame(self, lease: Lease, fault: Fault, now: float) -> bool:
+        """The engine behind this lease failed its task. True when that opened the replica's breaker."""
+        replica = lease.replica
+        if replica.incarnation != lease.incarnation or not replica.breaker.failed(now):
+            return False
+        replica.reason = fault.message
+        replica.last_error = lease.pool.last_error = fault
+        return True
+
+    def retry(self, lease: Lease, not_before: float, *, slot_free: bool = True) -> None:
+        """The lease came to nothing before any output: its task gets another one, elsewhere if it can.
+
+        Not before `not_before` (monotonic seconds), and then before everybody who waits.
+        """
+        task = lease.task
+        assert task.state is TaskState.STARTING, "output was seen: it must not be made a second time"
+        lease.quarantined = not slot_free
+        task.tried = (*task.tried, lease.replica.id)
+        task.not_before = not_before
+        task.retrying = True
+        lease.pool.queue.again(task)
+        if slot_free:
+            self.release(lease)
+        self._hooks.wake()
 
     def _observe(self, lease: Lease, now: float) -> None:
         task = lease.task

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready
+from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready, ReplicaExhausted
 
 if TYPE_CHECKING:
     from orchestratord.domain.pool import Replica
@@ -33,6 +33,7 @@ class PoolSnapshot:
     engine: str
     serves: bool  # engine and model match the job
     ready: bool
+    probe_in_ms: int | None  # every breaker is open: until the first probe
     loading: bool
     draining: bool
     ctx: int | None
@@ -139,13 +140,19 @@ def place(job: TaskRequest, pools: Sequence[PoolSnapshot]) -> Decision:
 def pick_replica(
     replicas: Iterable[Replica], *, ctx: int, mask: str | None, exact: bool, warm: Replica | None
 ) -> Replica | None:
-    """The replica of a pool that gets the next task: affinity, then most free VRAM, fewest leases, id."""
+    """The replica of a pool that gets the next task: fewest failures in a row, affinity, most free VRAM, fewest
+    leases, id. A strict one needs an idle replica; one that is kept for a strict task takes no other."""
     fit = [
         r
         for r in replicas
-        if r.free > 0 and r.ctx >= ctx and (mask is None or r.device_mask == mask) and (not exact or r.exact)
+        if r.free > 0 and r.reserved is None and suits(r, ctx, mask) and (not exact or (r.strict and not r.leases))
     ]
-    return min(fit, key=lambda r: (r is not warm, -r.vram_free, len(r.leases), r.id), default=None)
+    return min(fit, key=lambda r: (r.breaker.failures, r is not warm, -r.vram_free, len(r.leases), r.id), default=None)
+
+
+def suits(replica: Replica, ctx: int, mask: str | None) -> bool:
+    """Whether the replica could ever take such a task."""
+    return replica.ctx >= ctx and (mask is None or replica.device_mask == mask)
 
 
 _Key = Callable[[PoolSnapshot], float | str]
@@ -177,7 +184,11 @@ def _rank(pools: list[PoolSnapshot], order: Sequence[tuple[str, _Key]]) -> tuple
 
 
 def _why_closed(pool: PoolSnapshot) -> str:
-    return "draining" if pool.draining else "loading" if pool.loading else "down"
+    if pool.draining:
+        return "draining"
+    if pool.probe_in_ms is not None:
+        return "failing task after task"
+    return "loading" if pool.loading else "down"
 
 
 def _raise_closed(job: TaskRequest, pools: Sequence[PoolSnapshot], *, pinned: bool) -> None:
@@ -187,6 +198,14 @@ def _raise_closed(job: TaskRequest, pools: Sequence[PoolSnapshot], *, pinned: bo
             f"{states}. Try again shortly; GET /v1/pools/{{id}}/health says why.",
             engine=job.engine,
             pool_id=pools[0].id if len(pools) == 1 else None,
+        )
+    probes = [p.probe_in_ms for p in pools if p.probe_in_ms is not None]
+    if probes:
+        raise ReplicaExhausted(
+            f"{states}; it is probed before it gets work again. Try again then.",
+            engine=job.engine,
+            pool_id=pools[0].id if len(pools) == 1 else None,
+            retry_after_ms=min(probes),
         )
     raise PoolUnavailable(
         f"{states}. GET /v1/pools/{{id}}/health shows the last error.",

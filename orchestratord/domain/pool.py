@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import Literal
 
+from orchestratord.domain.breaker import Breaker
 from orchestratord.domain.eta import Prior, ServiceModel
 from orchestratord.domain.queue import QueueSpec, TaskQueue
 from orchestratord.domain.request import Workload
@@ -49,6 +50,7 @@ class Lease:
     replica: Replica
     incarnation: int
     slot: int  # index among the replica's slots
+    exclusive: bool = False  # nothing else may run on the replica beside it
     quarantined: bool = False
 
 
@@ -70,10 +72,13 @@ class Replica:
     chat_template: bool = False
     features: tuple[str, ...] = ()
     quant: str | None = None
+    exact_alone: bool = False  # equal seeds give equal tokens when one request runs at a time
     vram_free: int = 0
     incarnation: int = 0
     last_error: Fault | None = None
     leases: dict[int, Lease] = field(default_factory=dict)
+    breaker: Breaker = field(default_factory=Breaker)
+    reserved_for: Task | None = None  # a strict task that waits for it to be idle
     last_lease: dict[int, int] = field(default_factory=dict)  # slot -> id of the last lease on it in this life
 
     def pick_slot(self, prefer: int | None) -> int:
@@ -83,13 +88,31 @@ class Replica:
         return prefer if prefer in free else min(free, key=lambda slot: self.last_lease.get(slot, 0))
 
     @property
+    def available(self) -> bool:
+        """Ready, and its breaker lets work through."""
+        return self.state == "ready" and not self.breaker.open
+
+    @property
     def free(self) -> int:
-        return max(0, self.slots - len(self.leases)) if self.state == "ready" else 0
+        if not self.available or any(lease.exclusive for lease in self.leases.values()):
+            return 0
+        return max(0, self.slots - len(self.leases))
+
+    @property
+    def reserved(self) -> Task | None:
+        """The strict task this replica is kept for, while it still waits."""
+        task = self.reserved_for
+        return task if task is not None and task.waits else None
 
     @property
     def exact(self) -> bool:
         """One slot: no other request can share a batch with this one, so equal seeds give equal tokens."""
-        return self.slots == 1
+        return self.slots == 1 and self.exact_alone
+
+    @property
+    def strict(self) -> bool:
+        """Can give the strict guarantee to a task that has it alone."""
+        return self.exact_alone
 
 
 @dataclass(slots=True, eq=False)
@@ -117,7 +140,7 @@ class Pool:
 
     @property
     def ready(self) -> bool:
-        return not self.draining and any(r.state == "ready" for r in self.replicas.values())
+        return not self.draining and any(r.available for r in self.replicas.values())
 
     @property
     def ready_replicas(self) -> list[Replica]:

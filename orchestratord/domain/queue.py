@@ -31,11 +31,12 @@ class TaskQueue:
     latest with the first slot that comes free afterwards, behind older ones that have aged too.
     """
 
-    __slots__ = ("_lanes", "_marked", "spec")
+    __slots__ = ("_again", "_lanes", "_marked", "spec")
 
     def __init__(self, spec: QueueSpec) -> None:
         self.spec = spec
         self._lanes: dict[Priority, OrderedDict[str, Task]] = {p: OrderedDict() for p in PRIORITIES}
+        self._again: OrderedDict[str, Task] = OrderedDict()  # started once, waiting for another lease; no seat
         self._marked: set[str] = set()  # victims that give up their seat once the newcomer is durable
 
     def __len__(self) -> int:
@@ -50,14 +51,28 @@ class TaskQueue:
     def capacity(self) -> int:
         return self.spec.capacity
 
+    @property
+    def retrying(self) -> int:
+        return len(self._again)
+
     def depth(self, priority: Priority) -> int:
         return len(self._lanes[priority])
 
     def push(self, task: Task) -> None:
         self._lanes[task.request.priority][task.task_id] = task
 
+    def again(self, task: Task) -> None:
+        """A task whose lease came to nothing: it goes before all others once its `not_before` has passed."""
+        self._again[task.task_id] = task
+
+    def retry_due(self, now: float) -> float | None:
+        """When the next pause of a task that is tried again ends."""
+        return min((t.not_before for t in self._again.values() if t.not_before > now), default=None)
+
     def remove(self, task: Task) -> bool:
         self._marked.discard(task.task_id)
+        if self._again.pop(task.task_id, None) is not None:
+            return True
         return self._lanes[task.request.priority].pop(task.task_id, None) is not None
 
     # -- room ----------------------------------------------------------------------------------------------
@@ -96,6 +111,9 @@ class TaskQueue:
     # -- order ---------------------------------------------------------------------------------------------
     def head(self, now: float) -> Task | None:
         """The next task to dispatch. One whose admission is not durable yet keeps its place but is passed over."""
+        for task in self._again.values():
+            if task.not_before <= now:
+                return task
         if self.spec.batch_age_s:
             oldest = next((task for task in self._lanes["batch"].values() if task.committed), None)
             if oldest is not None and now - oldest.created >= self.spec.batch_age_s:
@@ -104,6 +122,7 @@ class TaskQueue:
 
     def ahead_of(self, priority: Priority, task: Task | None = None) -> Iterator[Task]:
         """Tasks that would be dispatched before `task`, or before a newcomer of `priority`."""
+        yield from (other for other in self._again.values() if other is not task)
         for lane_priority, lane in self._lanes.items():
             for other in lane.values():
                 if other is task:

@@ -35,6 +35,10 @@ class Task:
     token_frames: int = 0
     journaled: int = 0  # bytes of the log that the journal has been given
     usage: Usage = field(default_factory=Usage)
+    attempts: int = 0  # leases it has had
+    tried: tuple[str, ...] = ()  # replicas that failed it before its first output
+    not_before: float = 0.0  # when it may get its next lease
+    retrying: bool = False  # between two leases
     ended: float | None = None
     ended_ms: int | None = None
     finish_reason: FinishReason | None = None
@@ -60,6 +64,11 @@ class Task:
     @property
     def terminal(self) -> bool:
         return self.state in TERMINAL
+
+    @property
+    def waits(self) -> bool:
+        """For a lease: its first, or another one."""
+        return self.state is TaskState.QUEUED or self.retrying
 
     def move(self, state: TaskState) -> None:
         """Change state; an illegal move is a bug and raises AssertionError."""

@@ -67,6 +67,8 @@ TABLE: dict[str, Series] = {
     ),
     "orchestratord_preloads_total": Series("counter", ("pool_id", "outcome"), "Attempts to make a replica ready."),
     "orchestratord_replica_losses_total": Series("counter", ("pool_id",), "Ready replicas that were lost."),
+    "orchestratord_task_retries_total": Series("counter", ("pool_id",), "Tasks tried again before any output."),
+    "orchestratord_breaker_trips_total": Series("counter", ("pool_id",), "Replicas that failed too often in a row."),
 }
 
 Sample = tuple[str, dict[str, str], float]  # (series, labels, value) of a `state` gauge

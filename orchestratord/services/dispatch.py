@@ -42,7 +42,8 @@ class Dispatch:
         now, wall_ms = self._clock.now(), self._clock.wall_ms()
         self._core.expire(now, wall_ms)
         for lease in self._core.dispatch(now, wall_ms):
-            self._narrator.started(lease)
+            if lease.task.attempts == 1:  # a task starts once, however often it is tried
+                self._narrator.started(lease)
             task = asyncio.get_running_loop().create_task(self._run(lease), name=f"run-{lease.id}")
             self._runs[lease.id] = task
             task.add_done_callback(partial(self._over, lease))
@@ -54,7 +55,7 @@ class Dispatch:
             self._core.release(lease)  # aborted before its first step: nobody else gives the slot back
 
     def _arm(self) -> None:
-        due = self._core.tasks.next_deadline()
+        due = self._core.next_due(self._clock.now())
         if self._timer is not None:
             if self._timer[0] == due:
                 return

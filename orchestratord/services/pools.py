@@ -101,7 +101,7 @@ def _replica(replica: Replica) -> dict[str, Any]:
         "id": replica.id,
         "kind": replica.kind,
         "live": replica.state != "dead",
-        "ready": replica.state == "ready",
+        "ready": replica.available,
         "slots_total": replica.slots,
         "slots_busy": len(replica.leases),
         "slots_quarantined": sum(lease.quarantined for lease in replica.leases.values()),
@@ -124,7 +124,7 @@ def _engine(key: tuple[str, str, str], pools: list[Pool]) -> dict[str, Any]:
         "concurrency": sum(r.slots for r in replicas),
         "supported_workloads": sorted({w for r in replicas for w in r.workloads}),
         "features": sorted({f for r in replicas for f in r.features}),
-        "determinism": "exact" if any(r.exact for r in replicas) else "best_effort",
+        "determinism": "exact" if any(r.strict for r in replicas) else "best_effort",
         "sampler_profile_version": DEFAULT_PROFILE,
     }
     if ctx:

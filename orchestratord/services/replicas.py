@@ -188,7 +188,7 @@ class Replicas:
     async def _watch(self, spec: ReplicaSpec, engine: Engine, process: ReplicaProcess | None) -> None:
         """Poll health until it fails. Raises Down or EngineError."""
         while True:
-            await self._pause(spec, POLL_S, process)
+            await self._pause(spec, self._poll_s(spec), process)
             if process is not None:
                 self._check_alive(process)
             async with self._clock.limit(HEALTH_LIMIT_S):
@@ -196,6 +196,19 @@ class Replicas:
             if reason is not None:
                 raise Down(reason)
             await self._release_quarantined(spec, engine)
+            await self._close_breaker(spec, engine)
+
+    def _poll_s(self, spec: ReplicaSpec) -> float:
+        """Until the next look: the poll, or sooner when a probe is due."""
+        due = self._core.pools[spec.pool_id].replicas[spec.id].breaker.open_until
+        return POLL_S if due is None else max(0.0, min(POLL_S, due - self._clock.now()))
+
+    async def _close_breaker(self, spec: ReplicaSpec, engine: Engine) -> None:
+        """Probe a replica that failed task after task, when its pause is over. A probe that fails brings it down."""
+        if self._core.pools[spec.pool_id].replicas[spec.id].breaker.due(self._clock.now()):
+            async with self._clock.limit(PROBE_LIMIT_S):
+                await self._probe(engine, await engine.props())
+            self._core.replica_probed(spec.pool_id, spec.id)
 
     async def _release_quarantined(self, spec: ReplicaSpec, engine: Engine) -> None:
         replica = self._core.pools[spec.pool_id].replicas[spec.id]
@@ -249,4 +262,5 @@ def _facts(props: EngineProps) -> dict[str, Any]:
         "chat_template": props.chat_template,
         "features": props.features,
         "quant": props.quant,
+        "exact_alone": props.exact_alone,
     }

@@ -8,13 +8,16 @@ from dataclasses import replace
 from typing import Any
 
 from orchestratord.domain.core import Core
-from orchestratord.domain.outcome import Failure, Usage
-from orchestratord.domain.pool import Lease
+from orchestratord.domain.outcome import Failure, TaskState, Usage
+from orchestratord.domain.pool import Fault, Lease
 from orchestratord.domain.request import Sampling
 from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Job, Telemetry
 from orchestratord.services.narration import DEFAULT_PROFILE
 
+ATTEMPTS = 3  # leases a task may have as long as no output of it was seen
+RETRY_S, RETRY_MAX_S = 0.25, 4.0  # pause before the second attempt, at most; doubles; full jitter
+UNPROVEN = frozenset({"timeout", "protocol"})  # we left while the engine may still be working
 ABORT_LIMIT_S = 10.0  # an engine that still works on an aborted job after this gets its slot quarantined
 
 # kind of EngineError -> (code of the `error` event, retriable)
@@ -38,12 +41,14 @@ class Runs:
         engine_of: Callable[[Lease], Engine | None],
         suspect: Callable[[Lease, str], None],
         profiles: dict[str, Sampling],
+        jitter: Callable[[float], float],
     ) -> None:
         self._clock = clock
         self._telemetry = telemetry
         self._engine_of = engine_of
         self._suspect = suspect
         self._profiles = profiles
+        self._jitter = jitter
         self._given_up = False
 
     def bind(self, core: Core) -> None:
@@ -56,6 +61,7 @@ class Runs:
     async def run(self, lease: Lease) -> None:
         """Stream the lease's task into its log, then settle once, whatever happened."""
         outcome: dict[str, Any] = {"failure": self._failure(lease.task, "INTERNAL", "A bug ended the run.")}
+        again = False
         engine = self._engine_of(lease)
         try:
             if engine is None:
@@ -69,14 +75,55 @@ class Runs:
                 outcome["slot_free"] = await self._freed_unless_cancelled(engine, lease)
         except EngineError as error:
             code, retriable = FAILURES[error.kind]
-            outcome = {"failure": self._failure(lease.task, code, error.message, retriable)}
+            outcome = {
+                "failure": self._failure(lease.task, code, error.message, retriable),
+                "slot_free": error.kind not in UNPROVEN,
+            }
             if error.kind != "refused":
                 self._suspect(lease, str(error))
+                again = self._may_retry(lease.task)
+            if error.kind not in ("refused", "full"):
+                self._blame(lease, error)
         except Exception as error:  # the last resort of the run: a bug must not leak a slot
             self._telemetry.event("run_failed", "a bug ended a run", error=repr(error), job_id=lease.task.task_id)
         finally:
-            if not self._given_up or lease.task.terminal:
+            if again:
+                self._retry(lease, outcome["slot_free"])
+            elif not self._given_up or lease.task.terminal:
                 self._core.finish(lease, self._clock.now(), self._clock.wall_ms(), **outcome)
+        if engine is not None and lease.quarantined and await self._freed_unless_cancelled(engine, lease):
+            self._core.release(lease)
+
+    def _may_retry(self, task: Task) -> bool:
+        """Whether the task may be tried again: nothing of it was seen, and it has an attempt left."""
+        return task.state is TaskState.STARTING and task.attempts < ATTEMPTS and not self._given_up
+
+    def _retry(self, lease: Lease, slot_free: bool) -> None:
+        pause_s = self._jitter(min(RETRY_MAX_S, RETRY_S * 2 ** (lease.task.attempts - 1)))
+        self._core.retry(lease, self._clock.now() + pause_s, slot_free=slot_free)
+        self._telemetry.count("orchestratord_task_retries_total", pool_id=lease.pool.id)
+        self._telemetry.event(
+            "task_retried",
+            f"{lease.pool.id}/{lease.replica.id} failed it before any output; it will be tried again",
+            job_id=lease.task.task_id,
+            pool_id=lease.pool.id,
+            replica_id=lease.replica.id,
+        )
+
+    def _blame(self, lease: Lease, error: EngineError) -> None:
+        fault = Fault(
+            "REPLICA_EXHAUSTED",
+            f"{error}; too many tasks failed in a row, so it gets no work until a probe succeeds",
+            self._clock.wall_ms(),
+        )
+        if self._core.blame(lease, fault, self._clock.now()):
+            self._telemetry.count("orchestratord_breaker_trips_total", pool_id=lease.pool.id)
+            self._telemetry.event(
+                "breaker_opened",
+                f"{lease.pool.id}/{lease.replica.id}: {fault.message}",
+                pool_id=lease.pool.id,
+                replica_id=lease.replica.id,
+            )
 
     async def _stream(self, engine: Engine, lease: Lease) -> dict[str, Any]:
         core, clock = self._core, self._clock

@@ -285,4 +285,4 @@ def waiting_for(pool: Pool) -> str | None:
     """Why a queued task waits, when it is not only for its turn."""
     if pool.draining:
         return "resume"
-    return None if pool.slots else "replica"
+    return None if any(r.available for r in pool.replicas.values()) else "replica"

@@ -80,6 +80,7 @@ class World:
             model_id="m",
             workloads=frozenset({"completion"}),
             features=("prefix_cache",),
+            exact_alone=True,
         )
 
     def _record(self, fact: Fact) -> HandTicket:

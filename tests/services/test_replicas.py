@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestratord.infra.engines.mock import MockEngine, MockScript
+from orchestratord.services.runs import ATTEMPTS
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
 from tests.services.support import health, leases, records, running, state_of, submit, task
@@ -152,9 +153,10 @@ def test_a_broken_stream_makes_it_suspect_at_once() -> None:
         app.settle()
         status = session.get(f"/v1/tasks/{broken}").json()
         assert (status["state"], status["error"]["code"]) == ("failed", "WORKER_RESET")
-        assert state_of(session, waiting) in ("queued", "failed")
+        assert state_of(session, waiting) in ("queued", "starting")  # perhaps tried, and to be tried again
         engine.loading = None
         app.advance(31)
+        assert state_of(session, waiting) == "ended"
         assert health(session)["ready"] is True
         assert leases(app) == 0
         again = submit(session)
@@ -177,9 +179,9 @@ def test_a_client_error_does_not_make_it_suspect() -> None:
 
 def test_a_full_engine_is_an_error_that_may_be_retried() -> None:
     with prepared() as (app, engine, session):
-        engine.play(MockScript(full=True))
+        engine.play(MockScript(ATTEMPTS, full=True))
         task_id = submit(session)
-        app.settle()
+        app.advance(10)
         error = session.get(f"/v1/tasks/{task_id}").json()["error"]
         assert (error["code"], error["retriable"]) == ("REPLICA_EXHAUSTED", True)
         assert leases(app) == 0
@@ -188,7 +190,7 @@ def test_a_full_engine_is_an_error_that_may_be_retried() -> None:
 @pytest.mark.parametrize(
     ("script", "code"),
     [
-        (MockScript(die_after=0), "WORKER_RESET"),
+        (MockScript(ATTEMPTS, die_after=0), "WORKER_RESET"),
         (MockScript(die_after=3), "WORKER_RESET"),
         (MockScript(garbage_after=2), "WORKER_RESET"),
         (MockScript(error_after=2), "WORKER_RESET"),
@@ -199,7 +201,7 @@ def test_every_fault_ends_the_task_once_and_frees_the_slot(script: MockScript, c
     with prepared() as (app, engine, session):
         engine.play(script)
         task_id = submit(session)
-        app.settle()
+        app.advance(10)
         with session.events(task_id) as events:
             last = list(events)[-1]
         assert (last.name, last.data["code"], last.data["retriable"]) == ("error", code, True)
@@ -277,3 +279,47 @@ def test_late_tokens_of_a_canceled_task_are_seen_by_nobody() -> None:
         with session.events(stuck) as events:
             assert str([event.id for event in events if event.id is not None][-1]) == seal
         assert state_of(session, neighbour) == "ended"
+
+
+# -- tried again ---------------------------------------------------------------------------------------------
+def test_a_task_fails_over_before_its_first_token() -> None:
+    """OD-24: one replica breaks every stream at once; its tasks end well on the other, each submitted once there."""
+    with LiveApp(mock_settings(pools=[mock_pool(slots=1, replicas=2)])) as app, app.session() as session:
+        bad, good = app.engine(replica="r0"), app.engine(replica="r1")
+        probes = good.calls
+        bad.play(MockScript(100, die_after=0))
+        ids = [submit(session) for _ in range(4)]
+        app.advance(20)
+        assert [state_of(session, task_id) for task_id in ids] == ["ended"] * 4
+        assert good.calls - probes == 4
+        assert leases(app) == 0
+
+
+def test_an_engine_that_keeps_failing_is_left_alone_until_a_probe_works() -> None:
+    """OC-CORE-1014, OD-25: at most one probe per pause, no task in between."""
+    with prepared(slots=1) as (app, engine, session):
+        engine.play(MockScript(ATTEMPTS, die_after=0))
+        task_id = submit(session)
+        app.advance(1)
+        assert state_of(session, task_id) == "failed"
+        calls = engine.calls
+        refused = session.post("/v1/tasks", json=task())
+        assert (refused.status_code, refused.json()["code"]) == (503, "REPLICA_EXHAUSTED")
+        assert 0 < refused.json()["retry_after_ms"] <= 2000
+        assert health(session)["ready"] is False
+        assert "too many tasks failed" in health(session)["last_error"]["message"]
+        app.advance(3)
+        assert engine.calls == calls + 2  # the probe: a decode and a cancel
+        again = submit(session)
+        app.settle()
+        assert state_of(session, again) == "ended"
+
+
+def test_an_attempt_that_was_given_up_keeps_its_slot_until_the_engine_lets_go() -> None:
+    """OD-24: after garbage the engine may still be at work; its slot is not leased again before it says otherwise."""
+    with prepared(slots=1) as (app, engine, session):
+        engine.play(MockScript(garbage_after=0))
+        task_id = submit(session)
+        app.advance(5)
+        assert state_of(session, task_id) == "ended"
+        assert (engine.overcommitted, leases(app)) == (0, 0)

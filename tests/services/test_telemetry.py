@@ -34,12 +34,15 @@ def tight(journal: BreakingJournal | None = None) -> LiveApp:
     return LiveApp(mock_settings(pools=[mock_pool(slots=1, capacity=4)]), journal=journal)
 
 
-def check_identities(session: VerifyingSession) -> Scrape:
+def check_identities(app: LiveApp, session: VerifyingSession) -> Scrape:
     """Section 11: enqueued = ended{queued} + started + queued; started = ended{running} + running."""
     now = Scrape(session)
     ended = "orchestratord_tasks_ended_total"
     queued = now.total("queue_depth")
     running = now.total("active_leases")
+    running += app.call(
+        lambda: sum(pool.queue.retrying for pool in app.daemon.core.pools.values())
+    )  # between two leases
     assert (
         now.total("tasks_enqueued_total")
         == now.total(ended, phase="queued") + now.total("tasks_started_total") + queued
@@ -58,11 +61,11 @@ def test_the_books_balance_at_every_step_of_a_workload() -> None:
     """Ends, cancels in every phase, deadlines, faults, watchdogs, refusals, replays and readers who leave."""
     with tight() as app, app.session() as session:
         engine = app.engine()
-        check_identities(session)
+        check_identities(app, session)
 
         finished = [submit(session, max_tokens=n) for n in (1, 3)]  # two natural ends
         app.settle()
-        now = check_identities(session)
+        now = check_identities(app, session)
         assert now.total("tokens_out_total") == 4
         assert now.total("latency_first_token_ms_count") == 2
         assert now.total("latency_decode_ms_count") == 2
@@ -73,14 +76,14 @@ def test_the_books_balance_at_every_step_of_a_workload() -> None:
         app.call(lambda: engine.step(2))
         app.settle()
         queued = [submit(session), submit(session, priority="batch"), submit(session), submit(session)]
-        now = check_identities(session)
+        now = check_identities(app, session)
         assert (now.total("queue_depth", priority="interactive"), now.total("queue_depth", priority="batch")) == (3, 1)
 
         for _ in range(2):  # no room
             assert session.post("/v1/tasks", json=task()).status_code == 429
         assert session.post("/v1/tasks", json=task(ctx=9999)).status_code == 400
         assert session.post("/v1/tasks", json=task(engine="vllm")).status_code == 503
-        now = check_identities(session)
+        now = check_identities(app, session)
         assert now.total("tasks_rejected_total") == 4
         assert now.total("admission_backpressure_events_total", policy="reject") == 2
 
@@ -88,29 +91,29 @@ def test_the_books_balance_at_every_step_of_a_workload() -> None:
         assert session.post(f"/v1/tasks/{running}/cancel").status_code == 204
         assert session.post(f"/v1/tasks/{finished[0]}/cancel").status_code == 204  # changes nothing
         app.advance(1)
-        now = check_identities(session)
+        now = check_identities(app, session)
         assert now.total("tasks_canceled_total", reason="client") == 2
 
         app.call(engine.release_hold)
         app.settle()
-        check_identities(session)
+        check_identities(app, session)
 
         for script in (MockScript(die_after=2), MockScript(refuse="no"), MockScript(error_after=0)):
             engine.play(script)
             submit(session)
             app.settle()
-            check_identities(session)
+            check_identities(app, session)
             app.advance(31)
         app.call(engine.hold)
         slow, late = submit(session, deadline_ms=40_000), submit(session, deadline_ms=10_000)
         app.advance(11)
-        assert check_identities(session).total("tasks_canceled_total", reason="deadline") == 1
+        assert check_identities(app, session).total("tasks_canceled_total", reason="deadline") == 1
         app.advance(30)
-        assert check_identities(session).total("tasks_canceled_total", reason="deadline") == 2
+        assert check_identities(app, session).total("tasks_canceled_total", reason="deadline") == 2
         assert slow != late
         hanging = submit(session)
         app.advance(130)
-        now = check_identities(session)
+        now = check_identities(app, session)
         assert now.total("tasks_canceled_total", reason="watchdog") == 1
         assert hanging
         body = task()
@@ -119,7 +122,7 @@ def test_the_books_balance_at_every_step_of_a_workload() -> None:
         assert session.delete(f"/v1/sessions/{body['session_id']}").status_code == 204
         app.call(engine.release_hold)
         app.advance(31)
-        now = check_identities(session)
+        now = check_identities(app, session)
         assert now.total("tasks_canceled_total", reason="session_deleted") == 1
         assert now.total("queue_depth") == now.total("active_leases") == 0
         assert now.total("tasks_enqueued_total") == len(session.get("/v1/tasks?limit=200").json()["items"])
@@ -130,7 +133,7 @@ def test_an_admission_that_was_withdrawn_is_not_counted() -> None:
     with tight(journal) as app, app.session() as session:
         journal.breaking = True
         assert session.post("/v1/tasks", json=task()).status_code == 503
-        now = check_identities(session)
+        now = check_identities(app, session)
         assert now.total("tasks_enqueued_total") == 0
         assert now.total("tasks_rejected_total") == 1
 

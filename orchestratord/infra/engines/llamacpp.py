@@ -212,6 +212,7 @@ class LlamaCpp:
             workloads=frozenset({"completion"}),
             chat_template=bool(props.chat_template) and props.chat_template.strip() != _NO_TEMPLATE,
             quant=props.model_ftype,
+            exact_alone=True,
             features=tuple(sorted({*KNOBS, "prefix_cache"} - ignored)),
         )
 

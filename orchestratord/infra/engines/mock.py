@@ -100,7 +100,15 @@ class MockEngine:
         self.calls = self.aborted = self.busy_slots = self.peak = self.overcommitted = 0
         self._clock = clock
         self._props = EngineProps(
-            "mock-1", model_id, ctx, slots, workloads, chat_template, "mock", (*KNOBS, "prefix_cache")
+            engine_version="mock-1",
+            model_id=model_id,
+            ctx=ctx,
+            slots=slots,
+            workloads=workloads,
+            chat_template=chat_template,
+            quant="mock",
+            exact_alone=True,
+            features=(*KNOBS, "prefix_cache"),
         )
         self._scripts: deque[MockScript] = deque()
         self._gate = Gate()
