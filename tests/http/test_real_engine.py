@@ -160,8 +160,11 @@ def _engines(pid: int) -> list[int]:
     """Process ids of the llama-servers below `pid`."""
     found = []
     for child in psutil.Process(pid).children(recursive=True):
-        line = " ".join(child.cmdline())
-        if "llama" in line and "warden.py" not in line and child.status() != psutil.STATUS_ZOMBIE:
+        try:
+            line = " ".join(child.cmdline())
+        except psutil.NoSuchProcess:  # gone, or a zombie, since we asked
+            continue
+        if "llama" in line and "warden.py" not in line:
             found.append(child.pid)
     return found
 
