@@ -26,7 +26,7 @@ from orchestratord.config import (
     is_loopback,
 )
 from orchestratord.domain.budget import Budget, Tariff
-from orchestratord.domain.core import Core
+from orchestratord.domain.control import Control
 from orchestratord.domain.eta import Prior
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.hooks import Hooks, Limits
@@ -52,6 +52,7 @@ from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
 from orchestratord.services.dispatch import Dispatch
 from orchestratord.services.narration import Narrator
+from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
 from orchestratord.services.replicas import Replicas, ReplicaSpec
 from orchestratord.services.runs import Runs
@@ -100,7 +101,7 @@ class Daemon:
             lambda lease, why: self.replicas.suspect(lease, why),
             profiles,
         )
-        self.core = Core(
+        self.core = Control(
             [_pool_spec(pool) for pool in settings.pools],
             Limits(
                 session_ttl_s=settings.sessions.ttl_ms / 1000,
@@ -163,6 +164,7 @@ class Daemon:
             RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
         )
         self.pools = Pools(self.core, _limits(settings), contract.api_version())
+        self.operations = Operations(self.core, self.clock, self.telemetry)
         self.metrics.watch(self._state)
         services = Services(
             admission=self.admission,
@@ -170,6 +172,7 @@ class Daemon:
             streams=self.streams,
             sessions=Sessions(self.core, self.clock),
             pools=self.pools,
+            operations=self.operations,
             artifacts=self.artifacts,
             metrics=lambda: (prometheus.CONTENT_TYPE, self.metrics.render()),
             readiness=self.not_ready,
@@ -203,6 +206,7 @@ class Daemon:
         if isinstance(self.store, FileArtifacts):
             await self.store.open()
         now, wall_ms = self.clock.now(), self.clock.wall_ms()
+        self.core.restore_pools(self.journal.changed_pools(), wall_ms)
         self.core.restore(journaled, self.journal.deleted_sessions(), sse.split, now, wall_ms)
         for task_id, artifact in self.journal.transcripts():
             self.artifacts.archive(task_id, artifact)
@@ -243,6 +247,7 @@ class Daemon:
         self.runs.give_up()
         self.dispatch.abort_all()
         await self.dispatch.drained()
+        await self.operations.stop()
         await self.replicas.stop()
         self._archiver.cancel()
         await asyncio.gather(self._archiver, return_exceptions=True)

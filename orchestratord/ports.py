@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from orchestratord.domain.facts import Fact, JournaledTask, SessionDeleted
+from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling, Workload
 
@@ -86,6 +87,9 @@ class Journal(Protocol):
 
     def deleted_sessions(self) -> list[SessionDeleted]:
         """Every session deletion that still concerns a task `open` returned."""
+
+    def changed_pools(self) -> list[PoolChanged]:
+        """The last fact of every pool an operator ever changed, as found by `open`, by pool id."""
 
     async def log(self, task_id: str) -> bytes | None:
         """The whole event log of a finished task, byte for byte as far as it was journaled; None where the journal

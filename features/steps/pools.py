@@ -9,6 +9,7 @@ from behave import given, step, then, when
 
 from features import engines
 from features.vocabulary import equal
+from features.wishes import Wanted
 from orchestratord.testing.live import mock_pool
 
 
@@ -141,6 +142,12 @@ def engine_holds_back(context: Any, pool: str) -> None:
     context.world.drive(pool, lambda e: e.hold())
 
 
+@given('tasks {names:Names} of model "{model:Text}" run')
+def tasks_run(context: Any, names: list[str], model: str) -> None:
+    for name in names:
+        context.world.submit(name, "", Wanted({"model_ref": model, "on_disconnect": "continue"}))
+
+
 @step('the engine of "{pool:Text}" gives {count:d} {noun:Noun}')
 def engine_gives(context: Any, pool: str, count: int, noun: str) -> None:
     context.world.drive(pool, lambda e: e.step(count))
@@ -218,9 +225,21 @@ def operator_looks_at_some(context: Any) -> None:
     context.world.send("GET", f"/v1/pools/{first['id']}/health")
 
 
-@when('an operator drains pool "{pool:Text}"')
+@step('an operator drains pool "{pool:Text}"')
+@step('an operator drains pool "{pool:Text}" again')
 def operator_drains(context: Any, pool: str) -> None:
-    context.world.send("POST", f"/v1/pools/{pool}/drain", json={"deadline_ms": 60_000})
+    operate(context, pool, "drain", {"deadline_ms": 60_000})
+
+
+@step('an operator drains pool "{pool:Text}" within {duration:Duration}')
+def operator_drains_within(context: Any, pool: str, duration: float) -> None:
+    operate(context, pool, "drain", {"deadline_ms": round(duration * 1000)})
+
+
+def operate(context: Any, pool: str, verb: str, body: dict[str, Any] | None = None) -> None:
+    """Start an operation, and remember which one it was."""
+    answer = context.world.send("POST", f"/v1/pools/{pool}/{verb}", json=body)
+    context.operations = [*getattr(context, "operations", ()), answer.json().get("operation_id")]
 
 
 @when('an operator reloads pool "{pool:Text}"')
@@ -228,9 +247,22 @@ def operator_reloads(context: Any, pool: str) -> None:
     context.world.send("POST", f"/v1/pools/{pool}/reload", json={"new_model_ref": "file:new.gguf"})
 
 
-@when('an operator resumes pool "{pool:Text}"')
+@step('an operator resumes pool "{pool:Text}"')
+@step('an operator resumes pool "{pool:Text}" again')
 def operator_resumes(context: Any, pool: str) -> None:
-    context.world.send("POST", f"/v1/pools/{pool}/resume")
+    operate(context, pool, "resume")
+
+
+@then("both were the same operation")
+def same_operation(context: Any) -> None:
+    first, second = context.operations[-2:]
+    equal(second, first, "the operation")
+
+
+@then('it names the running operation of "{pool:Text}"')
+def names_running(context: Any, pool: str) -> None:
+    running = context.world.look(f"/v1/pools/{pool}/health")["operation"]["operation_id"]
+    equal(context.world.answer.json()["details"]["operation_id"], running, "the operation")
 
 
 @then("the pools are {names:Names}")
@@ -278,6 +310,7 @@ def _flat(health: dict[str, Any]) -> dict[str, Any]:
         **{f"queue.{key}": value for key, value in health.get("queue", {}).items()},
         **{f"metrics.{key}": value for key, value in health.get("metrics", {}).items()},
         **{f"replica.{key}": value for key, value in (health.get("replicas") or [{}])[0].items()},
+        **{f"operation.{key}": value for key, value in health.get("operation", {}).items()},
         **{f"last_error.{key}": value for key, value in health.get("last_error", {}).items()},
     }
     return {

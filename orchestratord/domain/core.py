@@ -25,9 +25,10 @@ from orchestratord.domain.facts import (
 from orchestratord.domain.hooks import Hooks, Limits, Sized, Ticket
 from orchestratord.domain.lives import Lives
 from orchestratord.domain.log import EventLog
+from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Admission, Failure, TaskState
 from orchestratord.domain.placement import PoolSnapshot, pick_replica, place
-from orchestratord.domain.pool import Fault, Lease, Pool, PoolSpec, Replica
+from orchestratord.domain.pool import Lease, Pool, PoolSpec, Replica
 from orchestratord.domain.request import TaskRequest
 from orchestratord.domain.session import Session
 from orchestratord.domain.task import Task
@@ -132,7 +133,7 @@ class Core(Lives):
     def _snapshots(self, request: TaskRequest, now: float) -> list[PoolSnapshot]:
         session = self.sessions.get(request.session_id, now)
         warm = session.warm.pool.id if session is not None and session.warm is not None and session.kv_warm else None
-        return [forecast.snapshot(pool, request, warm == pool.id) for pool in self.pools.values()]
+        return [forecast.snapshot(pool, request, warm == pool.id, now) for pool in self.pools.values()]
 
     def _drop(self, victim: Task, newcomer: Task) -> None:
         """`drop-lru`: the newcomer is durable, so its victim gives up the seat."""

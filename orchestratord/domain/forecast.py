@@ -75,7 +75,7 @@ def on_time_probability(pool: Pool, task: Task, now: float) -> float:
     return eta.on_time_probability((task.deadline - now) * 1000, needed, pool.service.spread(task.request), spent)
 
 
-def snapshot(pool: Pool, request: TaskRequest, holds_session: bool) -> PoolSnapshot:
+def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) -> PoolSnapshot:
     """What placement may know of `pool` for `request`."""
     serves = pool.spec.serves(request.engine, request.model_ref)
     ready = pool.ready_replicas
@@ -97,4 +97,5 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool) -> PoolSnaps
         load=(len(pool.queue) + len(pool.leases)) / max(1, pool.slots),
         vram_free=sum(r.vram_free for r in ready),
         tokens_per_s=pool.service.units_per_s or 0.0,
+        opens_ms=max(1, int((pool.opens_at - now) * 1000)) if pool.opens_at is not None else None,
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +55,17 @@ class TaskQueue:
 
     def push(self, task: Task) -> None:
         self._lanes[task.request.priority][task.task_id] = task
+
+    def merge(self, tasks: Iterable[Task]) -> None:
+        """Take in tasks of another pool: each stands where its admission would have put it."""
+        for task in tasks:
+            self.push(task)
+        for priority, lane in self._lanes.items():
+            ordered = sorted(lane.values(), key=lambda task: task.admitted.order)
+            self._lanes[priority] = OrderedDict((task.task_id, task) for task in ordered)
+
+    def is_marked(self, task: Task) -> bool:
+        return task.task_id in self._marked
 
     def remove(self, task: Task) -> bool:
         self._marked.discard(task.task_id)

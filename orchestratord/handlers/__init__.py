@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts
+from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
 from orchestratord.services.sessions import Sessions
 from orchestratord.services.streams import Streams
@@ -22,6 +23,7 @@ class Services:
     streams: Streams
     sessions: Sessions
     pools: Pools
+    operations: Operations
     artifacts: Artifacts
     metrics: Callable[[], tuple[bytes, bytes]]  # (content type, body)
     readiness: Callable[[], list[str]]  # reasons against; empty when ready

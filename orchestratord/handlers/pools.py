@@ -6,6 +6,7 @@ from typing import Any
 
 from orchestratord.domain.errors import NotImplementedYet
 from orchestratord.handlers import Services
+from orchestratord.services.pools import operation_body
 from orchestratord.wire import cursors
 from orchestratord.wire.responses import Reply
 
@@ -26,8 +27,7 @@ async def get_capabilities(app: Services) -> Reply:
 
 
 async def drain_pool(app: Services, id: str, body: dict[str, Any]) -> Reply:  # noqa: A002
-    app.pools.get(id)
-    raise NotImplementedYet("Draining comes with the control plane. Until then, stop sending tasks to the pool.")
+    return Reply(202, operation_body(await app.operations.drain(id, body["deadline_ms"])))
 
 
 async def reload_pool(app: Services, id: str, body: dict[str, Any]) -> Reply:  # noqa: A002
@@ -36,5 +36,4 @@ async def reload_pool(app: Services, id: str, body: dict[str, Any]) -> Reply:  #
 
 
 async def resume_pool(app: Services, id: str) -> Reply:  # noqa: A002
-    app.pools.get(id)
-    raise NotImplementedYet("Resuming comes with the control plane. Until then, no pool can be draining.")
+    return Reply(202, operation_body(await app.operations.resume(id)))

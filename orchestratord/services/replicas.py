@@ -12,7 +12,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestratord.domain.core import Core
-from orchestratord.domain.pool import Fault, Lease, Pool, Replica
+from orchestratord.domain.operation import Fault
+from orchestratord.domain.pool import Lease, Pool, Replica
 from orchestratord.domain.request import Sampling
 from orchestratord.ports import (
     Clock,
