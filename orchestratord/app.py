@@ -40,8 +40,10 @@ from orchestratord.handlers import Services, artifacts, catalog, operations, poo
 from orchestratord.infra import prometheus
 from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines.mock import MockEngine
+from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
+from orchestratord.infra.memory import ProcMemory
 from orchestratord.infra.process import ProcessHost
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
@@ -51,10 +53,12 @@ from orchestratord.ports import Artifact, ArtifactStore, Clock, Engine, Journal,
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
 from orchestratord.services.dispatch import Dispatch
+from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.narration import Narrator
 from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
-from orchestratord.services.replicas import Replicas, ReplicaSpec
+from orchestratord.services.reload import Reloads, ReloadSettings
+from orchestratord.services.replicas import Replicas
 from orchestratord.services.runs import Runs
 from orchestratord.services.sessions import Sessions
 from orchestratord.services.streams import LiveFrames, Streams, StreamSettings
@@ -165,6 +169,22 @@ class Daemon:
         )
         self.pools = Pools(self.core, _limits(settings), contract.api_version())
         self.operations = Operations(self.core, self.clock, self.telemetry)
+        self.reloads = Reloads(
+            self.operations,
+            self.core,
+            self.replicas,
+            LocalFiles(
+                settings.models.roots,
+                (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
+            ),
+            ProcMemory(),
+            self.clock,
+            self.telemetry,
+            ReloadSettings(
+                settings.models.drain_ms / 1000, settings.models.load_ms / 1000, settings.models.memory_bytes
+            ),
+            self.admission.forget_counts,
+        )
         self.metrics.watch(self._state)
         services = Services(
             admission=self.admission,
@@ -173,6 +193,7 @@ class Daemon:
             sessions=Sessions(self.core, self.clock),
             pools=self.pools,
             operations=self.operations,
+            reloads=self.reloads,
             artifacts=self.artifacts,
             metrics=lambda: (prometheus.CONTENT_TYPE, self.metrics.render()),
             readiness=self.not_ready,
@@ -210,7 +231,9 @@ class Daemon:
         self.core.restore(journaled, self.journal.deleted_sessions(), sse.split, now, wall_ms)
         for task_id, artifact in self.journal.transcripts():
             self.artifacts.archive(task_id, artifact)
-        self.replicas.start([_replica_spec(pool, r) for pool in self.settings.pools for r in pool.replicas])
+        self.replicas.start(
+            [_replica_spec(p, r).serving(self.core.pools[p.id].model) for p in self.settings.pools for r in p.replicas]
+        )
         self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
         self.sweeps.start()
         self.telemetry.event("daemon_started", f"serving {len(self.core.pools)} pools", recovered=len(journaled))
@@ -287,14 +310,15 @@ class Daemon:
         pool = next(p for p in self.settings.pools if p.id == spec.pool_id)
         replica = next(r for r in pool.replicas if r.id == spec.id)
         if replica.mock is not None:
-            key = (pool.id, replica.id)
+            model = spec.model.ref if spec.model is not None else pool.model
+            key = (pool.id, replica.id if spec.model is None else f"{replica.id}@{model}")
             if key not in self.mocks:
                 mock = replica.mock
                 self.mocks[key] = MockEngine(
                     url,
                     clock=self.clock,
                     engine=pool.engine,
-                    model_id=pool.model,
+                    model_id=model,
                     slots=mock.slots,
                     ctx=mock.ctx,
                     token_ms=mock.token_ms,
@@ -368,7 +392,14 @@ def _pool_spec(pool: PoolSettings) -> PoolSpec:
 
 def _replica_spec(pool: PoolSettings, replica: ReplicaSettings) -> ReplicaSpec:
     url = f"mock://{pool.id}/{replica.id}" if replica.mock is not None else replica.url
-    return ReplicaSpec(replica.id, pool.id, url, _process_spec(pool, replica), replica.device_mask)
+    return ReplicaSpec(
+        replica.id,
+        pool.id,
+        url,
+        _process_spec(pool, replica),
+        replica.device_mask,
+        memory_bytes=replica.memory_bytes,
+    )
 
 
 def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec | None:

@@ -288,6 +288,44 @@ class ReplicaHost(Protocol):
         """Start one on a free loopback port. Raises OSError when it cannot be started (message names the fix)."""
 
 
+class HostMemory(Protocol):
+    """What memory there is. None where the system does not say. Quick enough for the event loop."""
+
+    def available(self) -> int | None:
+        """Bytes that can be taken without swapping."""
+
+    def resident(self, pid: int) -> int | None:
+        """Bytes a process has in memory."""
+
+    def file_size(self, path: str) -> int:
+        """Bytes of a local file; 0 if it cannot be seen."""
+
+
+# -- models ------------------------------------------------------------------------------------------------
+class ModelUnavailable(Exception):
+    """A model cannot be had. `code`: UNTRUSTED_ARTIFACT (policy or content), NOT_FOUND."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class ModelFiles(Protocol):
+    """From a model reference to a file on this machine."""
+
+    def check(self, ref: str) -> None:
+        """Whether the policy allows the reference at all, without looking anywhere. Raises ModelUnavailable."""
+
+    async def resolve(self, ref: str) -> str:
+        """The path of the model, fetched if need be. Raises ModelUnavailable."""
+
+    async def verify(self, path: str) -> str | None:
+        """The file is whole and of a kind engines load; its digest (sha256:<64 hex>) where one had to be checked.
+
+        Raises ModelUnavailable.
+        """
+
+
 # -- telemetry ---------------------------------------------------------------------------------------------
 class Telemetry(Protocol):
     """Domain words in, metrics and log lines out. Never raises, never blocks, never sees a prompt or a token."""

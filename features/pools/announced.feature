@@ -8,8 +8,3 @@ Feature: Operations that are still to come
     Scenario: The catalog is not there yet
       When every operation on the whole catalog is called
       Then all 2 are refused as NOT_IMPLEMENTED
-
-    Scenario: Whoever wants to reload a pool is told what to do meanwhile
-      When an operator reloads pool "home"
-      Then it is refused as NOT_IMPLEMENTED
-      And the daemon explains that "restart with the new model"

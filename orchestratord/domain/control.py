@@ -6,11 +6,12 @@ is decided in `dispatch`, once there is something new to decide.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import InvalidParams, Refusal
+from orchestratord.domain.eta import ServiceModel
 from orchestratord.domain.facts import JournaledTask, SessionDeleted
 from orchestratord.domain.hooks import Hooks, Limits, Ticket
 from orchestratord.domain.operation import Fault, Model, Operation, OperationState, PoolChanged
@@ -78,9 +79,15 @@ class Control(Core):
         self._unsettled.add(pool.id)
         self._hooks.wake()
 
-    def end_running(self, pool: Pool, message: str, now: float, wall_ms: int) -> int:
-        """End every running task of the pool with POOL_UNAVAILABLE, retriable; gives their number."""
-        running = [lease for lease in pool.leases if not lease.task.terminal]
+    def end_running(
+        self, pool: Pool, message: str, now: float, wall_ms: int, only: Collection[Replica] | None = None
+    ) -> int:
+        """End every running task of the pool (or of these replicas of it) with POOL_UNAVAILABLE, retriable.
+
+        Gives their number.
+        """
+        leases = [lease for lease in pool.leases if only is None or lease.replica in only]
+        running = [lease for lease in leases if not lease.task.terminal]
         for lease in running:
             failure = Failure("POOL_UNAVAILABLE", message, lease.task.request.engine, retriable=True)
             self.fail(lease.task, failure, now, wall_ms)
@@ -133,8 +140,8 @@ class Control(Core):
         message = f"Pool {pool.id}, where this task was waiting, serves {pool.spec.model_ref} now. {refusal.message}"
         self.fail(task, Failure(refusal.code, message, task.request.engine, details=kind), now, wall_ms)
 
-    def replica_ready(self, pool_id: str, replica_id: str, **facts: object) -> None:
-        super().replica_ready(pool_id, replica_id, **facts)
+    def replica_ready(self, pool_id: str, replica: Replica, **facts: object) -> None:
+        super().replica_ready(pool_id, replica, **facts)
         self._unsettled.update(p.id for p in self.pools.values() if p.draining and len(p.queue))
 
     # -- models ------------------------------------------------------------------------------------------
@@ -166,6 +173,7 @@ class Control(Core):
     def _serve(pool: Pool, model: Model) -> None:
         pool.model = model
         pool.spec = replace(pool.spec, model_ref=model.ref)
+        pool.service = ServiceModel(pool.spec.prior)  # what was learnt of the old model says nothing of this one
 
     # -- recovery ----------------------------------------------------------------------------------------
     def restore_pools(self, changed: Iterable[PoolChanged], wall_ms: int) -> None:

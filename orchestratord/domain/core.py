@@ -280,9 +280,8 @@ class Core(Lives):
     def add_replica(self, pool_id: str, replica: Replica) -> None:
         self.pools[pool_id].replicas[replica.id] = replica
 
-    def replica_ready(self, pool_id: str, replica_id: str, **facts: Any) -> None:
+    def replica_ready(self, pool_id: str, replica: Replica, **facts: Any) -> None:
         """A replica answers. `facts` are fields of Replica (slots, ctx, engine_version, ...)."""
-        replica = self.pools[pool_id].replicas[replica_id]
         for name, value in facts.items():
             setattr(replica, name, value)
         replica.state, replica.reason = "ready", ""
@@ -292,15 +291,13 @@ class Core(Lives):
             self.release(lease)
         self._hooks.wake()
 
-    def replica_loading(self, pool_id: str, replica_id: str, reason: str) -> None:
+    def replica_loading(self, pool_id: str, replica: Replica, reason: str) -> None:
         """A replica is on its way; `reason` says how far."""
-        replica = self.pools[pool_id].replicas[replica_id]
         replica.state, replica.reason = "loading", reason
 
-    def replica_failed(self, pool_id: str, replica_id: str, fault: Fault) -> None:
+    def replica_failed(self, pool_id: str, replica: Replica, fault: Fault) -> None:
         """A replica is gone. Its running tasks end by themselves: their streams break."""
         pool = self.pools[pool_id]
-        replica = pool.replicas[replica_id]
         replica.state, replica.reason = "dead", fault.message
         replica.last_error = pool.last_error = fault
 

@@ -9,6 +9,7 @@ from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts
 from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
+from orchestratord.services.reload import Reloads
 from orchestratord.services.sessions import Sessions
 from orchestratord.services.streams import Streams
 from orchestratord.services.tasks import Tasks
@@ -24,6 +25,7 @@ class Services:
     sessions: Sessions
     pools: Pools
     operations: Operations
+    reloads: Reloads
     artifacts: Artifacts
     metrics: Callable[[], tuple[bytes, bytes]]  # (content type, body)
     readiness: Callable[[], list[str]]  # reasons against; empty when ready

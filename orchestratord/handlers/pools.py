@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestratord.domain.errors import NotImplementedYet
 from orchestratord.handlers import Services
 from orchestratord.services.pools import operation_body
 from orchestratord.wire import cursors
@@ -31,8 +30,7 @@ async def drain_pool(app: Services, id: str, body: dict[str, Any]) -> Reply:  # 
 
 
 async def reload_pool(app: Services, id: str, body: dict[str, Any]) -> Reply:  # noqa: A002
-    app.pools.get(id)
-    raise NotImplementedYet("Reloading comes with the control plane. Until then, restart with the new model.")
+    return Reply(202, operation_body(await app.reloads.reload(id, body["new_model_ref"])))
 
 
 async def resume_pool(app: Services, id: str) -> Reply:  # noqa: A002

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 import uuid
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
 from orchestratord.domain.control import Control
 from orchestratord.domain.errors import Conflict, NotFound, StorageUnavailable
 from orchestratord.domain.operation import Fault, Operation, OperationKind, OperationState
-from orchestratord.domain.pool import Pool
+from orchestratord.domain.pool import Pool, Replica
 from orchestratord.ports import Clock, Telemetry
 from orchestratord.services.durability import durable
 
@@ -64,23 +64,26 @@ class Operations:
         self.conclude(pool, "succeeded")
 
     # -- what reloads share ------------------------------------------------------------------------------
-    async def emptied(self, pool: Pool, ends: float, message: str) -> int:
-        """Wait until nothing runs on the pool; what still does at `ends` is ended. Gives how many that were."""
+    async def emptied(self, pool: Pool, ends: float, message: str, only: Collection[Replica] | None = None) -> int:
+        """Wait until nothing runs on the pool, or on `only` these replicas of it; what still does at `ends` is ended.
+
+        Gives how many tasks that were.
+        """
         try:
             async with self._clock.limit(max(0.0, ends - self._clock.now())):
-                await self._idle(pool)
+                await self._idle(pool, only)
             return 0
         except TimeoutError:
-            stopped = self._core.end_running(pool, message, self._clock.now(), self._clock.wall_ms())
-            await self._idle(pool)
+            stopped = self._core.end_running(pool, message, self._clock.now(), self._clock.wall_ms(), only)
+            await self._idle(pool, only)
             return stopped
 
     @staticmethod
-    async def _idle(pool: Pool) -> None:
+    async def _idle(pool: Pool, only: Collection[Replica] | None) -> None:
         freed = asyncio.Event()
         pool.on_release.append(freed.set)
         try:
-            while pool.at_work:
+            while any(only is None or lease.replica in only for lease in pool.at_work):
                 freed.clear()
                 await freed.wait()
         finally:

@@ -74,7 +74,7 @@ class World:
     def ready(self, slots: int, pool: str = "home") -> None:
         self.core.replica_ready(
             pool,
-            "r0",
+            self.core.pools[pool].replicas["r0"],
             slots=slots,
             ctx=4096,
             engine_version="mock-1",
