@@ -151,7 +151,9 @@ class Sim:
         self.core = Core([spec], Limits(retain_tasks=0, transcripts=False), hooks)
         self.pool = self.core.pools["p"]
         self.core.add_replica("p", Replica("r0"))
-        self.core.replica_ready("p", "r0", slots=slots, ctx=4096, workloads=frozenset({"completion"}))
+        self.core.replica_ready(
+            "p", self.pool.replicas["r0"], slots=slots, ctx=4096, workloads=frozenset({"completion"})
+        )
 
     @staticmethod
     def _record(fact: Fact) -> Done:

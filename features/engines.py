@@ -28,6 +28,10 @@ class Speaking(MockEngine):
         super().__init__(clock=clock, **options)
         self._twin = MockEngine(clock=clock)
 
+    def probed(self, change: Callable[[MockEngine], object]) -> None:
+        """Change what answers probes."""
+        change(self._twin)
+
     def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
         if job.prompt == "ping":
             return self._twin.stream(job)

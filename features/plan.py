@@ -31,6 +31,7 @@ class Plan:
         self.undo = ExitStack()
         self._sections: dict[str, Any] = {}
         self._presets: list[tuple[str, Callable[[Speaking], object]]] = []
+        self._coming: dict[tuple[str, str], list[Callable[[Speaking], object]]] = {}
         self._closed = False
 
     def pool(self, pool_id: str, **fields: Any) -> dict[str, Any]:
@@ -53,6 +54,11 @@ class Plan:
         """Change the engines of a pool before the daemon first meets them."""
         self.pool(pool_id)
         self._presets.append((pool_id, change))
+
+    def coming(self, pool_id: str, ref: str, change: Callable[[Speaking], object]) -> None:
+        """Change the engines that a reload of the pool to this model will bring."""
+        self.pool(pool_id)
+        self._coming.setdefault((pool_id, ref), []).append(change)
 
     def section(self, name: str, value: Any) -> None:
         """A section of the settings, or one plain setting."""
@@ -104,19 +110,27 @@ class Plan:
 
     def _put_engines(self, app: LiveApp, settings: Settings) -> None:
         for pool in settings.pools:
+            changes = [change for pool_id, change in self._presets if pool_id == pool.id]
             for replica in pool.replicas:
-                assert replica.mock is not None
-                engine = Speaking(
-                    clock=app.daemon.clock,
-                    engine=pool.engine,
-                    slots=replica.mock.slots,
-                    ctx=replica.mock.ctx,
-                    token_ms=replica.mock.token_ms,
-                )
-                for pool_id, change in self._presets:
+                self._put_engine(app, pool, replica, replica.id, changes)
+                for (pool_id, ref), coming in self._coming.items():
                     if pool_id == pool.id:
-                        change(engine)
-                app.daemon.mocks[pool.id, replica.id] = engine
+                        self._put_engine(app, pool, replica, f"{replica.id}@{ref}", coming)
+
+    @staticmethod
+    def _put_engine(
+        app: LiveApp, pool: Any, replica: Any, key: str, changes: list[Callable[[Speaking], object]]
+    ) -> None:
+        engine = Speaking(
+            clock=app.daemon.clock,
+            engine=pool.engine,
+            slots=replica.mock.slots,
+            ctx=replica.mock.ctx,
+            token_ms=replica.mock.token_ms,
+        )
+        for change in changes:
+            change(engine)
+        app.daemon.mocks[pool.id, key] = engine
 
 
 def _broken(table: Callable[..., dict[str, Any]]) -> Callable[..., dict[str, Any]]:

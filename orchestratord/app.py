@@ -26,7 +26,7 @@ from orchestratord.config import (
     is_loopback,
 )
 from orchestratord.domain.budget import Budget, Tariff
-from orchestratord.domain.core import Core
+from orchestratord.domain.control import Control
 from orchestratord.domain.eta import Prior
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.hooks import Hooks, Limits
@@ -40,8 +40,10 @@ from orchestratord.handlers import Services, artifacts, catalog, operations, poo
 from orchestratord.infra import prometheus
 from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines.mock import MockEngine
+from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
+from orchestratord.infra.memory import ProcMemory
 from orchestratord.infra.process import ProcessHost
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
@@ -51,9 +53,12 @@ from orchestratord.ports import Artifact, ArtifactStore, Clock, Engine, Journal,
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
 from orchestratord.services.dispatch import Dispatch
+from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.narration import Narrator
+from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
-from orchestratord.services.replicas import Replicas, ReplicaSpec
+from orchestratord.services.reload import Reloads, ReloadSettings
+from orchestratord.services.replicas import Replicas
 from orchestratord.services.runs import Runs
 from orchestratord.services.sessions import Sessions
 from orchestratord.services.streams import LiveFrames, Streams, StreamSettings
@@ -101,7 +106,7 @@ class Daemon:
             profiles,
             _jitter,
         )
-        self.core = Core(
+        self.core = Control(
             [_pool_spec(pool) for pool in settings.pools],
             Limits(
                 session_ttl_s=settings.sessions.ttl_ms / 1000,
@@ -164,6 +169,23 @@ class Daemon:
             RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
         )
         self.pools = Pools(self.core, _limits(settings), contract.api_version())
+        self.operations = Operations(self.core, self.clock, self.telemetry)
+        self.reloads = Reloads(
+            self.operations,
+            self.core,
+            self.replicas,
+            LocalFiles(
+                settings.models.roots,
+                (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
+            ),
+            ProcMemory(),
+            self.clock,
+            self.telemetry,
+            ReloadSettings(
+                settings.models.drain_ms / 1000, settings.models.load_ms / 1000, settings.models.memory_bytes
+            ),
+            self.admission.forget_counts,
+        )
         self.metrics.watch(self._state)
         services = Services(
             admission=self.admission,
@@ -171,6 +193,8 @@ class Daemon:
             streams=self.streams,
             sessions=Sessions(self.core, self.clock),
             pools=self.pools,
+            operations=self.operations,
+            reloads=self.reloads,
             artifacts=self.artifacts,
             metrics=lambda: (prometheus.CONTENT_TYPE, self.metrics.render()),
             readiness=self.not_ready,
@@ -204,10 +228,13 @@ class Daemon:
         if isinstance(self.store, FileArtifacts):
             await self.store.open()
         now, wall_ms = self.clock.now(), self.clock.wall_ms()
+        self.core.restore_pools(self.journal.changed_pools(), wall_ms)
         self.core.restore(journaled, self.journal.deleted_sessions(), sse.split, now, wall_ms)
         for task_id, artifact in self.journal.transcripts():
             self.artifacts.archive(task_id, artifact)
-        self.replicas.start([_replica_spec(pool, r) for pool in self.settings.pools for r in pool.replicas])
+        self.replicas.start(
+            [_replica_spec(p, r).serving(self.core.pools[p.id].model) for p in self.settings.pools for r in p.replicas]
+        )
         self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
         self.sweeps.start()
         self.telemetry.event("daemon_started", f"serving {len(self.core.pools)} pools", recovered=len(journaled))
@@ -244,6 +271,7 @@ class Daemon:
         self.runs.give_up()
         self.dispatch.abort_all()
         await self.dispatch.drained()
+        await self.operations.stop()
         await self.replicas.stop()
         self._archiver.cancel()
         await asyncio.gather(self._archiver, return_exceptions=True)
@@ -283,14 +311,15 @@ class Daemon:
         pool = next(p for p in self.settings.pools if p.id == spec.pool_id)
         replica = next(r for r in pool.replicas if r.id == spec.id)
         if replica.mock is not None:
-            key = (pool.id, replica.id)
+            model = spec.model.ref if spec.model is not None else pool.model
+            key = (pool.id, replica.id if spec.model is None else f"{replica.id}@{model}")
             if key not in self.mocks:
                 mock = replica.mock
                 self.mocks[key] = MockEngine(
                     url,
                     clock=self.clock,
                     engine=pool.engine,
-                    model_id=pool.model,
+                    model_id=model,
                     slots=mock.slots,
                     ctx=mock.ctx,
                     token_ms=mock.token_ms,
@@ -364,7 +393,14 @@ def _pool_spec(pool: PoolSettings) -> PoolSpec:
 
 def _replica_spec(pool: PoolSettings, replica: ReplicaSettings) -> ReplicaSpec:
     url = f"mock://{pool.id}/{replica.id}" if replica.mock is not None else replica.url
-    return ReplicaSpec(replica.id, pool.id, url, _process_spec(pool, replica), replica.device_mask)
+    return ReplicaSpec(
+        replica.id,
+        pool.id,
+        url,
+        _process_spec(pool, replica),
+        replica.device_mask,
+        memory_bytes=replica.memory_bytes,
+    )
 
 
 def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec | None:

@@ -166,6 +166,7 @@ class ReplicaSettings(Section, frozen=True):
     process: ProcessSettings | None = None
     mock: MockSettings | None = None
     device_mask: str | None = None
+    memory_bytes: Positive | None = None
     api_key_env: str | None = None
 
     def __post_init__(self) -> None:
@@ -185,6 +186,15 @@ class PoolSettings(Section, frozen=True):
     prior: PriorSettings = field(default_factory=PriorSettings)
     watchdogs: WatchdogSettings = field(default_factory=WatchdogSettings)
     replicas: tuple[ReplicaSettings, ...] = ()
+
+
+class ModelSettings(Section, frozen=True):
+    """Where models may be loaded from, and what loading one may take."""
+
+    roots: tuple[str, ...] = ()
+    drain_ms: Millis = 300_000
+    load_ms: Millis = 600_000
+    memory_bytes: Positive | None = None
 
 
 class ProfileSettings(Section, frozen=True):
@@ -220,6 +230,7 @@ class Settings(Section, frozen=True):
     sessions: SessionSettings = field(default_factory=SessionSettings)
     streams: StreamSettings = field(default_factory=StreamSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
+    models: ModelSettings = field(default_factory=ModelSettings)
     pools: tuple[PoolSettings, ...] = ()
     profiles: dict[Name, ProfileSettings] = {}
     allow_mock: bool = False

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from orchestratord.domain.facts import Fact, JournaledTask, SessionDeleted
+from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling, Workload
 
@@ -86,6 +87,9 @@ class Journal(Protocol):
 
     def deleted_sessions(self) -> list[SessionDeleted]:
         """Every session deletion that still concerns a task `open` returned."""
+
+    def changed_pools(self) -> list[PoolChanged]:
+        """The last fact of every pool an operator ever changed, as found by `open`, by pool id."""
 
     async def log(self, task_id: str) -> bytes | None:
         """The whole event log of a finished task, byte for byte as far as it was journaled; None where the journal
@@ -283,6 +287,44 @@ class ReplicaHost(Protocol):
 
     async def start(self, spec: ProcessSpec) -> ReplicaProcess:
         """Start one on a free loopback port. Raises OSError when it cannot be started (message names the fix)."""
+
+
+class HostMemory(Protocol):
+    """What memory there is. None where the system does not say. Quick enough for the event loop."""
+
+    def available(self) -> int | None:
+        """Bytes that can be taken without swapping."""
+
+    def resident(self, pid: int) -> int | None:
+        """Bytes a process has in memory."""
+
+    def file_size(self, path: str) -> int:
+        """Bytes of a local file; 0 if it cannot be seen."""
+
+
+# -- models ------------------------------------------------------------------------------------------------
+class ModelUnavailable(Exception):
+    """A model cannot be had. `code`: UNTRUSTED_ARTIFACT (policy or content), NOT_FOUND."""
+
+    def __init__(self, code: str, message: str) -> None:
+        self.code = code
+        super().__init__(message)
+
+
+class ModelFiles(Protocol):
+    """From a model reference to a file on this machine."""
+
+    def check(self, ref: str) -> None:
+        """Whether the policy allows the reference at all, without looking anywhere. Raises ModelUnavailable."""
+
+    async def resolve(self, ref: str) -> str:
+        """The path of the model, fetched if need be. Raises ModelUnavailable."""
+
+    async def verify(self, path: str) -> str | None:
+        """The file is whole and of a kind engines load; its digest (sha256:<64 hex>) where one had to be checked.
+
+        Raises ModelUnavailable.
+        """
 
 
 # -- telemetry ---------------------------------------------------------------------------------------------

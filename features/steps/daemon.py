@@ -13,7 +13,7 @@ from unittest.mock import patch
 import yaml
 from behave import given, step, then, when
 
-from features.vocabulary import equal, refusal
+from features.vocabulary import equal
 from features.wishes import PROMPT
 from orchestratord import cli, contract
 
@@ -281,9 +281,3 @@ def is_whole_document(context: Any, operation: str) -> None:
     names = [raw["operationId"] for item in document["paths"].values() for raw in item.values() if "operationId" in raw]
     assert operation in names, f"it has {names}"
     assert "components.yaml" not in context.world.answer.text, "it refers to another file"
-
-
-@then('the daemon explains that "{text:Text}"')
-def daemon_explains(context: Any, text: str) -> None:
-    message = refusal(context.world)["message"]
-    assert text in message, f"the message is {message!r}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from typing import Any
 
@@ -9,6 +10,8 @@ from behave import given, step, then, when
 
 from features import engines
 from features.vocabulary import equal
+from features.wishes import Wanted
+from orchestratord.infra.engines.mock import MockScript
 from orchestratord.testing.live import mock_pool
 
 
@@ -146,6 +149,12 @@ def engine_holds_back(context: Any, pool: str) -> None:
     context.world.drive(pool, lambda e: e.hold())
 
 
+@given('tasks {names:Names} of model "{model:Text}" run')
+def tasks_run(context: Any, names: list[str], model: str) -> None:
+    for name in names:
+        context.world.submit(name, "", Wanted({"model_ref": model, "on_disconnect": "continue"}))
+
+
 @step('the engine of "{pool:Text}" gives {count:d} {noun:Noun}')
 def engine_gives(context: Any, pool: str, count: int, noun: str) -> None:
     context.world.drive(pool, lambda e: e.step(count))
@@ -223,19 +232,91 @@ def operator_looks_at_some(context: Any) -> None:
     context.world.send("GET", f"/v1/pools/{first['id']}/health")
 
 
-@when('an operator drains pool "{pool:Text}"')
+@step('an operator drains pool "{pool:Text}"')
+@step('an operator drains pool "{pool:Text}" again')
 def operator_drains(context: Any, pool: str) -> None:
-    context.world.send("POST", f"/v1/pools/{pool}/drain", json={"deadline_ms": 60_000})
+    operate(context, pool, "drain", {"deadline_ms": 60_000})
 
 
-@when('an operator reloads pool "{pool:Text}"')
+@step('an operator drains pool "{pool:Text}" within {duration:Duration}')
+def operator_drains_within(context: Any, pool: str, duration: float) -> None:
+    operate(context, pool, "drain", {"deadline_ms": round(duration * 1000)})
+
+
+def operate(context: Any, pool: str, verb: str, body: dict[str, Any] | None = None) -> None:
+    """Start an operation, and remember which one it was."""
+    answer = context.world.send("POST", f"/v1/pools/{pool}/{verb}", json=body)
+    context.operations = [*getattr(context, "operations", ()), answer.json().get("operation_id")]
+
+
+@given("models may be loaded")
+def models_may_be_loaded(context: Any) -> None:
+    context.world.plan.section("models", {"roots": ["/srv/models"]})
+
+
+@given('there is no memory for two models of "{pool:Text}"')
+def no_memory_for_two(context: Any, pool: str) -> None:
+    for replica in context.world.plan.pool(pool)["replicas"]:
+        replica["memory_bytes"] = 1000
+    context.world.plan.section("models", {"memory_bytes": 1500})
+
+
+NEXT = "file:next.gguf"
+
+
+@given('the next model of "{pool:Text}" is as good as the old one')
+def next_is_good(context: Any, pool: str) -> None:
+    context.world.plan.coming(pool, NEXT, lambda e: None)
+
+
+@given('the next model of "{pool:Text}" cannot decode')
+def next_cannot_decode(context: Any, pool: str) -> None:
+    broken = MockScript(jobs=math.inf, die_after=1)
+    context.world.plan.coming(pool, NEXT, lambda e: e.probed(lambda twin: twin.play(broken)))
+
+
+@given('the next model of "{pool:Text}" never loads')
+def next_never_loads(context: Any, pool: str) -> None:
+    context.world.plan.coming(pool, NEXT, lambda e: setattr(e, "loading", "loading model"))
+
+
+@given('the next model of "{pool:Text}" ponders over its probe')
+def next_ponders(context: Any, pool: str) -> None:
+    context.world.plan.coming(pool, NEXT, lambda e: e.probed(lambda twin: twin.hold()))
+
+
+@given('the next model of "{pool:Text}" holds {tokens:d} tokens')
+def next_holds(context: Any, pool: str, tokens: int) -> None:
+    context.world.plan.coming(pool, NEXT, lambda e: e.change(ctx=tokens))
+
+
+@step('an operator reloads pool "{pool:Text}"')
+@step('an operator reloads pool "{pool:Text}" again')
 def operator_reloads(context: Any, pool: str) -> None:
-    context.world.send("POST", f"/v1/pools/{pool}/reload", json={"new_model_ref": "file:new.gguf"})
+    operate(context, pool, "reload", {"new_model_ref": NEXT})
 
 
-@when('an operator resumes pool "{pool:Text}"')
+@step('an operator reloads pool "{pool:Text}" with "{ref:Text}"')
+def operator_reloads_with(context: Any, pool: str, ref: str) -> None:
+    operate(context, pool, "reload", {"new_model_ref": ref})
+
+
+@step('an operator resumes pool "{pool:Text}"')
+@step('an operator resumes pool "{pool:Text}" again')
 def operator_resumes(context: Any, pool: str) -> None:
-    context.world.send("POST", f"/v1/pools/{pool}/resume")
+    operate(context, pool, "resume")
+
+
+@then("both were the same operation")
+def same_operation(context: Any) -> None:
+    first, second = context.operations[-2:]
+    equal(second, first, "the operation")
+
+
+@then('it names the running operation of "{pool:Text}"')
+def names_running(context: Any, pool: str) -> None:
+    running = context.world.look(f"/v1/pools/{pool}/health")["operation"]["operation_id"]
+    equal(context.world.answer.json()["details"]["operation_id"], running, "the operation")
 
 
 @then("the pools are {names:Names}")
@@ -283,6 +364,8 @@ def _flat(health: dict[str, Any]) -> dict[str, Any]:
         **{f"queue.{key}": value for key, value in health.get("queue", {}).items()},
         **{f"metrics.{key}": value for key, value in health.get("metrics", {}).items()},
         **{f"replica.{key}": value for key, value in (health.get("replicas") or [{}])[0].items()},
+        **{f"operation.{key}": value for key, value in health.get("operation", {}).items()},
+        **{f"operation.error.{key}": value for key, value in health.get("operation", {}).get("error", {}).items()},
         **{f"last_error.{key}": value for key, value in health.get("last_error", {}).items()},
     }
     return {

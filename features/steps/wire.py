@@ -139,12 +139,6 @@ def empty_bodies(context: Any) -> None:
     context.world.send_all([c for c in calls() if c.operation.body_schema is not None], json={})
 
 
-@when('every operation on a pool that is announced is called on "{pool:Text}"')
-def announced_on_pool(context: Any, pool: str) -> None:
-    ours = [c for c in calls(lambda _: pool) if c.operation.until and "/pools/" in c.path]
-    context.world.send_all(ours)
-
-
 @when("every operation on the whole catalog is called")
 def announced_on_catalog(context: Any) -> None:
     context.world.send_all([c for c in calls() if c.operation.until and c.path == "/v1/catalog/models"])

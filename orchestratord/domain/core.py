@@ -25,9 +25,10 @@ from orchestratord.domain.facts import (
 from orchestratord.domain.hooks import Hooks, Limits, Sized, Ticket
 from orchestratord.domain.lives import Lives
 from orchestratord.domain.log import EventLog
+from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Admission, Failure, TaskState
 from orchestratord.domain.placement import PoolSnapshot, pick_replica, place, suits
-from orchestratord.domain.pool import Fault, Lease, Pool, PoolSpec, Replica
+from orchestratord.domain.pool import Lease, Pool, PoolSpec, Replica
 from orchestratord.domain.request import DeterminismClass, TaskRequest
 from orchestratord.domain.session import Session
 from orchestratord.domain.task import Task
@@ -295,9 +296,8 @@ class Core(Lives):
     def add_replica(self, pool_id: str, replica: Replica) -> None:
         self.pools[pool_id].replicas[replica.id] = replica
 
-    def replica_ready(self, pool_id: str, replica_id: str, **facts: Any) -> None:
+    def replica_ready(self, pool_id: str, replica: Replica, **facts: Any) -> None:
         """A replica answers. `facts` are fields of Replica (slots, ctx, engine_version, ...)."""
-        replica = self.pools[pool_id].replicas[replica_id]
         for name, value in facts.items():
             setattr(replica, name, value)
         replica.state, replica.reason = "ready", ""
@@ -308,22 +308,19 @@ class Core(Lives):
             self.release(lease)
         self._hooks.wake()
 
-    def replica_probed(self, pool_id: str, replica_id: str) -> None:
+    def replica_probed(self, replica: Replica) -> None:
         """A replica whose breaker was open has decoded and cancelled again."""
-        replica = self.pools[pool_id].replicas[replica_id]
         replica.breaker.probed()
         replica.reason = ""
         self._hooks.wake()
 
-    def replica_loading(self, pool_id: str, replica_id: str, reason: str) -> None:
+    def replica_loading(self, pool_id: str, replica: Replica, reason: str) -> None:
         """A replica is on its way; `reason` says how far."""
-        replica = self.pools[pool_id].replicas[replica_id]
         replica.state, replica.reason = "loading", reason
 
-    def replica_failed(self, pool_id: str, replica_id: str, fault: Fault) -> None:
+    def replica_failed(self, pool_id: str, replica: Replica, fault: Fault) -> None:
         """A replica is gone. Its running tasks end by themselves: their streams break."""
         pool = self.pools[pool_id]
-        replica = pool.replicas[replica_id]
         replica.state, replica.reason = "dead", fault.message
         replica.last_error = pool.last_error = fault
 

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestratord.domain.budget import Amounts
+from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import Admission, Failure, TaskState, Usage
 from orchestratord.domain.placement import Decision
 from orchestratord.domain.request import Caller, DeterminismClass, TaskRequest
@@ -108,7 +109,7 @@ class Forgotten:
     task_id: str
 
 
-Fact = Admitted | Started | Frames | Finished | Archived | SessionDeleted | Forgotten
+Fact = Admitted | Started | Frames | Finished | Archived | SessionDeleted | PoolChanged | Forgotten
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,9 @@ from typing import Any
 from orchestratord.domain.budget import Amounts
 from orchestratord.domain.facts import Fact, Finished, Frames, Started
 from orchestratord.domain.hooks import Hooks, Limits, Ticket
+from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import CancelReason, Failure, FinishReason, TaskState, Usage
-from orchestratord.domain.pool import Fault, Lease, Pool, PoolSpec
+from orchestratord.domain.pool import Lease, Pool, PoolSpec
 from orchestratord.domain.roster import Roster
 from orchestratord.domain.session import Sessions
 from orchestratord.domain.task import Task
@@ -140,6 +141,8 @@ class Lives:
         lease.quarantined = not slot_free
         if slot_free:
             self.release(lease)
+        else:
+            self._let_go(lease)
         if task.terminal:
             return
         if usage is not None:
@@ -191,6 +194,12 @@ class Lives:
         """The slot is known to be free."""
         if lease.replica.leases.pop(lease.id, None) is not None:
             self._hooks.wake()
+            self._let_go(lease)
+
+    @staticmethod
+    def _let_go(lease: Lease) -> None:
+        for tell in tuple(lease.pool.on_release):
+            tell()
 
     def cancel(self, task: Task, reason: CancelReason, now: float, wall_ms: int) -> int:
         """End the task now: nothing is appended above the id this returns, that of the terminal event.
@@ -279,10 +288,5 @@ class Lives:
             self.tasks.keep_log(task)
 
     def leases_of(self, task: Task) -> Iterator[Lease]:
-        if task.replica_id is None:
-            return
-        pool = self.pools.get(task.pool_id)
-        replica = pool.replicas.get(task.replica_id) if pool else None
-        for lease in list(replica.leases.values()) if replica else []:
-            if lease.task is task:
-                yield lease
+        if task.replica_id is not None and (pool := self.pools.get(task.pool_id)) is not None:
+            yield from [lease for lease in pool.leases if lease.task is task]

@@ -45,6 +45,7 @@ class PoolSnapshot:
     load: float  # (queued + leased) / slots
     vram_free: int
     tokens_per_s: float
+    opens_ms: int | None = None  # of a closed pool: when it is expected to take work again
 
 
 def static_obstacle(job: TaskRequest, pool: PoolSnapshot) -> tuple[str, str] | None:
@@ -196,6 +197,7 @@ def _raise_closed(job: TaskRequest, pools: Sequence[PoolSnapshot], *, pinned: bo
     if pinned or any(p.loading or p.draining for p in pools):
         raise PoolUnready(
             f"{states}. Try again shortly; GET /v1/pools/{{id}}/health says why.",
+            retry_after_ms=min((p.opens_ms for p in pools if p.opens_ms is not None), default=None),
             engine=job.engine,
             pool_id=pools[0].id if len(pools) == 1 else None,
         )

@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestratord.domain.breaker import Breaker
 from orchestratord.domain.eta import Prior, ServiceModel
+from orchestratord.domain.operation import Fault, Model, Operation
 from orchestratord.domain.queue import QueueSpec, TaskQueue
 from orchestratord.domain.request import Workload
 from orchestratord.domain.task import Task
 
-ReplicaState = Literal["loading", "ready", "dead"]
-
-
-@dataclass(frozen=True, slots=True)
-class Fault:
-    """What went wrong last, with the engine's own last lines."""
-
-    code: str
-    message: str
-    at_ms: int
-    log_tail: tuple[str, ...] = ()
+ReplicaState = Literal["loading", "ready", "retiring", "dead"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,12 +113,20 @@ class Pool:
 
     spec: PoolSpec
     replicas: dict[str, Replica] = field(default_factory=dict)
+    shadows: list[Replica] = field(default_factory=list)  # of a reload: those coming up, and those running out
     queue: TaskQueue = field(init=False)
     service: ServiceModel = field(init=False)
     draining: bool = False
+    model: Model | None = None  # what a reload has put in place of the configured one
+    configured: str = field(init=False)
+    generation: int = 1  # counts the models it has come to serve
+    operation: Operation | None = None  # the last one, running or over
+    opens_at: float | None = None  # monotonic seconds at which a closed pool is expected to take work again
     last_error: Fault | None = None
+    on_release: list[Callable[[], object]] = field(default_factory=list)  # called when a slot is no longer worked on
 
     def __post_init__(self) -> None:
+        self.configured = self.spec.model_ref
         self.queue = TaskQueue(self.spec.queue)
         self.service = ServiceModel(self.spec.prior)
 
@@ -152,7 +152,13 @@ class Pool:
 
     @property
     def leases(self) -> list[Lease]:
-        return [lease for r in self.replicas.values() for lease in r.leases.values()]
+        """Of every engine of the pool, also of those that only finish what they have."""
+        return [lease for r in (*self.replicas.values(), *self.shadows) for lease in r.leases.values()]
+
+    @property
+    def at_work(self) -> list[Lease]:
+        """Leases whose engine is still working, as far as can be known."""
+        return [lease for lease in self.leases if not lease.quarantined]
 
     @property
     def engine_version(self) -> str:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal
 
@@ -55,6 +55,11 @@ class TaskQueue:
     def retrying(self) -> int:
         return len(self._again)
 
+    @property
+    def retries(self) -> list[Task]:
+        """Tasks between two leases, in order."""
+        return list(self._again.values())
+
     def depth(self, priority: Priority) -> int:
         return len(self._lanes[priority])
 
@@ -68,6 +73,17 @@ class TaskQueue:
     def retry_due(self, now: float) -> float | None:
         """When the next pause of a task that is tried again ends."""
         return min((t.not_before for t in self._again.values() if t.not_before > now), default=None)
+
+    def merge(self, tasks: Iterable[Task]) -> None:
+        """Take in tasks of another pool: each stands where its admission would have put it."""
+        for task in tasks:
+            self.push(task)
+        for priority, lane in self._lanes.items():
+            ordered = sorted(lane.values(), key=lambda task: task.admitted.order)
+            self._lanes[priority] = OrderedDict((task.task_id, task) for task in ordered)
+
+    def is_marked(self, task: Task) -> bool:
+        return task.task_id in self._marked
 
     def remove(self, task: Task) -> bool:
         self._marked.discard(task.task_id)

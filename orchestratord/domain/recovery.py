@@ -41,6 +41,7 @@ def rebuild(journaled: JournaledTask, split: Split, now: float, wall_ms: int) ->
     if started is not None:
         task.move(TaskState.STARTING)
         task.move(TaskState.RUNNING)
+        task.pool_id = started.pool_id
         task.replica_id, task.engine_version = started.replica_id, started.engine_version
         task.model_digest = started.model_digest
         task.started_ms, task.first_token_ms = started.started_ms, started.first_token_ms

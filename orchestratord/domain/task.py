@@ -44,6 +44,10 @@ class Task:
     finish_reason: FinishReason | None = None
     failure: Failure | None = None
     transcript_id: str | None = None
+    pool_id: str = field(init=False)  # where it was admitted to, or moved to since
+
+    def __post_init__(self) -> None:
+        self.pool_id = self.admitted.pool_id
 
     @property
     def request(self) -> TaskRequest:
@@ -56,10 +60,6 @@ class Task:
     @property
     def session_id(self) -> str:
         return self.admitted.request.session_id
-
-    @property
-    def pool_id(self) -> str:
-        return self.admitted.pool_id
 
     @property
     def terminal(self) -> bool:

@@ -7,7 +7,9 @@ from dataclasses import dataclass
 
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts
+from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
+from orchestratord.services.reload import Reloads
 from orchestratord.services.sessions import Sessions
 from orchestratord.services.streams import Streams
 from orchestratord.services.tasks import Tasks
@@ -22,6 +24,8 @@ class Services:
     streams: Streams
     sessions: Sessions
     pools: Pools
+    operations: Operations
+    reloads: Reloads
     artifacts: Artifacts
     metrics: Callable[[], tuple[bytes, bytes]]  # (content type, body)
     readiness: Callable[[], list[str]]  # reasons against; empty when ready

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestratord.domain.errors import NotImplementedYet
 from orchestratord.handlers import Services
+from orchestratord.services.pools import operation_body
 from orchestratord.wire import cursors
 from orchestratord.wire.responses import Reply
 
@@ -26,15 +26,12 @@ async def get_capabilities(app: Services) -> Reply:
 
 
 async def drain_pool(app: Services, id: str, body: dict[str, Any]) -> Reply:  # noqa: A002
-    app.pools.get(id)
-    raise NotImplementedYet("Draining comes with the control plane. Until then, stop sending tasks to the pool.")
+    return Reply(202, operation_body(await app.operations.drain(id, body["deadline_ms"])))
 
 
 async def reload_pool(app: Services, id: str, body: dict[str, Any]) -> Reply:  # noqa: A002
-    app.pools.get(id)
-    raise NotImplementedYet("Reloading comes with the control plane. Until then, restart with the new model.")
+    return Reply(202, operation_body(await app.reloads.reload(id, body["new_model_ref"])))
 
 
 async def resume_pool(app: Services, id: str) -> Reply:  # noqa: A002
-    app.pools.get(id)
-    raise NotImplementedYet("Resuming comes with the control plane. Until then, no pool can be draining.")
+    return Reply(202, operation_body(await app.operations.resume(id)))

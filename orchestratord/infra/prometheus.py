@@ -62,6 +62,7 @@ TABLE: dict[str, Series] = {
     "placement_candidates_considered": Series("gauge", (), "Pools considered by the last placement."),
     "active_leases": Series("state", ("pool_id",), "Slots held by tasks."),
     "pool_ready": Series("state", ("pool_id",), "1 while a pool takes work."),
+    "drain_events_total": Series("counter", ("pool_id", "reason"), "Times a pool stopped taking work."),
     "orchestratord_tasks_ended_total": Series(
         "counter", ("engine", "pool_id", "phase", "outcome", "code"), "Tasks that reached their terminal event."
     ),

@@ -48,6 +48,10 @@ class Admission:
         self._counts: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self.closed = False  # set at shutdown
 
+    def forget_counts(self) -> None:
+        """A model has changed: its tokenizer may count otherwise."""
+        self._counts.clear()
+
     async def admit(self, request: TaskRequest, fingerprint: bytes, caller: Caller) -> tuple[Task, bool]:
         """(task, whether this repeats an earlier admission). Returns when the admission is durable.
 

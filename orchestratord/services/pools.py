@@ -6,7 +6,8 @@ from typing import Any
 
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import NotFound
-from orchestratord.domain.pool import Fault, Pool, Replica
+from orchestratord.domain.operation import Fault, Operation
+from orchestratord.domain.pool import Pool, Replica
 from orchestratord.services.narration import DEFAULT_PROFILE
 
 REASON_CHARS = 256
@@ -55,6 +56,8 @@ class Pools:
             body["model_digest"] = digest
         if pool.last_error is not None:
             body["last_error"] = _fault(pool.last_error)
+        if pool.operation is not None:
+            body["operation"] = operation_body(pool.operation)
         return body
 
     def summary(self, pool: Pool) -> dict[str, Any]:
@@ -105,6 +108,25 @@ def _replica(replica: Replica) -> dict[str, Any]:
         "slots_total": replica.slots,
         "slots_busy": len(replica.leases),
         "slots_quarantined": sum(lease.quarantined for lease in replica.leases.values()),
+        **{key: value for key, value in optional.items() if value is not None},
+    }
+
+
+def operation_body(operation: Operation) -> dict[str, Any]:
+    """PoolOperation."""
+    optional = {
+        "to_model_ref": operation.to_model_ref,
+        "ended_at_ms": operation.ended_ms,
+        "error": _fault(operation.error) if operation.error else None,
+    }
+    return {
+        "operation_id": operation.id,
+        "pool_id": operation.pool_id,
+        "kind": operation.kind,
+        "state": operation.state,
+        "from_model_ref": operation.from_model_ref,
+        "generation": operation.generation,
+        "started_at_ms": operation.started_ms,
         **{key: value for key, value in optional.items() if value is not None},
     }
 

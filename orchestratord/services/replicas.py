@@ -8,23 +8,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 from typing import Any
 
 from orchestratord.domain.core import Core
-from orchestratord.domain.pool import Fault, Lease, Pool, Replica
-from orchestratord.domain.request import Sampling
-from orchestratord.ports import (
-    Clock,
-    Engine,
-    EngineError,
-    EngineProps,
-    Job,
-    ProcessSpec,
-    ReplicaHost,
-    ReplicaProcess,
-    Telemetry,
-)
+from orchestratord.domain.operation import Fault
+from orchestratord.domain.pool import Lease, Pool, Replica
+from orchestratord.ports import Clock, Engine, EngineError, EngineProps, ReplicaHost, ReplicaProcess, Telemetry
+from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, prove
 
 POLL_S = 2.0
 LOADING_POLL_S = 0.1
@@ -32,25 +22,6 @@ PROBE_LIMIT_S = 60.0
 HEALTH_LIMIT_S = 2.0
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 STOP_GRACE_S = 5.0
-
-
-@dataclass(frozen=True, slots=True)
-class ReplicaSpec:
-    """Where one replica is, or how to start it. Exactly one of `url` and `process` is set."""
-
-    id: str
-    pool_id: str
-    url: str | None = None
-    process: ProcessSpec | None = None
-    device_mask: str | None = None
-    model_digest: str | None = None
-
-
-Connect = Callable[[ReplicaSpec, str], Engine]  # (spec, url) -> engine client
-
-
-class Down(Exception):
-    """The replica stopped being ready."""
 
 
 class Replicas:
@@ -69,74 +40,151 @@ class Replicas:
         self._host = host
         self._connect = connect
         self._jitter = jitter
-        self._engines: dict[tuple[str, str], Engine] = {}
-        self._nudges: dict[tuple[str, str], asyncio.Event] = {}
-        self._supervisors: set[asyncio.Task[None]] = set()
+        self._members: dict[Replica, Member] = {}
 
     # -- what the rest of the services needs -------------------------------------------------------------
     def engine_of(self, lease: Lease) -> Engine | None:
         if lease.replica.incarnation != lease.incarnation:
             return None
-        return self._engines.get((lease.pool.id, lease.replica.id))
+        member = self._members.get(lease.replica)
+        return member.engine if member is not None else None
 
     def any_engine(self, pool: Pool) -> Engine | None:
         """An engine of the pool that can be asked about prompts."""
-        return next((self._engines.get((pool.id, r.id)) for r in pool.ready_replicas), None)
+        return next((self._members[r].engine for r in pool.ready_replicas if r in self._members), None)
 
     def suspect(self, lease: Lease, why: str) -> None:
         """A run saw this replica misbehave: look at it now instead of at the next poll."""
-        nudge = self._nudges.get((lease.pool.id, lease.replica.id))
-        if nudge is not None:
-            nudge.set()
+        member = self._members.get(lease.replica)
+        if member is not None:
+            member.nudge.set()
+
+    def specs(self, pool: Pool) -> list[ReplicaSpec]:
+        """Of the replicas that serve the pool."""
+        return [self._members[r].spec for r in pool.replicas.values()]
+
+    def pids(self, pool: Pool) -> list[int]:
+        """Of the engines that run for the pool as children of ours."""
+        found = [self._members[r].process for r in pool.replicas.values() if r in self._members]
+        return [process.pid for process in found if process is not None]
 
     # -- supervision -------------------------------------------------------------------------------------
     def start(self, specs: list[ReplicaSpec]) -> None:
         for spec in specs:
-            self._core.add_replica(
-                spec.pool_id, Replica(spec.id, "process" if spec.process else "external", spec.device_mask)
-            )
-            self._nudges[spec.pool_id, spec.id] = asyncio.Event()
-            task = asyncio.get_running_loop().create_task(self._supervise(spec), name=f"replica-{spec.id}")
-            self._supervisors.add(task)
+            replica = Replica(spec.id, "process" if spec.process else "external", spec.device_mask)
+            self._core.add_replica(spec.pool_id, replica)
+            self._join(spec, replica)
+
+    async def try_out(self, spec: ReplicaSpec, probing: Callable[[], object]) -> Replica:
+        """Bring up a replica that serves nobody yet; returns once it is proven. Raises Down, and then it is gone."""
+        replica = Replica(spec.id, "process" if spec.process else "external", spec.device_mask)
+        self._core.pools[spec.pool_id].shadows.append(replica)
+        try:
+            await self._first_life(spec, replica, probing)
+        except BaseException:
+            await self.retire(spec.pool_id, replica)
+            raise
+        return replica
+
+    async def bring_back(self, spec: ReplicaSpec, replica: Replica) -> None:
+        """Supervise a replica again that was `stood_down`; returns once it is proven. Raises Down, and goes on."""
+        await self._first_life(spec, replica, lambda: None)
+
+    async def _first_life(self, spec: ReplicaSpec, replica: Replica, probing: Callable[[], object]) -> None:
+        trial = Trial(asyncio.get_running_loop().create_future(), probing)
+        self._join(spec, replica, trial)
+        await asyncio.shield(trial.up)
+
+    def adopt(self, replica: Replica) -> None:
+        """It serves now, so it is brought back when it falls; also if it just has."""
+        member = self._members[replica]
+        if member.supervisor is None or member.supervisor.done():
+            self._join(member.spec, replica)
+
+    def _join(self, spec: ReplicaSpec, replica: Replica, trial: Trial | None = None) -> None:
+        member = self._members[replica] = Member(spec, replica, asyncio.Event())
+        name = f"replica-{spec.pool_id}-{spec.id}"
+        member.supervisor = asyncio.get_running_loop().create_task(self._supervise(member, trial), name=name)
+
+    async def stand_down(self, replica: Replica) -> None:
+        """Stop its engine; the replica stays where it is."""
+        member = self._members[replica]
+        if member.supervisor is not None:
+            member.supervisor.cancel()
+            await asyncio.gather(member.supervisor, return_exceptions=True)
+        if member.leaving is not None:
+            await asyncio.shield(member.leaving)
+
+    async def retire(self, pool_id: str, replica: Replica) -> None:
+        """Stop its engine and forget it. Idempotent."""
+        if replica in self._members:
+            await self.stand_down(replica)
+            del self._members[replica]
+        replica.state = "dead"
+        pool = self._core.pools[pool_id]
+        pool.shadows = [shadow for shadow in pool.shadows if shadow is not replica]
 
     async def stop(self) -> None:
         """Stop every engine we started and let go of the others."""
-        for task in self._supervisors:
-            task.cancel()
-        await asyncio.gather(*self._supervisors, return_exceptions=True)
+        supervisors = [m.supervisor for m in self._members.values() if m.supervisor is not None]
+        for supervisor in supervisors:
+            supervisor.cancel()
+        await asyncio.gather(*supervisors, return_exceptions=True)
+        leaving = [m.leaving for m in self._members.values() if m.leaving is not None]
+        await asyncio.gather(*leaving, return_exceptions=True)
 
-    async def _supervise(self, spec: ReplicaSpec) -> None:
+    async def _supervise(self, member: Member, trial: Trial | None) -> None:
+        spec, replica = member.spec, member.replica
         backoff = BACKOFF_S
         while True:
-            process: ReplicaProcess | None = None
-            engine: Engine | None = None
             was_ready = False
             try:
                 if spec.process is not None:
-                    process = await self._host.start(spec.process)
-                url = process.url if process is not None else spec.url
+                    member.process = await self._host.start(spec.process)
+                url = member.process.url if member.process is not None else spec.url
                 assert url is not None
-                engine = self._engines[spec.pool_id, spec.id] = self._connect(spec, url)
-                await self._come_up(spec, engine, process)
+                member.engine = self._connect(spec, url)
+                await self._come_up(member, trial)
                 was_ready, backoff = True, BACKOFF_S
-                await self._watch(spec, engine, process)
+                if trial is not None:
+                    trial.passed()
+                    trial = None
+                await self._watch(member)
             except Exception as error:  # whatever it was, the replica is down and will be tried again
-                self._fell(spec, error, process, was_ready)
+                fallen = self._fell(member, error, was_ready)
+                if trial is not None:
+                    trial.failed(fallen)
+                    trial = None
             finally:
-                self._engines.pop((spec.pool_id, spec.id), None)
-                if engine is not None:
-                    await engine.close()
-                if process is not None:
-                    await process.stop(STOP_GRACE_S)
-            await self._pause(spec, self._jitter(backoff))
+                await self._let_go(member)
+            if self._core.pools[spec.pool_id].replicas.get(spec.id) is not replica:
+                return  # on trial, or retiring: nobody waits for it to come back
+            await self._pause(member, self._jitter(backoff))
             backoff = min(backoff * 2, BACKOFF_MAX_S)
 
-    async def _come_up(self, spec: ReplicaSpec, engine: Engine, process: ReplicaProcess | None) -> None:
-        await self._until_loaded(spec, engine, process)
+    async def _let_go(self, member: Member) -> None:
+        """Stop what runs for it, whole: being cancelled twice must not leave an engine behind."""
+        member.leaving = asyncio.ensure_future(self._stop_engine(member.engine, member.process))
+        member.engine = member.process = None
+        await asyncio.shield(member.leaving)
+
+    @staticmethod
+    async def _stop_engine(engine: Engine | None, process: ReplicaProcess | None) -> None:
+        if engine is not None:
+            await engine.close()
+        if process is not None:
+            await process.stop(STOP_GRACE_S)
+
+    async def _come_up(self, member: Member, trial: Trial | None) -> None:
+        spec, engine = member.spec, member.engine
+        assert engine is not None
+        await self._until_loaded(member, engine)
         props = await engine.props()
+        if trial is not None:
+            trial.probing()
         async with self._clock.limit(PROBE_LIMIT_S):
-            await self._probe(engine, props)
-        self._core.replica_ready(spec.pool_id, spec.id, **_facts(props), model_digest=spec.model_digest)
+            await prove(engine, props, self._clock)
+        self._core.replica_ready(spec.pool_id, member.replica, **_facts(props), model_digest=spec.model_digest)
         self._telemetry.event(
             "replica_ready",
             f"{spec.pool_id}/{spec.id} decodes and cancels; {props.slots} slots of {props.ctx} tokens",
@@ -146,8 +194,9 @@ class Replicas:
         )
         self._telemetry.count("orchestratord_preloads_total", pool_id=spec.pool_id, outcome="ready")
 
-    async def _until_loaded(self, spec: ReplicaSpec, engine: Engine, process: ReplicaProcess | None) -> None:
+    async def _until_loaded(self, member: Member, engine: Engine) -> None:
         """Poll until the model is loaded. A child may take its time; a URL that nothing listens on is dead."""
+        process = member.process
         while True:
             if process is not None:
                 self._check_alive(process)
@@ -159,59 +208,37 @@ class Replicas:
                 reason = "starting"
             if reason is None:
                 return
-            self._core.replica_loading(spec.pool_id, spec.id, reason)
+            self._core.replica_loading(member.spec.pool_id, member.replica, reason)
             await self._clock.sleep(LOADING_POLL_S)
 
-    async def _probe(self, engine: Engine, props: EngineProps) -> None:
-        """A minimal decode, then a longer one that is cancelled: both must work before anyone depends on them."""
-        if "completion" not in props.workloads:
-            return
-        job = Job(
-            "completion", max_tokens=4, seed=1, prompt="ping", sampling=Sampling(temperature=0.0), keep_cache=False
-        )
-        async with engine.stream(job) as chunks:
-            async for chunk in chunks:
-                if chunk.end is not None:
-                    break
-            else:
-                raise EngineError("lost", "the probe's decode did not end")
-        before = await engine.busy() or frozenset()  # somebody else may be using an engine we only attach
-        long = Job("completion", max_tokens=props.ctx // 2, seed=1, prompt="ping", keep_cache=False)
-        async with engine.stream(long) as chunks:
-            async for _ in chunks:
-                break
-        pause = 0.01
-        while len(await engine.busy() or ()) > len(before):
-            await self._clock.sleep(pause)
-            pause = min(pause * 2, 1.0)
-
-    async def _watch(self, spec: ReplicaSpec, engine: Engine, process: ReplicaProcess | None) -> None:
+    async def _watch(self, member: Member) -> None:
         """Poll health until it fails. Raises Down or EngineError."""
+        engine, process = member.engine, member.process
+        assert engine is not None
         while True:
-            await self._pause(spec, self._poll_s(spec), process)
+            await self._pause(member, self._poll_s(member.replica))
             if process is not None:
                 self._check_alive(process)
             async with self._clock.limit(HEALTH_LIMIT_S):
                 reason = await engine.ready()
             if reason is not None:
                 raise Down(reason)
-            await self._release_quarantined(spec, engine)
-            await self._close_breaker(spec, engine)
+            await self._release_quarantined(member.replica, engine)
+            await self._close_breaker(member.replica, engine)
 
-    def _poll_s(self, spec: ReplicaSpec) -> float:
+    def _poll_s(self, replica: Replica) -> float:
         """Until the next look: the poll, or sooner when a probe is due."""
-        due = self._core.pools[spec.pool_id].replicas[spec.id].breaker.open_until
+        due = replica.breaker.open_until
         return POLL_S if due is None else max(0.0, min(POLL_S, due - self._clock.now()))
 
-    async def _close_breaker(self, spec: ReplicaSpec, engine: Engine) -> None:
+    async def _close_breaker(self, replica: Replica, engine: Engine) -> None:
         """Probe a replica that failed task after task, when its pause is over. A probe that fails brings it down."""
-        if self._core.pools[spec.pool_id].replicas[spec.id].breaker.due(self._clock.now()):
+        if replica.breaker.due(self._clock.now()):
             async with self._clock.limit(PROBE_LIMIT_S):
-                await self._probe(engine, await engine.props())
-            self._core.replica_probed(spec.pool_id, spec.id)
+                await prove(engine, await engine.props(), self._clock)
+            self._core.replica_probed(replica)
 
-    async def _release_quarantined(self, spec: ReplicaSpec, engine: Engine) -> None:
-        replica = self._core.pools[spec.pool_id].replicas[spec.id]
+    async def _release_quarantined(self, replica: Replica, engine: Engine) -> None:
         quarantined = [lease for lease in replica.leases.values() if lease.quarantined]
         if quarantined:
             busy = await engine.busy() or frozenset()
@@ -219,9 +246,9 @@ class Replicas:
                 if lease.slot not in busy:
                     self._core.release(lease)
 
-    async def _pause(self, spec: ReplicaSpec, seconds: float, process: ReplicaProcess | None = None) -> None:
+    async def _pause(self, member: Member, seconds: float) -> None:
         """Wait, but not longer than until a run reports trouble or the child exits."""
-        nudge = self._nudges[spec.pool_id, spec.id]
+        nudge, process = member.nudge, member.process
         waits: list[asyncio.Task[Any]] = [
             asyncio.ensure_future(nudge.wait()),
             asyncio.ensure_future(self._clock.sleep(seconds)),
@@ -240,16 +267,19 @@ class Replicas:
         if process.returncode is not None:
             raise Down(f"the engine process exited with code {process.returncode}")
 
-    def _fell(self, spec: ReplicaSpec, error: Exception, process: ReplicaProcess | None, was_ready: bool) -> None:
+    def _fell(self, member: Member, error: Exception, was_ready: bool) -> Down:
+        spec, process = member.spec, member.process
         reason = str(error) or type(error).__name__
         tail = tuple(process.tail()[-20:]) if process is not None else ()
-        self._core.replica_failed(spec.pool_id, spec.id, Fault("POOL_UNAVAILABLE", reason, self._clock.wall_ms(), tail))
+        fault = Fault("POOL_UNAVAILABLE", reason, self._clock.wall_ms(), tail)
+        self._core.replica_failed(spec.pool_id, member.replica, fault)
         self._telemetry.event(
             "replica_down", f"{spec.pool_id}/{spec.id}: {reason}", pool_id=spec.pool_id, replica_id=spec.id
         )
         name = "orchestratord_replica_losses_total" if was_ready else "orchestratord_preloads_total"
         labels = {} if was_ready else {"outcome": "failed"}
         self._telemetry.count(name, pool_id=spec.pool_id, **labels)
+        return Down(reason, tail)
 
 
 def _facts(props: EngineProps) -> dict[str, Any]:

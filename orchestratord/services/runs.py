@@ -8,8 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from orchestratord.domain.core import Core
+from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
-from orchestratord.domain.pool import Fault, Lease
+from orchestratord.domain.pool import Lease
 from orchestratord.domain.request import Sampling
 from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Job, Telemetry

@@ -283,6 +283,7 @@ class Streams:
 
 def waiting_for(pool: Pool) -> str | None:
     """Why a queued task waits, when it is not only for its turn."""
+    running = pool.operation is not None and not pool.operation.over
     if pool.draining:
-        return "resume"
+        return "reload" if running and pool.operation is not None and pool.operation.kind == "reload" else "resume"
     return None if any(r.available for r in pool.replicas.values()) else "replica"

@@ -93,7 +93,7 @@ def test_bundle_is_a_copy() -> None:
 
 def test_api_version_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
     """Both contracts carry the version, and a difference is an error."""
-    assert contract.api_version() == contract.load("data")["info"]["version"] == "1.0.0"
+    assert contract.api_version() == contract.load("data")["info"]["version"] == "1.1.0"
     monkeypatch.setattr(contract, "load", lambda name: {"info": {"version": name}})
     with pytest.raises(ValueError, match="differ in version"):
         contract.api_version()
@@ -143,7 +143,7 @@ def test_operations_are_complete() -> None:
     assert stream.sse_order == "started (metrics|token|result)* (end|error)"
     assert stream.body_schema is None
     assert not stream.body_required
-    assert by_id["drainPool"].until == "control-plane"
+    assert by_id["createCatalogModel"].until == "control-plane"
     assert by_id["cancelTask"].req_ids == ("ORCH-3026",)
 
 

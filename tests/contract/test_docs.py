@@ -32,6 +32,7 @@ SECTIONS: dict[type[config.Section], str] = {
     config.TariffSettings: "tariff",
     config.StreamSettings: "streams",
     config.RetentionSettings: "retention",
+    config.ModelSettings: "models",
     config.PoolSettings: "pools",
     config.QueueSettings: "queue",
     config.PriorSettings: "prior",

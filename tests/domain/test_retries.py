@@ -6,8 +6,9 @@ import pytest
 
 from orchestratord.domain.breaker import OPEN_MAX_S, OPEN_S, TRIP_AFTER, Breaker
 from orchestratord.domain.errors import ReplicaExhausted
+from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import TaskState
-from orchestratord.domain.pool import Fault, Replica
+from orchestratord.domain.pool import Replica
 from tests.domain.world import World
 
 FAULT = Fault("REPLICA_EXHAUSTED", "lost: gone", 0)
@@ -135,7 +136,7 @@ def test_an_open_breaker_takes_the_replica_out_and_a_probe_brings_it_back() -> N
     with pytest.raises(ReplicaExhausted) as refused:
         world.admit()
     assert refused.value.retry_after_ms == int(OPEN_S * 1000)
-    world.core.replica_probed("home", "r0")
+    world.core.replica_probed(world.core.pools["home"].replicas["r0"])
     assert [le.task for le in world.dispatch()] == [task]
 
 

@@ -6,12 +6,12 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from orchestratord.domain.core import Core
+from orchestratord.domain.control import Control
 from orchestratord.domain.facts import Fact
 from orchestratord.domain.hooks import Hooks, Limits, Sized
 from orchestratord.domain.pool import Lease, PoolSpec, Replica
 from orchestratord.domain.queue import QueueSpec
-from orchestratord.domain.request import Caller, TaskRequest
+from orchestratord.domain.request import Caller, PlacementHints, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.wire import sse
 
@@ -49,6 +49,7 @@ class World:
         auto: bool = True,
         limits: Limits | None = None,
         queue: QueueSpec | None = None,
+        pools: tuple[str, ...] = ("home",),
     ) -> None:
         self.now = 1000.0
         self.auto = auto
@@ -65,15 +66,15 @@ class World:
             ended=lambda task, phase, reason: self.ended.append((task, phase, reason)),
             archive=lambda task_id, artifact: None,
         )
-        spec = PoolSpec("home", "llamacpp", "mock", "m", queue=queue or QueueSpec(capacity))
-        self.core = Core([spec], limits or Limits(turns_max=10_000), hooks)
+        specs = [PoolSpec(p, "llamacpp", "mock", "m", (p,), queue=queue or QueueSpec(capacity)) for p in pools]
+        self.core = Control(specs, limits or Limits(turns_max=10_000), hooks)
         self.core.add_replica("home", Replica("r0"))
         self.ready(slots)
 
-    def ready(self, slots: int) -> None:
+    def ready(self, slots: int, pool: str = "home") -> None:
         self.core.replica_ready(
-            "home",
-            "r0",
+            pool,
+            self.core.pools[pool].replicas["r0"],
             slots=slots,
             ctx=4096,
             engine_version="mock-1",
@@ -101,6 +102,14 @@ class World:
     @property
     def facts(self) -> list[Fact]:
         return [ticket.fact for ticket in self.tickets]
+
+    @staticmethod
+    def prefer(pool: str) -> PlacementHints:
+        return PlacementHints(mode="prefer", prefer_pools=(pool,))
+
+    @staticmethod
+    def pin(pool: str) -> PlacementHints:
+        return PlacementHints(mode="pin", pin_pool_id=pool)
 
     def request(self, **fields: Any) -> TaskRequest:
         defaults: dict[str, Any] = {

@@ -24,6 +24,7 @@ from orchestratord.domain.facts import (
     SessionDeleted,
     TranscriptSource,
 )
+from orchestratord.domain.operation import Fault, Model, Operation, OperationState, PoolChanged
 from orchestratord.infra.journal.memory import MemoryJournal, MemoryStore
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import Artifact, Journal, JournalUnavailable
@@ -237,6 +238,27 @@ def test_deleted_sessions_are_known_as_long_as_they_concern_a_task(make: Make) -
         journal = make()
         await journal.open()
         assert journal.deleted_sessions() == []
+        await journal.close()
+
+    asyncio.run(body())
+
+
+def test_the_last_word_on_every_pool_is_kept(make: Make) -> None:
+    def changed(pool_id: str, state: OperationState) -> PoolChanged:
+        error = Fault("POOL_UNAVAILABLE", "it died", 7, ("last", "words"))
+        operation = Operation("op", pool_id, "reload", state, "a", 2, 5, "b", None, 8, error)
+        return PoolChanged(pool_id, "a", True, 2, Model("b", "/models/b", "sha256:0"), operation)
+
+    async def body() -> None:
+        journal = make()
+        await journal.open()
+        assert journal.changed_pools() == []
+        await write(journal, changed("b", "pending"), changed("a", "pending"), changed("b", "rolled_back"))
+        await journal.close()
+
+        journal = make()
+        await journal.open()
+        assert journal.changed_pools() == [changed("a", "pending"), changed("b", "rolled_back")]
         await journal.close()
 
     asyncio.run(body())

@@ -302,6 +302,23 @@ def newer(path: Path) -> None:
     connection.close()
 
 
+def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
+    async def body() -> None:
+        first = SqliteJournal(tmp_path / "j.db", archive)
+        await first.open()
+        await within(first.append(admitted(1)))
+        await first.close()
+        with sqlite3.connect(tmp_path / "j.db") as connection:
+            connection.execute("DROP TABLE pools")
+            connection.execute("PRAGMA user_version = 1")
+        connection.close()
+        second = SqliteJournal(tmp_path / "j.db", archive)
+        assert (len(await second.open()), second.changed_pools()) == (1, [])
+        await second.close()
+
+    asyncio.run(body())
+
+
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [

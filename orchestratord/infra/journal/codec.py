@@ -7,6 +7,7 @@ from dataclasses import replace
 import msgspec
 
 from orchestratord.domain.facts import Admitted, Fact, Finished, Frames, Started
+from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.request import Message
 from orchestratord.ports import Artifact
 
@@ -18,10 +19,12 @@ _content = msgspec.json.Decoder(Content)
 _started = msgspec.json.Decoder(Started)
 _finished = msgspec.json.Decoder(Finished)
 _artifact = msgspec.json.Decoder(Artifact)
+_pool_changed = msgspec.json.Decoder(PoolChanged)
 
 decode_started = _started.decode
 decode_finished = _finished.decode
 decode_artifact = _artifact.decode
+decode_pool_changed = _pool_changed.decode
 
 
 def without_content(admitted: Admitted) -> Admitted:

@@ -32,10 +32,11 @@ from orchestratord.domain.facts import (
     SessionDeleted,
     Started,
 )
+from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
 from orchestratord.ports import Artifact, JournalUnavailable
 
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 SCHEMA = """
 CREATE TABLE tasks (ord INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE, admitted BLOB NOT NULL,
                     started BLOB, finished BLOB, transcript_id TEXT);
@@ -48,6 +49,7 @@ CREATE TABLE sessions (session_id TEXT PRIMARY KEY, after_order INTEGER NOT NULL
 CREATE TABLE probe (id INTEGER PRIMARY KEY, writes INTEGER NOT NULL);
 INSERT INTO probe VALUES (1, 0);
 """
+POOLS = "CREATE TABLE pools (pool_id TEXT PRIMARY KEY, changed BLOB NOT NULL)"  # since schema 2
 PAGE = 4096
 SHARED = bytes(PAGE)  # what of a content may sit in a shared page: nothing but zeros
 
@@ -62,6 +64,7 @@ class Loaded:
     tasks: list[JournaledTask]
     outbox: list[tuple[str, Artifact]]
     deleted: list[SessionDeleted]
+    pools: list[PoolChanged]
 
 
 class Database:
@@ -87,6 +90,7 @@ class Database:
             Finished: self._finished,
             Archived: self._archived,
             SessionDeleted: self._session_deleted,
+            PoolChanged: self._pool_changed,
             Forgotten: self._forgotten,
         }
 
@@ -148,10 +152,11 @@ class Database:
                 f"the journal {self._path} was written by a newer version (schema {version}, this one knows "
                 f"{SCHEMA_VERSION}): install that version again, or move the file away to start empty"
             )
-        if version == 0:
+        if version < SCHEMA_VERSION:
             with self._transaction():
-                for statement in SCHEMA.split(";"):
+                for statement in SCHEMA.split(";") if version == 0 else ():
                     self._run(statement)
+                self._run(POOLS)
                 self._run(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _load(self) -> Loaded:
@@ -179,6 +184,7 @@ class Database:
             tasks,
             [(task_id, codec.decode_artifact(artifact)) for task_id, artifact in outbox],
             [SessionDeleted(*row) for row in deleted],
+            [codec.decode_pool_changed(row[0]) for row in self._run("SELECT changed FROM pools ORDER BY pool_id")],
         )
 
     def close(self) -> None:
@@ -276,6 +282,9 @@ class Database:
 
     def _session_deleted(self, fact: SessionDeleted, *_: bytes) -> None:
         self._run("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (fact.session_id, fact.after_order))
+
+    def _pool_changed(self, fact: PoolChanged, body: bytes, _: bytes) -> None:
+        self._run("INSERT OR REPLACE INTO pools VALUES (?, ?)", (fact.pool_id, body))
 
     def _forgotten(self, fact: Forgotten, *_: bytes) -> None:
         self._run("DELETE FROM tasks WHERE task_id = ?", (fact.task_id,))

@@ -18,6 +18,7 @@ from orchestratord.domain.facts import (
     Started,
     TranscriptSource,
 )
+from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
 from orchestratord.infra.journal.intake import BACKLOG_LIMIT, Intake
 from orchestratord.infra.journal.tickets import TicketFuture, fail, resolve, transcripts_by
@@ -31,6 +32,7 @@ class MemoryStore:
     tasks: dict[str, JournaledTask] = field(default_factory=dict)
     outbox: dict[str, Artifact] = field(default_factory=dict)
     deleted: dict[str, SessionDeleted] = field(default_factory=dict)
+    pools: dict[str, PoolChanged] = field(default_factory=dict)
 
     def apply(self, fact: Fact, transcript: Artifact | None) -> None:
         """Take one fact in. One about a task that is not here changes nothing."""
@@ -40,6 +42,8 @@ class MemoryStore:
                 self.tasks[fact.task_id] = JournaledTask(fact, None, b"", None, None)
             case SessionDeleted():
                 self.deleted[fact.session_id] = fact
+            case PoolChanged():
+                self.pools[fact.pool_id] = fact
             case _ if (task := self.tasks.get(fact.task_id)) is not None:
                 self._change(task, fact, transcript)
 
@@ -83,6 +87,7 @@ class MemoryJournal:
         self._pending: list[tuple[Fact, int, TicketFuture]] = []
         self._transcripts: list[tuple[str, Artifact]] = []
         self._deleted: list[SessionDeleted] = []
+        self._changed_pools: list[PoolChanged] = []
 
     async def open(self) -> list[JournaledTask]:
         self._loop = asyncio.get_running_loop()
@@ -95,6 +100,7 @@ class MemoryJournal:
                 del self.store.deleted[deleted.session_id]
         ids = [task.admitted.task_id for task in tasks]
         self._transcripts = [(one, self.store.outbox[one]) for one in ids if one in self.store.outbox]
+        self._changed_pools = sorted(self.store.pools.values(), key=lambda fact: fact.pool_id)
         self._deleted = sorted(self.store.deleted.values(), key=lambda fact: (fact.after_order, fact.session_id))
         return tasks
 
@@ -138,6 +144,9 @@ class MemoryJournal:
 
     def deleted_sessions(self) -> list[SessionDeleted]:
         return self._deleted
+
+    def changed_pools(self) -> list[PoolChanged]:
+        return self._changed_pools
 
     @property
     def healthy(self) -> bool:

@@ -28,6 +28,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from orchestratord.domain.facts import Fact, Finished, JournaledTask, SessionDeleted, TranscriptSource
+from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
 from orchestratord.infra.journal.database import Database, Durability, Loaded
 from orchestratord.infra.journal.intake import BACKLOG_LIMIT, Intake
@@ -67,7 +68,7 @@ class SqliteJournal:
         self._archive = archive
         self._durability: Durability = durability
         self._fault = fault
-        self._loaded = Loaded([], [], [])
+        self._loaded = Loaded([], [], [], [])
         self._thread: threading.Thread | None = None
         # Only the loop uses the intake and the tickets; the rest is shared with the writer, under `_wake`.
         self._intake = Intake(backlog_limit)
@@ -130,6 +131,9 @@ class SqliteJournal:
 
     def deleted_sessions(self) -> list[SessionDeleted]:
         return self._loaded.deleted
+
+    def changed_pools(self) -> list[PoolChanged]:
+        return self._loaded.pools
 
     @property
     def healthy(self) -> bool:

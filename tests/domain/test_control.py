@@ -1,0 +1,154 @@
+"""Drain and resume as steps of the aggregate."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from orchestratord.domain.control import Control
+from orchestratord.domain.operation import Fault, Model, Operation, PoolChanged
+from orchestratord.domain.pool import Replica
+from orchestratord.domain.queue import QueueSpec
+from orchestratord.domain.task import Task
+from tests.domain.world import World
+
+
+def operation(kind: Any = "drain", **fields: Any) -> Operation:
+    return Operation(
+        **{
+            "id": "op-1",
+            "pool_id": "home",
+            "kind": kind,
+            "state": "pending",
+            "from_model_ref": "m",
+            "generation": 1,
+            "started_ms": 5,
+            **fields,
+        }
+    )
+
+
+class Two(World):
+    """Pools `home` and `away` that both serve `m`."""
+
+    def __init__(self, **fields: Any) -> None:
+        super().__init__(pools=("home", "away"), **fields)
+        self.core: Control
+        self.core.add_replica("away", Replica("r0"))
+        self.ready(1, "away")
+
+    def drain(self) -> None:
+        self.core.begin(operation(), draining=True)
+        self.commit()
+
+    def queued(self, pool: str) -> list[Task]:
+        return list(self.core.pools[pool].queue)
+
+
+def test_a_drain_starts_nothing_from_the_step_that_accepts_it() -> None:
+    """I20: not even before it is durable."""
+    world = World(slots=2, auto=False)
+    world.admit()
+    world.commit()
+    world.core.begin(operation(), draining=True)
+    assert world.dispatch() == []
+
+
+def test_a_drain_that_cannot_be_journaled_is_undone() -> None:
+    world = World(slots=1, auto=False)
+    world.core.begin(operation(), draining=True)
+    world.tickets[-1].resolve(OSError("full"))
+    pool = world.core.pools["home"]
+    assert (pool.draining, pool.operation) == (False, None)
+
+
+def test_queued_tasks_move_in_the_order_of_their_admission() -> None:
+    """ORCH-3031: among those that wait there already, and never beyond the room there is."""
+    world = Two(slots=1, capacity=3)
+    tasks = [world.admit(placement=world.prefer("home" if i % 2 else "away")) for i in range(6)]
+    pinned = [t for t in tasks if t.pool_id == "home"]
+    assert len(pinned) == 3
+    world.core.cancel(tasks[0], "client", world.now, world.wall_ms)  # one seat comes free in `away`
+    world.drain()
+    world.core.dispatch(world.now, world.wall_ms)
+    moved = [t for t in pinned if t.pool_id == "away"]
+    assert moved == [tasks[1]]
+    assert tasks[1].state == "starting", "it is the oldest there, so it went first"
+    assert world.queued("away") == [tasks[2], tasks[4]]
+    assert world.queued("home") == [tasks[3], tasks[5]]
+
+
+def test_a_victim_that_has_promised_its_seat_does_not_move() -> None:
+    """Its newcomer would find it gone, and drop it from a queue where nobody needs the seat."""
+    world = Two(slots=0, queue=QueueSpec(1, "drop-lru"), auto=False)
+    victim = world.admit(priority="batch", placement=world.prefer("home"))
+    world.commit()
+    newcomer = world.admit(placement=world.pin("home"))
+    world.core.begin(operation(), draining=True)
+    world.commit()
+    world.dispatch()
+    assert victim.failure is not None
+    assert victim.failure.code == "QUEUE_FULL_DROP_LRU"
+    assert (newcomer.pool_id, newcomer.committed) == ("home", True)
+
+
+def test_what_runs_is_ended_and_what_waits_is_not() -> None:
+    world = World(slots=1)
+    running, waiting = world.admit(), world.admit()
+    world.dispatch()
+    assert world.core.end_running(world.core.pools["home"], "over", world.now, world.wall_ms) == 1
+    assert running.failure is not None
+    assert (running.failure.code, running.failure.retriable) == ("POOL_UNAVAILABLE", True)
+    assert not waiting.terminal
+
+
+def test_a_reload_keeps_the_places_of_those_it_still_serves_and_ends_the_others() -> None:
+    world = World(slots=0)
+    by_model, by_pool = world.admit(), world.admit(model_ref="home")
+    pool = world.core.pools["home"]
+    world.core.begin(operation("reload", to_model_ref="n"), draining=False)
+    world.core.commit(pool, Model("n"))
+    replica = Replica("r0", state="ready", slots=1, ctx=4096, workloads=frozenset({"completion"}))
+    world.core.swap(pool, Model("n"), [replica])
+    leases = world.dispatch()
+    assert [lease.task for lease in leases] == [by_pool]
+    assert by_model.failure is not None
+    assert by_model.failure.code == "POOL_UNREADY"
+    assert "serves n now" in by_model.failure.message
+
+
+def test_what_a_restart_makes_of_an_operation() -> None:
+    """A reload is wholly new from the fact of its swap on, and wholly old before."""
+
+    def after(kind: Any, state: Any) -> tuple[str, int | None]:
+        fact = PoolChanged("home", "m", True, 1, None, operation(kind, state=state)).after_restart(77)
+        return fact.operation.state, fact.operation.ended_ms
+
+    assert after("drain", "pending") == ("succeeded", 77)
+    for state in ("pending", "fetching", "preloading", "probing"):
+        assert after("reload", state) == ("rolled_back", 77)
+    assert after("reload", "swapping") == ("succeeded", 77)
+    over = PoolChanged("home", "m", True, 1, None, operation(state="failed", ended_ms=3, error=Fault("X", "y", 1)))
+    assert over.after_restart(77) is over
+
+
+def test_a_changed_configuration_wins_over_an_old_reload() -> None:
+    done = operation("reload", state="succeeded", ended_ms=9)
+    for configured, served in (("m", "n"), ("other", "m")):
+        world = World()
+        fact = PoolChanged("home", configured, False, 2, Model("n", "/models/n"), done)
+        world.core.restore_pools([fact], world.wall_ms)
+        assert world.core.pools["home"].spec.model_ref == served
+
+
+def test_a_task_between_two_leases_leaves_a_draining_pool() -> None:
+    """OD-24, ORCH-3031: it moves like one that is queued, and still goes before all others."""
+    world = Two(slots=1)
+    task = world.admit(placement=world.prefer("home"))
+    (lease,) = world.dispatch()
+    assert task.pool_id == "home"
+    waiting = world.admit(placement=world.prefer("away"))
+    world.core.retry(lease, world.now)
+    world.drain()
+    (again,) = world.dispatch()
+    assert (again.task, again.pool.id, task.pool_id) == (task, "away", "away")
+    assert world.queued("away") == [waiting]

@@ -1,0 +1,83 @@
+"""Models from this machine: only where the policy says, by words and by what links really point to."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+import pytest
+
+from orchestratord.infra.fetch.files import LocalFiles
+from orchestratord.ports import ModelUnavailable
+
+GGUF = b"GGUF\x03\x00\x00\x00 and more"
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Path:
+    root = tmp_path / "models"
+    (root / "deep").mkdir(parents=True)
+    (root / "a.gguf").write_bytes(GGUF)
+    (root / "deep" / "b.gguf").write_bytes(GGUF)
+    (tmp_path / "secret.gguf").write_bytes(GGUF)
+    (root / "link.gguf").symlink_to(tmp_path / "secret.gguf")
+    (root / "inner.gguf").symlink_to(root / "a.gguf")
+    (root / "out").symlink_to(tmp_path)
+    (root / "empty.gguf").touch()
+    (root / "page.gguf").write_bytes(b"<!doctype html>")
+    return root
+
+
+def resolve(root: Path, ref: str) -> str:
+    return asyncio.run(LocalFiles([str(root)], ["/elsewhere/known.gguf"]).resolve(ref))
+
+
+def test_what_is_under_a_root_is_found(root: Path) -> None:
+    assert resolve(root, "file:a.gguf") == str(root / "a.gguf")
+    assert resolve(root, "file:deep/b.gguf") == str(root / "deep" / "b.gguf")
+    assert resolve(root, f"file:{root}/a.gguf") == str(root / "a.gguf")
+    assert resolve(root, "file:inner.gguf") == str(root / "a.gguf"), "a link that stays inside is a file like any other"
+    assert resolve(root, "file:/elsewhere/known.gguf") == "/elsewhere/known.gguf", "the configuration names it"
+
+
+@pytest.mark.parametrize(
+    "ref",
+    [
+        "a.gguf",
+        "file:",
+        "file:../secret.gguf",
+        "file:deep/../../secret.gguf",
+        "file:/etc/passwd",
+        "file:///etc/passwd",
+        "file://host/a.gguf",
+        "file:a.gguf\0.txt",
+        "FILE:/etc/passwd",
+        "https://example.com/a.gguf",
+        "hf:org/repo/a.gguf",
+        "s3://bucket/a.gguf",
+        "oci://host/a",
+    ],
+)
+def test_what_the_policy_does_not_allow_is_refused_without_a_look(root: Path, ref: str) -> None:
+    with pytest.raises(ModelUnavailable) as refused:
+        LocalFiles([str(root)]).check(ref)
+    assert refused.value.code == "UNTRUSTED_ARTIFACT"
+
+
+@pytest.mark.parametrize("ref", ["file:link.gguf", "file:out/secret.gguf"])
+def test_a_link_does_not_lead_out(root: Path, ref: str) -> None:
+    with pytest.raises(ModelUnavailable, match="leads out"):
+        resolve(root, ref)
+
+
+def test_what_is_not_there_is_not_found(root: Path) -> None:
+    with pytest.raises(ModelUnavailable) as missing:
+        resolve(root, "file:nothing.gguf")
+    assert missing.value.code == "NOT_FOUND"
+
+
+@pytest.mark.parametrize("name", ["empty.gguf", "page.gguf", "deep", "nothing.gguf"])
+def test_what_no_engine_could_load_is_not_verified(root: Path, name: str) -> None:
+    with pytest.raises(ModelUnavailable):
+        asyncio.run(LocalFiles([str(root)]).verify(str(root / name)))
+    asyncio.run(LocalFiles([str(root)]).verify(str(root / "a.gguf")))

@@ -1,0 +1,171 @@
+"""What the scenarios of reloads do not see: the first states, several replicas, and losses at awkward moments."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from orchestratord.infra.engines.mock import MockEngine, MockScript
+from orchestratord.ports import ModelUnavailable
+from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
+from orchestratord.testing.session import VerifyingSession
+from tests.services.support import health, records, running, state_of, submit
+
+NEXT = "file:next.gguf"
+
+
+@contextmanager
+def reloading(*, memory: bool = True, replicas: int = 1, **models: Any) -> Iterator[tuple[LiveApp, VerifyingSession]]:
+    pool = mock_pool(replicas=replicas)
+    for replica in pool["replicas"]:
+        replica["memory_bytes"] = 10
+    sections = {"roots": ["/srv"], "memory_bytes": 100 if memory else 15 * replicas, **models}
+    app = LiveApp(mock_settings(pools=[pool], models=sections))
+    with app, app.session() as session:
+        yield app, session
+
+
+def next_engine(app: LiveApp, replica: str = "r0") -> MockEngine:
+    assert app.clock is not None
+    engine = app.daemon.mocks["home", f"{replica}@{NEXT}"] = MockEngine(clock=app.clock, model_id="next")
+    return engine
+
+
+def reload(app: LiveApp, session: VerifyingSession) -> dict[str, Any]:
+    answer = session.post("/v1/pools/home/reload", json={"new_model_ref": NEXT})
+    assert answer.status_code == 202, answer.text
+    app.settle()
+    return health(session)
+
+
+def test_fetching_and_verifying_are_shown(monkeypatch: Any) -> None:
+    """ORCH-3038: and a model that cannot be had, or is none, fails before anything was touched."""
+    with reloading() as (app, session):
+        reached: list[str] = []
+
+        class Slow:
+            def check(self, ref: str) -> None: ...
+
+            async def resolve(self, ref: str) -> str:
+                reached.append(health_of(app))
+                return "/srv/next.gguf"
+
+            async def verify(self, path: str) -> str | None:
+                reached.append(health_of(app))
+                raise ModelUnavailable("UNTRUSTED_ARTIFACT", "it is a web page")
+
+        reloads = app.daemon.reloads
+        monkeypatch.setattr(reloads, "_files", Slow())
+        pool = app.daemon.core.pools["home"]
+        spec = app.daemon.replicas.specs(pool)[0]
+        monkeypatch.setattr(app.daemon.replicas, "specs", lambda _: [_as_process(spec)])
+        found = reload(app, session)
+        assert reached == ["fetching", "verifying"]
+        assert (found["operation"]["state"], found["operation"]["error"]["code"]) == ("failed", "UNTRUSTED_ARTIFACT")
+        assert (found["ready"], found["model_ref"]) == (True, "file:home.gguf")
+
+
+def health_of(app: LiveApp) -> str:
+    operation = app.daemon.core.pools["home"].operation
+    assert operation is not None
+    return operation.state
+
+
+def _as_process(spec: Any) -> Any:
+    from dataclasses import replace
+
+    from orchestratord.ports import ProcessSpec
+
+    return replace(spec, process=ProcessSpec("llamacpp", "/srv/a.gguf", 1, 64, 1, None, (), {}, None))
+
+
+def test_one_bad_replica_is_enough_to_stay_with_the_old_model() -> None:
+    """The good one is let go of again."""
+    with reloading(replicas=2) as (app, session):
+        good, bad = next_engine(app, "r0"), next_engine(app, "r1")
+        bad.play(MockScript(jobs=math.inf, error_after=1))
+        found = reload(app, session)
+        assert found["operation"]["state"] == "rolled_back"
+        assert found["model_ref"] == "file:home.gguf"
+        assert [r["ready"] for r in found["replicas"]] == [True, True]
+        assert app.call(lambda: len(app.daemon.replicas._members)) == 2
+        assert good.busy_slots == 0
+
+
+def test_a_new_engine_that_dies_while_the_swap_is_journaled_is_brought_back() -> None:
+    """Past the point of no return it is the serving replica's usual fate."""
+    with reloading() as (app, session):
+        engine = next_engine(app)
+        commit = app.daemon.core.commit
+
+        def dying(*arguments: Any) -> Any:
+            engine.down = True
+            for member in app.daemon.replicas._members.values():
+                member.nudge.set()
+            return commit(*arguments)
+
+        app.daemon.core.commit = dying  # type: ignore[method-assign]
+        reload(app, session)
+        app.advance(3)
+        assert health(session)["model_ref"] == NEXT
+        app.call(lambda: setattr(engine, "down", False))
+        app.advance(60)
+        assert health(session)["ready"] is True
+
+
+def test_what_runs_too_long_on_the_old_model_is_ended_and_worth_retrying() -> None:
+    with reloading(drain_ms=5000) as (app, session):
+        task_id = running(app, session, model_ref="home", on_disconnect="continue")
+        assert reload(app, session)["operation"]["state"] == "swapping"
+        app.advance(6)
+        assert state_of(session, task_id) == "failed"
+        failure = session.get(f"/v1/tasks/{task_id}").json()["error"]
+        assert (failure["code"], failure["retriable"]) == ("POOL_UNAVAILABLE", True)
+        assert health(session)["operation"]["state"] == "succeeded"
+
+
+def test_a_rollback_resumes_the_drain_that_was_there() -> None:
+    with reloading(memory=False) as (app, session):
+        next_engine(app).play(MockScript(jobs=math.inf, refuse="no"))
+        session.post("/v1/pools/home/drain", json={"deadline_ms": 1000})
+        app.settle()
+        found = reload(app, session)
+        assert (found["operation"]["state"], found["draining"]) == ("rolled_back", True)
+
+
+def test_ten_at_once_are_one_and_nine_conflicts() -> None:
+    """I4: the generation grows by one for each success."""
+    with reloading() as (app, session):
+        next_engine(app).loading = "loading model"
+        answers = [
+            session.post("/v1/pools/home/reload", json={"new_model_ref": f"file:{n}.gguf" if n else NEXT})
+            for n in range(10)
+        ]
+        assert sorted(a.status_code for a in answers) == [202] + [409] * 9
+        running_id = answers[0].json()["operation_id"]
+        assert {a.json()["details"]["operation_id"] for a in answers[1:]} == {running_id}
+        app.call(lambda: setattr(app.daemon.mocks["home", f"r0@{NEXT}"], "loading", None))
+        app.advance(1)
+        assert health(session)["operation"]["generation"] == 2
+
+
+def test_every_reload_is_told() -> None:
+    with reloading() as (app, session):
+        reload(app, session)
+        submit(session, model_ref="home")
+        assert [r["kind"] for r in records(app, "operation_started")] == ["reload"]
+        assert [r["state"] for r in records(app, "operation_ended")] == ["succeeded"]
+
+
+def test_an_engine_reached_by_url_is_not_ours_to_reload() -> None:
+    pool = mock_pool()
+    pool["replicas"] = [{"id": "r0", "url": "http://127.0.0.1:9"}]
+    app = LiveApp(mock_settings(pools=[pool], models={"roots": ["/srv"]})).start(ready=False)
+    try:
+        with app.session() as session:
+            answer = session.post("/v1/pools/home/reload", json={"new_model_ref": NEXT})
+            assert (answer.status_code, answer.json()["code"]) == (409, "CONFLICT")
+    finally:
+        app.stop()
