@@ -8,6 +8,7 @@ import signal
 import socket
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -63,19 +64,20 @@ class DaemonProcess:
         port: int | None = None,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
+        module: str = "orchestratord",
     ) -> None:
         self.port = free_port() if port is None else port
-        command = [sys.executable, "-W", "ignore", "-m", "orchestratord", "serve", "--port", str(self.port)]
+        command = [sys.executable, "-W", "ignore", "-m", module, "serve", "--port", str(self.port)]
         if config is not None:
             command += ["-c", str(config)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("ORCHD_", "AUTH_"))}
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115 - closed by `output`
         self.process = subprocess.Popen(
             command,
             cwd=cwd or (config.parent if config else None),
             env={**clean, "PYTHONPATH": str(ROOT), **(env or {})},
-            stdout=subprocess.PIPE,
+            stdout=self._log,  # a file: nobody reads a pipe while it runs, and a full one would stop it
             stderr=subprocess.STDOUT,
-            text=True,
         )
         self._output: str | None = None
 
@@ -119,9 +121,9 @@ class DaemonProcess:
     def output(self) -> str:
         """All it wrote; only once it has ended."""
         if self._output is None:
-            assert self.process.stdout is not None
-            self._output = self.process.stdout.read()
-            self.process.stdout.close()
+            with self._log:
+                self._log.seek(0)
+                self._output = self._log.read().decode()
         return self._output
 
     def __enter__(self) -> DaemonProcess:

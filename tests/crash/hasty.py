@@ -1,0 +1,47 @@
+"""A daemon with a deliberate fault, for a check that must notice: it acknowledges before its journal has committed.
+
+Every fact reaches the journal a moment late, while the tickets of admissions resolve at once, as with a cache that
+writes behind. `python -m tests.crash.hasty serve ...`
+"""
+
+from __future__ import annotations
+
+import asyncio
+import sys
+from typing import Any
+
+from orchestratord.cli import main
+from orchestratord.domain.facts import Admitted
+from orchestratord.infra.journal.sqlite import SqliteJournal
+from orchestratord.infra.journal.tickets import TicketFuture, resolve
+
+BEHIND_S = 0.2
+
+
+def _settle(ours: TicketFuture, real: TicketFuture) -> None:
+    if ours.done():
+        return
+    error = real.exception()
+    if error is None:
+        ours.set_result(real.result())
+    else:
+        ours.set_exception(error)
+
+
+def hasty(append: Any) -> Any:
+    """`append`, behind its callers' backs."""
+
+    def later(self: SqliteJournal, fact: Any) -> TicketFuture:
+        loop = asyncio.get_running_loop()
+        ticket: TicketFuture = loop.create_future()
+        if isinstance(fact, Admitted):
+            resolve(ticket)
+        loop.call_later(BEHIND_S, lambda: append(self, fact).add_done_callback(lambda real: _settle(ticket, real)))
+        return ticket
+
+    return later
+
+
+if __name__ == "__main__":
+    SqliteJournal.append = hasty(SqliteJournal.append)  # type: ignore[method-assign]
+    sys.exit(main())
