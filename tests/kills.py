@@ -114,8 +114,9 @@ class Kills:
             task = self._task()
             self.tasks.append(task)
             await self._submit(http, task)
-            if task.admitted:
-                await self._follow(http, task)
+            if not task.admitted:
+                return  # the daemon is gone
+            await self._follow(http, task)
 
     async def _come_back(self, http: Http, task: Followed) -> None:
         await self._submit(http, task)
@@ -140,7 +141,7 @@ class Kills:
     async def _follow(self, http: Http, task: Followed) -> None:
         reader = Reader("r", task.last)
         point = self.draw.randint(1, 60) if task.cancels and task.seal is None else None
-        with contextlib.suppress(OSError, asyncio.IncompleteReadError):
+        try:
             async for event in http.follow(task.id, reader, by_header=True, reset=False):
                 self._note(task, event)
                 if point is not None and len(reader.events) >= point:
@@ -148,6 +149,11 @@ class Kills:
                     status, headers, _ = await http.ask("POST", f"/v1/tasks/{task.id}/cancel")
                     if status == 204:
                         task.seal = int(headers["x-last-event-id"])
+        except AssertionError as refused:  # the daemon is there and does not know what it has shown
+            self.faults.append(str(refused))
+            task.terminal = task.last
+        except (OSError, asyncio.IncompleteReadError):
+            pass  # it was killed
 
     def _note(self, task: Followed, event: Seen) -> None:
         if event.id is None:
@@ -238,7 +244,7 @@ def _charge(task: Followed, found: dict[str, Any]) -> int:
 
 @contextlib.contextmanager
 def _life(config: Path, module: str) -> Iterator[tuple[DaemonProcess, Http]]:
-    with DaemonProcess(config, module=module) as daemon:
+    with DaemonProcess(config, module=(module,)) as daemon:
         daemon.up()
         yield daemon, Http(daemon.url)
 

@@ -84,13 +84,14 @@ class Control(Core):
     ) -> int:
         """End every running task of the pool (or of these replicas of it) with POOL_UNAVAILABLE, retriable.
 
-        Gives their number.
+        Gives their number. Those that wait for another attempt have begun, too.
         """
-        leases = [lease for lease in pool.leases if only is None or lease.replica in only]
-        running = [lease for lease in leases if not lease.task.terminal]
-        for lease in running:
-            failure = Failure("POOL_UNAVAILABLE", message, lease.task.request.engine, retriable=True)
-            self.fail(lease.task, failure, now, wall_ms)
+        leased = [lease.task for lease in pool.leases if only is None or lease.replica in only]
+        tried = pool.queue.retries if only is None else []
+        running = dict.fromkeys([task for task in leased if not task.terminal] + tried)
+        for task in running:
+            failure = Failure("POOL_UNAVAILABLE", message, task.request.engine, retriable=True)
+            self.fail(task, failure, now, wall_ms)
         return len(running)
 
     # -- queued tasks ------------------------------------------------------------------------------------
@@ -102,6 +103,7 @@ class Control(Core):
 
     def _settle(self, pool: Pool, now: float, wall_ms: int) -> None:
         """Find every queued task a place: here, in another pool in the order of admission, or no more at all."""
+        self._settle_tried(pool, now, wall_ms)
         moved: dict[str, list[Task]] = {}
         for task in sorted(pool.queue, key=lambda task: task.admitted.order):
             if pool.queue.is_marked(task):
@@ -115,9 +117,16 @@ class Control(Core):
             there = self.pools[target]
             full = len(there.queue) + len(moved.get(target, ())) >= there.queue.capacity
             if target != pool.id and not full and there.queue.has_room(task.request.priority):
-                pool.queue.remove(task)
+                self._leave(pool, task)
                 moved.setdefault(target, []).append(task)
-        for task in pool.queue.retries:  # no seat: they hold none
+        for target, tasks in moved.items():
+            for task in tasks:
+                task.pool_id = target
+            self.pools[target].queue.merge(tasks)
+
+    def _settle_tried(self, pool: Pool, now: float, wall_ms: int) -> None:
+        """The same for tasks that wait for another attempt. They hold no seat, and go first wherever they are."""
+        for task in pool.queue.retries:
             try:
                 target = self._place_of(task, pool, now)
             except Refusal as refusal:
@@ -125,13 +134,17 @@ class Control(Core):
                     self._give_up(task, pool, refusal, now, wall_ms)
                 continue
             if target != pool.id:
-                pool.queue.remove(task)
-                task.pool_id = target
+                self._leave(pool, task)
+                task.pool_id, task.tried = target, ()
                 self.pools[target].queue.again(task)
-        for target, tasks in moved.items():
-            for task in tasks:
-                task.pool_id = target
-            self.pools[target].queue.merge(tasks)
+
+    @staticmethod
+    def _leave(pool: Pool, task: Task) -> None:
+        """Out of the queue, and no replica is kept for it any more."""
+        pool.queue.remove(task)
+        for replica in pool.replicas.values():
+            if replica.reserved_for is task:
+                replica.reserved_for = None
 
     def _place_of(self, task: Task, pool: Pool, now: float) -> str:
         """The pool the task belongs to now: its own if that can take it, else what placement says, or raises."""

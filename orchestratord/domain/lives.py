@@ -178,6 +178,8 @@ class Lives:
         lease.pool.queue.again(task)
         if slot_free:
             self.release(lease)
+        else:
+            self._let_go(lease)
         self._hooks.wake()
 
     def _observe(self, lease: Lease, now: float) -> None:

@@ -28,8 +28,11 @@ class Operations:
         self._work: dict[str, asyncio.Task[None]] = {}  # the last operation of each pool
         self._tickets: dict[str, Any] = {}  # of its fact
 
-    async def drain(self, pool_id: str, deadline_ms: int) -> Operation:
-        """Start nothing new; what runs may finish within `deadline_ms`. A drained pool stays as it is."""
+    async def drain(self, pool_id: str, deadline_ms: int, reason: str = "operator") -> Operation:
+        """Start nothing new; what runs may finish within `deadline_ms`. A drained pool stays as it is.
+
+        `reason` is a label of `drain_events_total`.
+        """
         pool = self.pool(pool_id)
         last = pool.operation
         if pool.draining and last is not None and last.kind == "drain" and last.over:
@@ -37,10 +40,12 @@ class Operations:
         if (known := self.running(pool, "drain", None, deadline_ms)) is not None:
             return await self.joined(pool, known)
         ends = self._clock.now() + deadline_ms / 1000
-        return await self.begin(pool, "drain", lambda: self._drain(pool, ends), draining=True, deadline_ms=deadline_ms)
+        return await self.begin(
+            pool, "drain", lambda: self._drain(pool, ends, reason), draining=True, deadline_ms=deadline_ms
+        )
 
-    async def _drain(self, pool: Pool, ends: float) -> None:
-        self._telemetry.count("drain_events_total", pool_id=pool.id, reason="operator")
+    async def _drain(self, pool: Pool, ends: float, reason: str) -> None:
+        self._telemetry.count("drain_events_total", pool_id=pool.id, reason=reason)
         self._core.advance(pool, "draining")
         pool.opens_at = ends
         stopped = await self.emptied(pool, ends, "The pool was drained, and its deadline has passed.")

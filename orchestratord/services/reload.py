@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 
 from orchestratord.domain.control import Control
@@ -56,6 +57,7 @@ class Reloads:
         self._telemetry = telemetry
         self._settings = settings
         self._swapped = swapped
+        self._promised: dict[str, int] = {}  # pool -> bytes its new model will take, while the old one is there
 
     async def reload(self, pool_id: str, ref: str) -> Operation:
         """Begin to change the model; returns once that is journaled.
@@ -96,6 +98,14 @@ class Reloads:
             return
         new = [spec.serving(model) for spec in old]
         beside = self._fit_beside(pool, old, new)
+        try:
+            await self._change(pool, model, old, new, beside=beside)
+        finally:
+            self._promised.pop(pool.id, None)
+
+    async def _change(
+        self, pool: Pool, model: Model, old: list[ReplicaSpec], new: list[ReplicaSpec], *, beside: bool
+    ) -> None:
         was_draining = pool.draining
         shadows: list[Replica] = []
         try:
@@ -174,20 +184,25 @@ class Reloads:
         for replica in shadows:
             await self._replicas.retire(pool.id, replica)
         if not beside:
-            back = zip(old, pool.replicas.values(), strict=True)
-            await asyncio.gather(*(self._replicas.bring_back(*pair) for pair in back), return_exceptions=True)
+            back = [self._replicas.bring_back(*pair) for pair in zip(old, pool.replicas.values(), strict=True)]
+            with suppress(TimeoutError):  # it is tried on and on; only this wait has an end
+                async with self._clock.limit(self._settings.load_s):
+                    await asyncio.gather(*back, return_exceptions=True)
             self._core.hold(pool, draining=draining)
 
     # -- memory ------------------------------------------------------------------------------------------
     def _fit_beside(self, pool: Pool, old: list[ReplicaSpec], new: list[ReplicaSpec]) -> bool:
-        """Whether the new model can be loaded while the old one serves."""
+        """Whether the new model can be loaded while the old one serves; if so, that memory is promised to it."""
         need = sum(self._need(pool, before, after) for before, after in zip(old, new, strict=True))
         if self._settings.memory_bytes is not None:
             used = sum(self._used(other) for other in self._core.pools.values())
-            if used + need > self._settings.memory_bytes:
+            if used + sum(self._promised.values()) + need > self._settings.memory_bytes:
                 return False
-        available = self._memory.available()
-        return not any(spec.process for spec in new) or available is None or need <= available
+        available = self._memory.available() if any(spec.process for spec in new) else None
+        if available is not None and sum(self._promised.values()) + need > available:
+            return False
+        self._promised[pool.id] = need
+        return True
 
     def _used(self, pool: Pool) -> int:
         """What the engines of a pool take: as declared, else as measured."""

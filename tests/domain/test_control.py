@@ -40,6 +40,9 @@ class Two(World):
         self.core.begin(operation(), draining=True)
         self.commit()
 
+    def replica(self, pool: str) -> Replica:
+        return self.core.pools[pool].replicas["r0"]
+
     def queued(self, pool: str) -> list[Task]:
         return list(self.core.pools[pool].queue)
 
@@ -84,11 +87,12 @@ def test_a_victim_that_has_promised_its_seat_does_not_move() -> None:
     world.commit()
     newcomer = world.admit(placement=world.pin("home"))
     world.core.begin(operation(), draining=True)
-    world.commit()
+    world.ready(1, "away")
     world.dispatch()
+    world.commit()
     assert victim.failure is not None
     assert victim.failure.code == "QUEUE_FULL_DROP_LRU"
-    assert (newcomer.pool_id, newcomer.committed) == ("home", True)
+    assert (victim.pool_id, newcomer.pool_id, newcomer.committed) == ("home", "home", True)
 
 
 def test_what_runs_is_ended_and_what_waits_is_not() -> None:
@@ -140,15 +144,44 @@ def test_a_changed_configuration_wins_over_an_old_reload() -> None:
         assert world.core.pools["home"].spec.model_ref == served
 
 
-def test_a_task_between_two_leases_leaves_a_draining_pool() -> None:
-    """OD-24, ORCH-3031: it moves like one that is queued, and still goes before all others."""
-    world = Two(slots=1)
-    task = world.admit(placement=world.prefer("home"))
-    (lease,) = world.dispatch()
-    assert task.pool_id == "home"
-    waiting = world.admit(placement=world.prefer("away"))
-    world.core.retry(lease, world.now)
+def test_a_strict_task_that_moves_leaves_no_replica_kept_for_it() -> None:
+    """It would be leased there as well when that pool is resumed."""
+    world = Two(slots=2)
+    world.replica("home").exact_alone = world.replica("away").exact_alone = True
+    running = [world.admit(placement=world.pin("home")), world.admit(placement=world.pin("away"))]
+    world.dispatch()
+    strict = world.admit(determinism="strict", placement=world.prefer("home"))
+    world.dispatch()
+    assert world.replica("home").reserved is strict
     world.drain()
-    (again,) = world.dispatch()
-    assert (again.task, again.pool.id, task.pool_id) == (task, "away", "away")
-    assert world.queued("away") == [waiting]
+    world.dispatch()
+    assert (strict.pool_id, world.replica("home").reserved) == ("away", None)
+    assert not any(task.terminal for task in running)
+
+
+def test_a_task_between_two_attempts_moves_too_and_goes_first() -> None:
+    world = Two(slots=1)
+    tried, blocker = world.admit(placement=world.prefer("home")), world.admit(placement=world.pin("away"))
+    leases = {lease.task: lease for lease in world.dispatch()}
+    waiting = world.admit(placement=world.pin("away"))
+    world.core.retry(leases[tried], world.now + 1)
+    world.drain()
+    assert world.dispatch() == []
+    assert tried.pool_id == "away"
+    world.now += 2
+    world.finish(leases[blocker])
+    assert [lease.task for lease in world.dispatch()] == [tried]
+    assert waiting.state == "queued"
+
+
+def test_one_that_has_nowhere_to_go_ends_with_the_drain() -> None:
+    world = World(slots=1)
+    task = world.admit()
+    (lease,) = world.dispatch()
+    world.core.retry(lease, world.now + 60)
+    world.core.begin(operation(), draining=True)
+    world.commit()
+    world.dispatch()
+    assert world.core.end_running(world.core.pools["home"], "over", world.now, world.wall_ms) == 1
+    assert task.failure is not None
+    assert task.failure.code == "POOL_UNAVAILABLE"

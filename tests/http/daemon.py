@@ -9,6 +9,7 @@ import socket
 import subprocess
 import sys
 import tempfile
+from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -64,10 +65,10 @@ class DaemonProcess:
         port: int | None = None,
         cwd: Path | None = None,
         env: dict[str, str] | None = None,
-        module: str = "orchestratord",
+        module: Sequence[str] = ("orchestratord",),
     ) -> None:
         self.port = free_port() if port is None else port
-        command = [sys.executable, "-W", "ignore", "-m", module, "serve", "--port", str(self.port)]
+        command = [sys.executable, "-W", "ignore", "-m", *module, "serve", "--port", str(self.port)]
         if config is not None:
             command += ["-c", str(config)]
         clean = {name: value for name, value in os.environ.items() if not name.startswith(("ORCHD_", "AUTH_"))}

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 import math
-from collections.abc import Iterator
+import uuid
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
 from orchestratord.infra.engines.mock import MockEngine, MockScript
-from orchestratord.ports import ModelUnavailable
+from orchestratord.ports import JournalUnavailable, ModelUnavailable
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
 from tests.services.support import health, records, running, state_of, submit
@@ -90,29 +92,91 @@ def test_one_bad_replica_is_enough_to_stay_with_the_old_model() -> None:
         assert found["operation"]["state"] == "rolled_back"
         assert found["model_ref"] == "file:home.gguf"
         assert [r["ready"] for r in found["replicas"]] == [True, True]
-        assert app.call(lambda: len(app.daemon.replicas._members)) == 2
+        assert engines_and_shadows(app) == (2, 0)
         assert good.busy_slots == 0
+
+
+def slow_commit(app: LiveApp) -> Callable[[BaseException | None], None]:
+    """From now on the fact of a swap is durable, or fails, when what this returns is called."""
+    whole, waiting = app.daemon.core.commit, asyncio.Event()
+    outcome: list[BaseException | None] = []
+
+    async def later(ticket: Any) -> None:
+        await ticket
+        await waiting.wait()
+        if outcome[0] is not None:
+            raise outcome[0]
+
+    def commit(*arguments: Any) -> Any:
+        return asyncio.ensure_future(later(whole(*arguments)))
+
+    def decide(error: BaseException | None) -> None:
+        outcome.append(error)
+        app.call(waiting.set)
+        app.settle()
+
+    app.daemon.core.commit = commit  # type: ignore[method-assign]
+    return decide
 
 
 def test_a_new_engine_that_dies_while_the_swap_is_journaled_is_brought_back() -> None:
     """Past the point of no return it is the serving replica's usual fate."""
     with reloading() as (app, session):
-        engine = next_engine(app)
-        commit = app.daemon.core.commit
-
-        def dying(*arguments: Any) -> Any:
-            engine.down = True
-            for member in app.daemon.replicas._members.values():
-                member.nudge.set()
-            return commit(*arguments)
-
-        app.daemon.core.commit = dying  # type: ignore[method-assign]
-        reload(app, session)
+        engine, decide = next_engine(app), slow_commit(app)
+        assert reload(app, session)["operation"]["state"] == "swapping"
+        app.call(lambda: setattr(engine, "down", True))
         app.advance(3)
-        assert health(session)["model_ref"] == NEXT
+        decide(None)
+        assert (health(session)["model_ref"], health(session)["ready"]) == (NEXT, False)
         app.call(lambda: setattr(engine, "down", False))
         app.advance(60)
         assert health(session)["ready"] is True
+
+
+def test_nobody_is_served_by_a_model_that_is_not_journaled() -> None:
+    """ORCH-3039: and if it cannot be journaled, the old one stays."""
+    with reloading() as (app, session):
+        next_engine(app)
+        decide = slow_commit(app)
+        assert reload(app, session)["model_ref"] == "file:home.gguf"
+        decide(JournalUnavailable("no space left on device"))
+        found = health(session)
+        assert (found["model_ref"], found["ready"]) == ("file:home.gguf", True)
+        assert (found["operation"]["state"], found["operation"]["error"]["code"]) == (
+            "rolled_back",
+            "STORAGE_UNAVAILABLE",
+        )
+        assert engines_and_shadows(app) == (1, 0)
+
+
+def engines_and_shadows(app: LiveApp) -> tuple[int, int]:
+    return app.call(lambda: (len(app.daemon.replicas._members), len(app.daemon.core.pools["home"].shadows)))
+
+
+def test_nothing_of_the_old_model_is_left() -> None:
+    """Neither its engine nor what was learnt of it: speeds, counts of tokens."""
+    with reloading() as (app, session):
+        app.call(lambda: setattr(app.engine(), "token_ms", 10))
+        submit(session, model_ref="home")
+        app.advance(1)
+        assert health(session)["metrics"]["observations"] == 1
+        counts = app.daemon.admission._counts
+        counts["home", b"digest"] = 3
+        found = reload(app, session)
+        assert (found["metrics"]["observations"], len(counts)) == (0, 0)
+        assert engines_and_shadows(app) == (1, 0)
+
+
+def test_a_session_is_cold_from_the_swap_on() -> None:
+    """Also while the old engine, which has its prefix, still finishes other work."""
+    session_id = str(uuid.uuid4())
+    with reloading() as (app, session):
+        submit(session, model_ref="home", session_id=session_id)
+        app.settle()
+        assert session.get(f"/v1/sessions/{session_id}").json()["kv_warmth"] is True
+        running(app, session, model_ref="home", on_disconnect="continue")
+        assert reload(app, session)["operation"]["state"] == "swapping"
+        assert session.get(f"/v1/sessions/{session_id}").json()["kv_warmth"] is False
 
 
 def test_what_runs_too_long_on_the_old_model_is_ended_and_worth_retrying() -> None:
@@ -169,3 +233,32 @@ def test_an_engine_reached_by_url_is_not_ours_to_reload() -> None:
             assert (answer.status_code, answer.json()["code"]) == (409, "CONFLICT")
     finally:
         app.stop()
+
+
+def test_memory_is_promised_once() -> None:
+    """Two models that do not fit together are never started together: the second reload waits for its own pool."""
+    pools = [mock_pool("home"), mock_pool("away")]
+    for pool in pools:
+        pool["replicas"][0]["memory_bytes"] = 10
+    app = LiveApp(mock_settings(pools=pools, models={"roots": ["/srv"], "memory_bytes": 35}))
+    with app, app.session() as session:
+        for pool_id in ("home", "away"):
+            assert app.clock is not None
+            loading = app.daemon.mocks[pool_id, f"r0@{NEXT}"] = MockEngine(clock=app.clock)
+            loading.loading = "loading model"
+            assert session.post(f"/v1/pools/{pool_id}/reload", json={"new_model_ref": NEXT}).status_code == 202
+            app.settle()
+        assert [health(session, pool_id)["ready"] for pool_id in ("home", "away")] == [True, False]
+
+
+def test_an_old_model_that_does_not_come_back_does_not_keep_the_operation_open() -> None:
+    with reloading(memory=False, load_ms=5000) as (app, session):
+        next_engine(app).play(MockScript(jobs=math.inf, refuse="no"))
+        app.call(lambda: setattr(app.engine(), "loading", "loading model"))
+        reload(app, session)
+        app.advance(6)
+        found = health(session)
+        assert (found["operation"]["state"], found["ready"], found["live"]) == ("rolled_back", False, True)
+        app.call(lambda: setattr(app.engine(), "loading", None))
+        app.advance(1)
+        assert health(session)["ready"] is True
