@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +24,7 @@ from orchestratord.testing.session import Record, VerifyingSession
 from orchestratord.testing.verifier import Verifier
 
 HERE, AWAY = (2, 5), (10, 180)  # connect and read timeouts: of a daemon in this process, of a deployment
+PATIENCE_S = 20.0  # of real time, for what threads and sockets do
 TERMINAL = ("ended", "canceled", "failed")
 
 
@@ -114,10 +117,12 @@ class World:
 
     def until(self, true: Callable[[], bool], what: str) -> None:
         """Wait for what the daemon notices in its own time, such as a connection that closed."""
-        for _ in range(5000):
+        pause, give_up = threading.Event(), time.monotonic() + PATIENCE_S
+        while time.monotonic() < give_up:
             self.settle()
             if true():
                 return
+            pause.wait(0.001)  # threads of the daemon need the interpreter too
         raise AssertionError(f"it never came to be that {what}")
 
     # -- engines ------------------------------------------------------------------------------------------------

@@ -115,7 +115,11 @@ class Http:
             lines += ["Content-Type: application/json", f"Content-Length: {len(data)}"]
         lines += [f"{name.replace('_', '-')}: {value}" for name, value in headers.items()]
         writer.write("\r\n".join([*lines, "", ""]).encode() + data)
-        head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        try:
+            head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").split("\r\n")
+        except BaseException:
+            writer.close()
+            raise
         fields = {name.lower(): value for name, _, value in (line.partition(": ") for line in head[1:] if line)}
         return reader, writer, int(head[0].split(" ")[1]), fields
 

@@ -179,7 +179,7 @@ def test_the_slot_one_asks_for_is_the_slot_that_works(model: Path) -> None:
     async def body() -> None:
         async with served(model) as (engine, _):
             for slot in (1, 0):
-                async with engine.stream(job(max_tokens=200, slot=slot)) as chunks:
+                async with engine.stream(job(max_tokens=3000, slot=slot)) as chunks:
                     async for _chunk in chunks:
                         break
                     assert await engine.busy() == {slot}
