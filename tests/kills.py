@@ -34,6 +34,8 @@ TOKENS_PER_SESSION = 1_000_000
 LOAD_S = (0.05, 0.7)  # how long a round is under load
 SETTLE_S = 60.0
 TERMINAL = ("end", "error")
+PROMPT = "kill me softly"
+BOUND = len(PROMPT) + 1  # of its tokens, as the mock engine says
 CONFIG = """
 allow_mock = true
 data_dir = "{data}"
@@ -74,6 +76,7 @@ class Kills:
     clock: SystemClock = field(default_factory=SystemClock)
     tasks: list[Followed] = field(default_factory=list)
     faults: list[str] = field(default_factory=list)
+    unsure: Counter[str] = field(default_factory=Counter)  # tasks a session may have paid the prompt's bound for
     sessions: list[str] = field(init=False)
 
     def __post_init__(self) -> None:
@@ -93,7 +96,7 @@ class Kills:
             "priority": self.draw.choice(["interactive", "batch"]),
             "max_tokens": self.draw.randint(1, 60),
             "deadline_ms": 600_000,
-            "prompt": "kill me softly",
+            "prompt": PROMPT,
             "on_disconnect": "continue",
         }
         return Followed(body, cancels=self.draw.random() < 0.25)
@@ -188,6 +191,8 @@ class Kills:
                 self.faults.append(f"{task.id} has not ended: {found['state']}")
             if "started_at_ms" in found:
                 spent[task.body["session_id"]] += _charge(task, found)
+            elif found["state"] == "canceled":  # waiting, or leased without output: a restart does not know any more
+                self.unsure[task.body["session_id"]] += 1
         return dict(spent)
 
     async def _log(self, http: Http, task: Followed) -> list[Seen]:
@@ -227,19 +232,20 @@ class Kills:
     def judge_accounts(self, spent: dict[str, int], *books: dict[str, tuple[int, int]]) -> None:
         turns = Counter(task.body["session_id"] for task in self.tasks if task.admitted)
         for session in self.sessions:
-            expected = turns[session], spent.get(session, 0)
-            for account in books:
-                if account.get(session, (0, 0)) != expected:
-                    self.faults.append(
-                        f"session {session} has (turns, tokens) {account.get(session)}, its tasks make {expected}"
-                    )
+            at_least = spent.get(session, 0)
+            dues = {at_least + n * BOUND for n in range(self.unsure[session] + 1)}
+            found = [account.get(session, (0, 0)) for account in books]
+            if len(set(found)) != 1 or found[0][0] != turns[session] or found[0][1] not in dues:
+                self.faults.append(
+                    f"session {session} has (turns, tokens) {found} before and after a crash, its tasks make "
+                    f"{turns[session]}, {at_least} and up to {self.unsure[session]} prompts"
+                )
 
 
 def _charge(task: Followed, found: dict[str, Any]) -> int:
     """Tokens the task should have cost: the engine's counts, or the bound of the prompt where it gave none."""
-    bound = len(task.body["prompt"]) + 1
-    charge = int(found.get("tokens_in", bound)) + int(found.get("tokens_out", 0))
-    return min(charge, bound + int(task.body["max_tokens"]))
+    charge = int(found.get("tokens_in", BOUND)) + int(found.get("tokens_out", 0))
+    return min(charge, BOUND + int(task.body["max_tokens"]))
 
 
 @contextlib.contextmanager

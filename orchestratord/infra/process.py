@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import os
 import signal
 import socket
 import sys
@@ -90,7 +91,9 @@ class Child:
     async def stop(self, grace: float) -> None:
         if self._warden.returncode is None:
             with suppress(ProcessLookupError):
-                self._warden.send_signal(signal.SIGTERM)
+                # Not the transport's own send_signal: it polls first, and a poll that reaps the warden takes its exit
+                # code from the loop's watcher, which then makes one up.
+                os.kill(self._warden.pid, signal.SIGTERM)
             try:
                 async with self._clock.limit(grace):
                     await self.wait()

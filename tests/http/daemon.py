@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import signal
 import socket
@@ -12,7 +13,7 @@ import tempfile
 from collections.abc import Sequence
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, cast
 
 import requests
 
@@ -102,6 +103,19 @@ class DaemonProcess:
                     raise AssertionError(f"the daemon ended with {self.process.returncode}:\n{self.output()}")
         self.kill()
         raise AssertionError(f"the daemon did not come up:\n{self.output()}")
+
+    def says(self, event: str) -> dict[str, Any]:
+        """Its first log record of that event, as soon as there is one."""
+        for _ in range(int(START_S / 0.05)):
+            written = os.pread(self._log.fileno(), 1 << 20, 0)  # its own offset: the child writes to the same file
+            for line in written.splitlines(keepends=True):
+                if line.endswith(b"\n") and (record := json.loads(line))["event"] == event:
+                    return cast(dict[str, Any], record)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self.process.wait(0.05)
+                break
+        self.kill()
+        raise AssertionError(f"the daemon never said {event}:\n{self.output()}")
 
     def signal(self, number: int = signal.SIGTERM) -> None:
         self.process.send_signal(number)

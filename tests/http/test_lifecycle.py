@@ -221,12 +221,7 @@ def test_the_message_of_a_busy_port_gives_the_reason(tmp_path: Path) -> None:
 
 def test_port_0_picks_one_and_says_which(tmp_path: Path) -> None:
     with DaemonProcess(write_config(tmp_path, data=None), port=0) as daemon:
-        assert daemon.process.stdout is not None
-        for line in daemon.process.stdout:
-            record = json.loads(line)
-            if record["event"] == "listening":
-                daemon.port = int(record["url"].rpartition(":")[2])
-                break
+        daemon.port = int(daemon.says("listening")["url"].rpartition(":")[2])
         assert daemon.port > 0
         assert daemon.up().session().get("/healthz").status_code == 200
 
