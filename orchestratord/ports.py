@@ -5,7 +5,7 @@ Every implementation of a port, the test doubles included, passes the same suite
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
@@ -181,7 +181,7 @@ class JobEnd:
     tokens_out: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
     """Everything one read from the engine brought: texts in order, then results, then perhaps the end.
 
@@ -189,10 +189,13 @@ class Chunk:
     frames, since a token may come without one.
     """
 
-    texts: Sequence[str] = ()
-    results: Sequence[dict[str, Any]] = ()  # payloads of `result` events
+    texts: list[str] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)  # payloads of `result` events
     tokens_out: int = 0
     end: JobEnd | None = None
+
+
+Deliver = Callable[[Chunk], bool]  # False: nothing more is wanted
 
 
 class EngineError(Exception):
@@ -222,10 +225,14 @@ class Engine(Protocol):
     async def props(self) -> EngineProps:
         """Identity and limits of the loaded model. Raises EngineError."""
 
-    def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
-        """Run a job. The iterator ends after a chunk with `end`; an end of bytes without one raises
-        EngineError(lost). Leaving the context early aborts the job: the connection is closed at once, without
-        waiting for the engine. Raises EngineError on entering (refused, full, lost) or while iterating."""
+    async def run(self, job: Job, deliver: Deliver) -> None:
+        """Run a job to its end.
+
+        `deliver` is called on the event loop with what each read brought, in the call that read it; the chunk with
+        `end` is the last. When it returns False, or when `run` is cancelled, the job is aborted: the connection is
+        closed at once, without waiting for the engine. Bytes that end before the engine's own end raise
+        EngineError(lost); EngineError also for a job that is not taken (refused, full) or fails.
+        """
 
     async def busy(self) -> frozenset[int] | None:
         """The slots the engine is working on right now; None if it cannot tell. Raises EngineError."""

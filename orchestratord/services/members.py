@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from orchestratord.domain.operation import Model
 from orchestratord.domain.pool import Replica
 from orchestratord.domain.request import Sampling
-from orchestratord.ports import Clock, Engine, EngineError, EngineProps, Job, ProcessSpec, ReplicaProcess
+from orchestratord.ports import Clock, Engine, EngineProps, Job, ProcessSpec, ReplicaProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,17 +86,10 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
     if "completion" not in props.workloads:
         return
     job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=Sampling(temperature=0.0), keep_cache=False)
-    async with engine.stream(job) as chunks:
-        async for chunk in chunks:
-            if chunk.end is not None:
-                break
-        else:
-            raise EngineError("lost", "the probe's decode did not end")
+    await engine.run(job, lambda chunk: True)
     before = await engine.busy() or frozenset()  # somebody else may be using an engine we only attach
     long = Job("completion", max_tokens=props.ctx // 2, seed=1, prompt="ping", keep_cache=False)
-    async with engine.stream(long) as chunks:
-        async for _ in chunks:
-            break
+    await engine.run(long, lambda chunk: False)
     pause = 0.01
     while len(await engine.busy() or ()) > len(before):
         await clock.sleep(pause)

@@ -13,7 +13,7 @@ from orchestratord.domain.outcome import Failure, TaskState, Usage
 from orchestratord.domain.pool import Lease
 from orchestratord.domain.request import Sampling
 from orchestratord.domain.task import Task
-from orchestratord.ports import Clock, Engine, EngineError, Job, Telemetry
+from orchestratord.ports import Chunk, Clock, Engine, EngineError, Job, JobEnd, Telemetry
 from orchestratord.services.narration import DEFAULT_PROFILE
 
 ATTEMPTS = 3  # leases a task may have as long as no output of it was seen
@@ -127,20 +127,20 @@ class Runs:
             )
 
     async def _stream(self, engine: Engine, lease: Lease) -> dict[str, Any]:
-        core, clock = self._core, self._clock
-        async with engine.stream(self._job(lease)) as chunks:
-            async for chunk in chunks:
-                if not core.output(lease, chunk.texts, chunk.results, chunk.tokens_out, clock.now(), clock.wall_ms()):
-                    break
-                if chunk.end is not None:
-                    end = chunk.end
-                    return {
-                        "finish_reason": end.finish_reason,
-                        "usage": Usage(end.tokens_in, end.tokens_out),
-                    }
+        output, now, wall_ms = self._core.output, self._clock.now, self._clock.wall_ms
+        end: JobEnd | None = None
+
+        def deliver(chunk: Chunk) -> bool:
+            nonlocal end
+            end = chunk.end
+            return output(lease, chunk.texts, chunk.results, chunk.tokens_out, now(), wall_ms())
+
+        await engine.run(self._job(lease), deliver)
         if lease.task.terminal:
             return {}
-        raise EngineError("lost", "the stream stopped before the engine said it was done")
+        if end is None:
+            raise EngineError("lost", "the stream stopped before the engine said it was done")
+        return {"finish_reason": end.finish_reason, "usage": Usage(end.tokens_in, end.tokens_out)}
 
     def _job(self, lease: Lease) -> Job:
         task = lease.task

@@ -12,7 +12,7 @@ import pytest
 
 from orchestratord.domain.request import Message, Sampling
 from orchestratord.ports import Engine, EngineError, Job
-from tests.engines.support import CLOCK, LIMIT_S, Collected, collect, job
+from tests.engines.support import CLOCK, LIMIT_S, Collected, collect, following, job
 
 WARM = Sampling(temperature=1.0)
 
@@ -81,7 +81,7 @@ async def a_stop_string_ends_the_text(engine: Engine) -> None:
 
 async def leaving_early_frees_the_slot(engine: Engine) -> None:
     """Leaving a stream aborts the job: its slot is free soon, and the next job is served (ORCH-3026)."""
-    async with engine.stream(job(max_tokens=3000)) as chunks:
+    async with following(engine, job(max_tokens=3000)) as chunks:
         async for _ in chunks:
             assert len(await engine.busy() or ()) == 1
             break
@@ -94,7 +94,7 @@ async def a_cancelled_task_frees_the_slot(engine: Engine) -> None:
     begun = asyncio.Event()
 
     async def read() -> None:
-        async with engine.stream(job(max_tokens=3000)) as chunks:
+        async with following(engine, job(max_tokens=3000)) as chunks:
             async for _ in chunks:
                 begun.set()
 
@@ -141,8 +141,7 @@ async def unknown_work_is_refused(engine: Engine) -> None:
     missing = {"completion", "embedding", "rerank"} - (await engine.props()).workloads
     for workload in missing:
         with pytest.raises(EngineError) as caught:
-            async with engine.stream(Job(workload, 1, 0, prompt="a", inputs=("b",))):  # type: ignore[arg-type]
-                pass
+            await engine.run(Job(workload, 1, 0, prompt="a", inputs=("b",)), lambda chunk: True)  # type: ignore[arg-type]
         assert caught.value.kind == "refused"
 
 

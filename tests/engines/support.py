@@ -55,13 +55,38 @@ class Collected:
         return self.error.kind if self.error else None
 
 
+@asynccontextmanager
+async def following(engine: Engine, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
+    """The chunks of a job as they come; leaving aborts the job."""
+    came: asyncio.Queue[Chunk | None] = asyncio.Queue()
+
+    async def work() -> None:
+        try:
+            await engine.run(job, lambda chunk: came.put_nowait(chunk) is None)
+        finally:
+            came.put_nowait(None)
+
+    working = asyncio.create_task(work())
+
+    async def chunks() -> AsyncIterator[Chunk]:
+        while (chunk := await came.get()) is not None:
+            yield chunk
+        await working
+
+    try:
+        yield chunks()
+    finally:
+        working.cancel()
+        await asyncio.wait({working})
+        if not working.cancelled():
+            working.exception()
+
+
 async def collect(engine: Engine, job: Job) -> Collected:
     """Run `job` until it ends, well or not."""
     collected = Collected()
     try:
-        async with engine.stream(job) as chunks:
-            async for chunk in chunks:
-                collected.chunks.append(chunk)
+        await engine.run(job, lambda chunk: collected.chunks.append(chunk) is None)
     except EngineError as error:
         collected.error = error
     return collected

@@ -7,17 +7,16 @@ counter counts; requests beyond the slots queue inside without limit and cannot 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling
-from orchestratord.infra.engines.sse import SSEDecoder
+from orchestratord.infra.engines.relay import relay
 from orchestratord.infra.engines.transport import ErrorKind, Reply, Transport
-from orchestratord.ports import Chunk, Clock, EngineError, EngineProps, Job, JobEnd
+from orchestratord.ports import Chunk, Clock, Deliver, EngineError, EngineProps, Job, JobEnd
 
 ENGINE = "llamacpp"
 CONTROL_S = 5.0  # for everything but a stream: these answer in milliseconds even while slots are busy
@@ -142,33 +141,16 @@ def _frame(payload: bytes) -> _Frame:
     return frame
 
 
-async def _chunks(reply: Reply) -> AsyncGenerator[Chunk, None]:
-    """What each read brought, up to and including the end. Raises EngineError."""
-    decoder = SSEDecoder()
-    tokens = 0
-    async for data in reply.chunks():
-        texts: list[str] = []
-        end: JobEnd | None = None
-        fault: EngineError | None = None
-        try:
-            for payload in decoder.feed(data):
-                frame = _frame(payload)
-                tokens = max(tokens, frame.tokens_predicted)
-                if frame.content:  # empty: half a character, a text held back for a stop string, or the end
-                    texts.append(frame.content)
-                if frame.stop:
-                    reason: FinishReason = "length" if frame.stop_type == "limit" else "stop"
-                    end = JobEnd(reason, frame.tokens_evaluated, tokens)
-                    break
-        except EngineError as error:
-            fault = error  # after what came before it in the same read
-        if texts or end:
-            yield Chunk(texts, (), tokens, end)
-        if fault:
-            raise fault
-        if end:
-            return
-    raise EngineError("lost", "llama-server closed the stream before its last frame")
+def _take(payload: bytes, chunk: Chunk) -> None:
+    """One frame. Raises EngineError."""
+    frame = _frame(payload)
+    if frame.tokens_predicted > chunk.tokens_out:
+        chunk.tokens_out = frame.tokens_predicted
+    if frame.content:  # empty: half a character, a text held back for a stop string, or the end
+        chunk.texts.append(frame.content)
+    if frame.stop:
+        reason: FinishReason = "length" if frame.stop_type == "limit" else "stop"
+        chunk.end = JobEnd(reason, frame.tokens_evaluated, chunk.tokens_out)
 
 
 class LlamaCpp:
@@ -225,22 +207,17 @@ class LlamaCpp:
             raise _refusal("/completion", status, parsed)
         return status == 400
 
-    def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
-        return self._stream(job)
-
-    @asynccontextmanager
-    async def _stream(self, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def run(self, job: Job, deliver: Deliver) -> None:
         if job.workload != "completion":
             raise EngineError("refused", f"llama-server serves no {job.workload} here")
         # Not kept: newer builds close a stream's connection while announcing that they keep it.
         async with self._http.post("/completion", _request(job), keep=False) as reply:
             if reply.status != 200:
                 raise await self._failure(reply)
-            kind = reply.headers.get("Content-Type", "")
+            kind = reply.headers.get("content-type", "")
             if not kind.lower().startswith("text/event-stream"):
                 raise EngineError("protocol", f"llama-server answers /completion with {kind or 'no type'!r}")
-            async with aclosing(_chunks(reply)) as chunks:
-                yield chunks
+            await relay(reply, _take, deliver, "llama-server closed the stream before its last frame")
 
     async def _failure(self, reply: Reply) -> EngineError:
         try:

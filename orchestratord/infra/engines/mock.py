@@ -11,8 +11,7 @@ import asyncio
 import math
 import types
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Workload
 from orchestratord.infra.engines import mock_text
 from orchestratord.infra.engines.mock_script import Gate, MockScript
-from orchestratord.ports import Chunk, Clock, EngineError, EngineProps, Job, JobEnd
+from orchestratord.ports import Chunk, Clock, Deliver, EngineError, EngineProps, Job, JobEnd
 
 __all__ = ["MockEngine", "MockScript"]
 
@@ -182,11 +181,7 @@ class MockEngine:
     async def close(self) -> None:
         pass
 
-    def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
-        return self._stream(job)
-
-    @asynccontextmanager
-    async def _stream(self, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def run(self, job: Job, deliver: Deliver) -> None:
         self.calls += 1
         script = self._next_script()
         await _turn()  # as any engine would, it answers later
@@ -197,8 +192,7 @@ class MockEngine:
         self.peak = max(self.peak, self.busy_slots)
         run = _Run(job, script)
         try:
-            async with aclosing(self._work(run)) as chunks:
-                yield chunks
+            await self._work(run, deliver)
         finally:
             self.aborted += not run.ended
             if script.ignore_abort and not run.ended:
@@ -253,8 +247,8 @@ class MockEngine:
         if done == script.hang_after:
             await asyncio.get_running_loop().create_future()
 
-    async def _work(self, run: _Run) -> AsyncGenerator[Chunk, None]:
-        """Everything a job produces, `burst` outputs a chunk, then its end."""
+    async def _work(self, run: _Run, deliver: Deliver) -> None:
+        """Deliver everything a job produces, `burst` outputs a chunk, then its end."""
         script, completion = run.script, run.job.workload == "completion"
         limit = run.job.max_tokens if completion and not script.endless else math.inf
         reason: FinishReason = "stop"
@@ -267,10 +261,11 @@ class MockEngine:
             run.take(output)
             if len(run.pending) >= self.burst or run.done in script.breaks:
                 await _turn()
-                yield run.chunk()
+                if not deliver(run.chunk()):
+                    return
             await self._fail(run)
             if run.done >= limit:
                 reason = "length"
                 break
         run.ended = True
-        yield run.chunk(JobEnd(reason, mock_text.tokens_in(run.job), run.done if completion else 0))
+        deliver(run.chunk(JobEnd(reason, mock_text.tokens_in(run.job), run.done if completion else 0)))
