@@ -40,9 +40,9 @@ def opening_ms(pool: Pool, now: float | None) -> float:
     stay = pool.stay
     if not pool.spec.on_demand or (stay.phase == "in" and not stay.yielding):
         return 0.0
-    if now is None or stay.opens_at is None:
-        return stay.load_s * 1000
-    return max(0.0, (stay.opens_at - now) * 1000)
+    if now is not None and stay.opens_at is not None:
+        return max(0.0, (stay.opens_at - now) * 1000)
+    return (stay.load_s if stay.opens_in_s is None else stay.opens_in_s) * 1000
 
 
 def empties_ms(pool: Pool) -> float:

@@ -109,7 +109,10 @@ class Lodging(Control):
             [i for i, them in plan.waits.items() if pool.id in them] if stay.yielding else plan.waits.get(pool.id, ())
         )
         stay.waits_for = tuple(dict.fromkeys(i.removesuffix(NEXT) for i in those))
-        stay.opens_at = self._back_at(pool, plan) if stay.yielding else plan.opens.get(pool.id)
+        opens = self._back_at(pool, plan) if stay.yielding else plan.opens.get(pool.id)
+        waits = stay.phase != "out" or pool.id in plan.load or pool.id in plan.waits
+        stay.opens_at = opens if waits else None
+        stay.opens_in_s = None if waits or opens is None else opens - now
         if pool.id in plan.load:
             stay.move("coming" if pool.spec.on_demand else "in", now)
             for replica in pool.replicas.values():

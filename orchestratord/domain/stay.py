@@ -25,7 +25,8 @@ class Stay:
     claim: Claim = field(default_factory=dict)
     yielding: bool = False  # given nothing more to do, so that another model gets its room
     waits_for: tuple[str, ...] = ()  # whose room it waits for; of one that yields, to whom
-    opens_at: float | None = None  # when it can be expected to be loaded
+    opens_at: float | None = None  # when it can be expected to be loaded, if somebody waits for that
+    opens_in_s: float | None = None  # how long it would take if nobody does
     failures: int = 0  # loads in a row that came to nothing
     not_before: float = -inf  # no other attempt earlier
     shut: bool = False  # gave up until `not_before`: takes no tasks

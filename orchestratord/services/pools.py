@@ -50,7 +50,7 @@ class Pools:
             **({"tokens_per_s": rate} if rate is not None else {}),
         }
         if pool.spec.on_demand:
-            body["metrics"] |= {"load_ms": pool.stay.load_s * 1000, "loads": pool.stay.loads}
+            body["metrics"] |= {"load_ms": round(pool.stay.load_s * 1000, 1), "loads": pool.stay.loads}
             if (why := waiting_for(pool)) is not None and len(pool.queue):
                 body["waiting_for"] = why
         body["replicas"] = [_replica(replica) for replica in pool.replicas.values()]
