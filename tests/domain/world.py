@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.facts import Fact
 from orchestratord.domain.hooks import Hooks, Limits, Sized
+from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.pool import Lease, PoolSpec, Replica
 from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.request import Caller, PlacementHints, TaskRequest
