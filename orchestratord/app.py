@@ -26,10 +26,10 @@ from orchestratord.config import (
     is_loopback,
 )
 from orchestratord.domain.budget import Budget, Tariff
-from orchestratord.domain.control import Control
 from orchestratord.domain.eta import Prior
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.hooks import Hooks, Limits
+from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pool import PoolSpec
 from orchestratord.domain.queue import QueueSpec
@@ -59,6 +59,8 @@ from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
 from orchestratord.services.reload import Reloads, ReloadSettings
 from orchestratord.services.replicas import Replicas
+from orchestratord.services.residents import Residents
+from orchestratord.services.room import Room, RoomSettings
 from orchestratord.services.runs import Runs
 from orchestratord.services.sessions import Sessions
 from orchestratord.services.streams import LiveFrames, Streams, StreamSettings
@@ -106,7 +108,7 @@ class Daemon:
             profiles,
             _jitter,
         )
-        self.core = Control(
+        self.core = Lodging(
             [_pool_spec(pool) for pool in settings.pools],
             Limits(
                 session_ttl_s=settings.sessions.ttl_ms / 1000,
@@ -128,9 +130,10 @@ class Daemon:
                 ended=lambda task, phase, reason: self.narrator.ended(task, phase, reason),
                 archive=lambda task_id, artifact: self.artifacts.archive(task_id, artifact),
             ),
+            settings.models.starve_ms / 1000,
         )
         self.narrator = Narrator(self.telemetry, self.core.pools)
-        self.dispatch.bind(self.core, self.narrator)
+        self.dispatch.bind(self.core, self.narrator, lambda: self.residents.step())
         self.runs.bind(self.core)
         self.replicas = Replicas(
             self.core,
@@ -139,6 +142,11 @@ class Daemon:
             ProcessHost(self.clock),
             self._connect,
             _jitter,
+        )
+        models = settings.models
+        self.room = Room(ProcMemory(), RoomSettings(models.memory_bytes, models.vram_bytes), self.replicas.all_pids)
+        self.residents = Residents(
+            self.core, self.replicas, self.room, self.clock, self.telemetry, models.load_ms / 1000
         )
         self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
         s = settings.streams
@@ -178,12 +186,11 @@ class Daemon:
                 settings.models.roots,
                 (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
             ),
-            ProcMemory(),
+            self.residents,
+            self.room,
             self.clock,
             self.telemetry,
-            ReloadSettings(
-                settings.models.drain_ms / 1000, settings.models.load_ms / 1000, settings.models.memory_bytes
-            ),
+            ReloadSettings(models.drain_ms / 1000, models.load_ms / 1000),
             self.admission.forget_counts,
         )
         self.metrics.watch(self._state)
@@ -232,7 +239,7 @@ class Daemon:
         self.core.restore(journaled, self.journal.deleted_sessions(), sse.split, now, wall_ms)
         for task_id, artifact in self.journal.transcripts():
             self.artifacts.archive(task_id, artifact)
-        self.replicas.start(
+        self.residents.start(
             [_replica_spec(p, r).serving(self.core.pools[p.id].model) for p in self.settings.pools for r in p.replicas]
         )
         self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
@@ -272,6 +279,7 @@ class Daemon:
         self.dispatch.abort_all()
         await self.dispatch.drained()
         await self.operations.stop()
+        await self.residents.stop()
         await self.replicas.stop()
         self._archiver.cancel()
         await asyncio.gather(self._archiver, return_exceptions=True)
@@ -324,7 +332,9 @@ class Daemon:
                     ctx=mock.ctx,
                     token_ms=mock.token_ms,
                     prefill_ms=mock.prefill_ms,
+                    load_ms=mock.load_ms,
                 )
+            self.mocks[key].start()
             return self.mocks[key]
         key_name = replica.api_key_env
         api_key = os.environ.get(key_name) if key_name else None
@@ -338,6 +348,8 @@ class Daemon:
                 yield "queue_depth", {**labels, "priority": priority}, pool.queue.depth(priority)
             yield "active_leases", labels, len(pool.leases)
             yield "pool_ready", labels, float(pool.ready)
+            if pool.spec.on_demand:
+                yield "orchestratord_model_resident", labels, float(pool.stay.phase == "in")
 
 
 def handler_table(services: Services) -> dict[str, Callable[..., Awaitable[Any]]]:
@@ -387,7 +399,10 @@ def _pool_spec(pool: PoolSettings) -> PoolSpec:
         queue=QueueSpec(
             pool.queue.capacity, pool.queue.full_policy, pool.queue.batch_capacity, pool.queue.batch_age_ms / 1000
         ),
-        prior=Prior(prior.overhead_ms, prior.ms_per_unit, prior.fraction),
+        prior=Prior(prior.overhead_ms, prior.ms_per_unit, prior.fraction, prior.load_ms),
+        on_demand=pool.load == "on_demand",
+        min_resident_s=pool.min_resident_ms / 1000,
+        idle_unload_s=pool.idle_unload_ms / 1000,
     )
 
 
@@ -400,6 +415,7 @@ def _replica_spec(pool: PoolSettings, replica: ReplicaSettings) -> ReplicaSpec:
         _process_spec(pool, replica),
         replica.device_mask,
         memory_bytes=replica.memory_bytes,
+        vram_bytes=replica.vram_bytes,
     )
 
 

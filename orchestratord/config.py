@@ -127,6 +127,7 @@ class PriorSettings(Section, frozen=True):
     overhead_ms: Annotated[float, Meta(ge=0)] = 100.0
     ms_per_unit: Annotated[float, Meta(gt=0)] = 20.0
     fraction: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    load_ms: Annotated[float, Meta(ge=0)] = 10_000.0
 
 
 class WatchdogSettings(Section, frozen=True):
@@ -156,6 +157,7 @@ class MockSettings(Section, frozen=True):
     ctx: Annotated[int, Meta(ge=64)] = 4096
     token_ms: Annotated[float, Meta(ge=0)] = 0.0
     prefill_ms: Annotated[float, Meta(ge=0)] = 0.0
+    load_ms: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class ReplicaSettings(Section, frozen=True):
@@ -167,6 +169,7 @@ class ReplicaSettings(Section, frozen=True):
     mock: MockSettings | None = None
     device_mask: str | None = None
     memory_bytes: Positive | None = None
+    vram_bytes: Positive | None = None
     api_key_env: str | None = None
 
     def __post_init__(self) -> None:
@@ -185,6 +188,9 @@ class PoolSettings(Section, frozen=True):
     queue: QueueSettings = field(default_factory=QueueSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
     watchdogs: WatchdogSettings = field(default_factory=WatchdogSettings)
+    load: Literal["always", "on_demand"] = "always"
+    min_resident_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 5_000
+    idle_unload_ms: Annotated[int, Meta(ge=0, le=7 * 86_400_000)] = 0
     replicas: tuple[ReplicaSettings, ...] = ()
 
 
@@ -195,6 +201,8 @@ class ModelSettings(Section, frozen=True):
     drain_ms: Millis = 300_000
     load_ms: Millis = 600_000
     memory_bytes: Positive | None = None
+    vram_bytes: dict[str, Positive] = {}
+    starve_ms: Millis = 60_000
 
 
 class ProfileSettings(Section, frozen=True):

@@ -305,6 +305,9 @@ class HostMemory(Protocol):
     def resident(self, pid: int) -> int | None:
         """Bytes a process has in memory."""
 
+    def private(self, pid: int) -> int | None:
+        """Of these, the bytes that come back when it ends: without files, which the system may drop at any time."""
+
     def file_size(self, path: str) -> int:
         """Bytes of a local file; 0 if it cannot be seen."""
 

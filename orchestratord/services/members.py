@@ -23,6 +23,7 @@ class ReplicaSpec:
     device_mask: str | None = None
     model_digest: str | None = None
     memory_bytes: int | None = None  # what it takes, as declared
+    vram_bytes: int | None = None  # the same of its devices, together
     model: Model | None = None  # put in place of the configured one
 
     @property
@@ -46,8 +47,9 @@ Connect = Callable[[ReplicaSpec, str], Engine]  # (spec, url) -> engine client
 class Down(Exception):
     """The replica stopped being ready, or did not become it; with the engine's last lines, if it was a child."""
 
-    def __init__(self, reason: str, tail: tuple[str, ...] = ()) -> None:
+    def __init__(self, reason: str, tail: tuple[str, ...] = (), code: str = "POOL_UNAVAILABLE") -> None:
         self.tail = tail
+        self.code = code
         super().__init__(reason)
 
 

@@ -8,6 +8,7 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.errors import NotFound
 from orchestratord.domain.operation import Fault, Operation
 from orchestratord.domain.pool import Pool, Replica
+from orchestratord.domain.views import waiting_for
 from orchestratord.services.narration import DEFAULT_PROFILE
 
 REASON_CHARS = 256
@@ -41,13 +42,17 @@ class Pools:
     def health(self, pool_id: str) -> dict[str, Any]:
         pool = self.get(pool_id)
         body = self.summary(pool)
-        del body["id"], body["driver"], body["load"]
+        del body["id"], body["driver"]
         rate = pool.service.units_per_s
         body["metrics"] = {
             "service_ms_per_unit": pool.service.ms_per_unit,
             "observations": pool.service.observations,
             **({"tokens_per_s": rate} if rate is not None else {}),
         }
+        if pool.spec.on_demand:
+            body["metrics"] |= {"load_ms": round(pool.stay.load_s * 1000, 1), "loads": pool.stay.loads}
+            if (why := waiting_for(pool)) is not None and len(pool.queue):
+                body["waiting_for"] = why
         body["replicas"] = [_replica(replica) for replica in pool.replicas.values()]
         if pool.engine_version != "unknown":
             body["engine_version"] = pool.engine_version
@@ -66,7 +71,8 @@ class Pools:
             "engine": pool.spec.engine,
             "driver": pool.spec.driver,
             "model_ref": pool.spec.model_ref,
-            "load": "always",
+            "load": "on_demand" if pool.spec.on_demand else "always",
+            "resident": pool.stay.phase == "in",
             "live": pool.live,
             "ready": pool.ready,
             "draining": pool.draining,
@@ -77,6 +83,7 @@ class Pools:
                 "batch": pool.queue.depth("batch"),
                 "capacity": pool.queue.capacity,
             },
+            **({"swaps": pool.stay.swaps} if pool.spec.on_demand else {}),
         }
 
     def capabilities(self) -> dict[str, Any]:

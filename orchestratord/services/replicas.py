@@ -7,7 +7,7 @@ One supervisor task per replica. A replica is ready only after a minimal decode 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from orchestratord.domain.core import Core
@@ -63,17 +63,38 @@ class Replicas:
         """Of the replicas that serve the pool."""
         return [self._members[r].spec for r in pool.replicas.values()]
 
-    def pids(self, pool: Pool) -> list[int]:
-        """Of the engines that run for the pool as children of ours."""
-        found = [self._members[r].process for r in pool.replicas.values() if r in self._members]
-        return [process.pid for process in found if process is not None]
+    def pids(self, pool: Pool) -> dict[str, int]:
+        """Of the engines that run for the pool as children of ours, by replica."""
+        found = {r.id: self._members[r].process for r in pool.replicas.values() if r in self._members}
+        return {replica_id: process.pid for replica_id, process in found.items() if process is not None}
+
+    def all_pids(self) -> list[int]:
+        """Of every engine that runs as a child of ours."""
+        return [member.process.pid for member in self._members.values() if member.process is not None]
 
     # -- supervision -------------------------------------------------------------------------------------
-    def start(self, specs: list[ReplicaSpec]) -> None:
+    def register(self, specs: Iterable[ReplicaSpec]) -> None:
+        """Know these replicas; nothing is started yet."""
         for spec in specs:
             replica = Replica(spec.id, "process" if spec.process else "external", spec.device_mask)
             self._core.add_replica(spec.pool_id, replica)
-            self._join(spec, replica)
+            self._members[replica] = Member(spec, replica, asyncio.Event())
+
+    def supervise(self, pool: Pool) -> None:
+        """Bring up every replica of the pool, and bring it back whenever it falls."""
+        for replica in pool.replicas.values():
+            self._join(self._members[replica].spec, replica)
+
+    async def load(self, pool: Pool) -> None:
+        """The same; returns when each has come up or failed to, the first time. Raises Down when none has come up.
+
+        What failed is tried again until it is `stood_down`, too.
+        """
+        first = [self.bring_back(self._members[r].spec, r) for r in pool.replicas.values()]
+        outcomes = await asyncio.gather(*first, return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if len(failures) == len(outcomes):
+            raise failures[0] if failures else Down("it has no replicas")
 
     async def try_out(self, spec: ReplicaSpec, probing: Callable[[], object]) -> Replica:
         """Bring up a replica that serves nobody yet; returns once it is proven. Raises Down, and then it is gone."""

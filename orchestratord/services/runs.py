@@ -11,9 +11,10 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
 from orchestratord.domain.pool import Lease
-from orchestratord.domain.request import Sampling
+from orchestratord.domain.request import Sampling, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Chunk, Clock, Engine, EngineError, Job, JobEnd, Telemetry
+from orchestratord.services.late import prepared
 from orchestratord.services.narration import DEFAULT_PROFILE
 
 ATTEMPTS = 3  # leases a task may have as long as no output of it was seen
@@ -77,7 +78,7 @@ class Runs:
         except EngineError as error:
             code, retriable = FAILURES[error.kind]
             outcome = {
-                "failure": self._failure(lease.task, code, error.message, retriable),
+                "failure": self._failure(lease.task, code, error.message, retriable, getattr(error, "rule", None)),
                 "slot_free": error.kind not in UNPROVEN,
             }
             if error.kind != "refused":
@@ -129,22 +130,22 @@ class Runs:
     async def _stream(self, engine: Engine, lease: Lease) -> dict[str, Any]:
         output, now, wall_ms = self._core.output, self._clock.now, self._clock.wall_ms
         end: JobEnd | None = None
+        request = await prepared(engine, lease)
 
         def deliver(chunk: Chunk) -> bool:
             nonlocal end
             end = chunk.end
             return output(lease, chunk.texts, chunk.results, chunk.tokens_out, now(), wall_ms())
 
-        await engine.run(self._job(lease), deliver)
+        await engine.run(self._job(lease, request), deliver)
         if lease.task.terminal:
             return {}
         if end is None:
             raise EngineError("lost", "the stream stopped before the engine said it was done")
         return {"finish_reason": end.finish_reason, "usage": Usage(end.tokens_in, end.tokens_out)}
 
-    def _job(self, lease: Lease) -> Job:
+    def _job(self, lease: Lease, request: TaskRequest) -> Job:
         task = lease.task
-        request = task.request
         profile = self._profiles[request.sampler_profile_version or DEFAULT_PROFILE]
         given = {k: v for k in Sampling.__slots__ if (v := getattr(request.sampling, k)) is not None}
         return Job(
@@ -159,8 +160,9 @@ class Runs:
         )
 
     @staticmethod
-    def _failure(task: Task, code: str, message: str, retriable: bool = False) -> Failure:
-        return Failure(code, message, task.request.engine, retriable)
+    def _failure(task: Task, code: str, message: str, retriable: bool = False, rule: str | None = None) -> Failure:
+        details = {"rule": rule} if rule is not None else None
+        return Failure(code, message, task.request.engine, retriable, details=details)
 
     async def _freed_unless_cancelled(self, engine: Engine, lease: Lease) -> bool:
         try:

@@ -11,8 +11,8 @@ from orchestratord.domain.budget import Account
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import InvalidParams, NotFound, StorageUnavailable
 from orchestratord.domain.outcome import TaskState
-from orchestratord.domain.pool import Pool
 from orchestratord.domain.task import Task
+from orchestratord.domain.views import waiting_for
 from orchestratord.ports import Clock, Journal, JournalUnavailable, Timer
 
 WRITE_BYTES = 256 * 1024  # at most this much is handed to the socket at once
@@ -260,7 +260,7 @@ class Streams:
             if budgets := self.frames.budgets(session.account):
                 payload["budgets"] = budgets
         if task.state is TaskState.QUEUED:
-            payload["predicted_start_ms"] = int(forecast.start_ms(pool, task.request.priority, task))
+            payload["predicted_start_ms"] = int(forecast.start_ms(pool, task.request.priority, task, self.clock.now()))
             if why := waiting_for(pool):
                 payload["waiting_for"] = why
         return payload
@@ -294,11 +294,3 @@ class Streams:
             for cursor in tuple(cursors):
                 if not cursor.task.terminal:
                     cursor.cut()
-
-
-def waiting_for(pool: Pool) -> str | None:
-    """Why a queued task waits, when it is not only for its turn."""
-    running = pool.operation is not None and not pool.operation.over
-    if pool.draining:
-        return "reload" if running and pool.operation is not None and pool.operation.kind == "reload" else "resume"
-    return None if any(r.available for r in pool.replicas.values()) else "replica"

@@ -66,9 +66,10 @@ class _Run:
 class MockEngine:
     """See `ports.Engine`. `engine` is the protocol family it stands in for.
 
-    token_ms, prefill_ms: what one output and a prompt take; 0 = as fast as the event loop turns. burst: outputs per
-    chunk. Counters: `calls` (jobs asked for), `aborted` (left before their end), `busy_slots`, `peak` (most busy at
-    once), `overcommitted` (jobs that came while every slot was busy: a caller's bug).
+    token_ms, prefill_ms: what one output and a prompt take; 0 = as fast as the event loop turns. load_ms: what its
+    model takes to load after each `start`. burst: outputs per chunk. Counters: `calls` (jobs asked for), `aborted`
+    (left before their end), `busy_slots`, `peak` (most busy at once), `overcommitted` (jobs that came while every slot
+    was busy: a caller's bug).
     """
 
     driver = "mock"
@@ -85,6 +86,7 @@ class MockEngine:
         ctx: int = 4096,
         token_ms: float = 0,
         prefill_ms: float = 0,
+        load_ms: float = 0,
         burst: int = 1,
         workloads: frozenset[Workload] = frozenset({"completion", "embedding", "rerank"}),
         chat_template: bool = True,
@@ -93,11 +95,13 @@ class MockEngine:
         self.url = url
         self.token_ms = token_ms
         self.prefill_ms = prefill_ms
+        self.load_ms = load_ms
         self.burst = burst
         self.loading: str | None = None  # why it is not ready yet
         self.down = False  # nothing listens
         self.calls = self.aborted = self.busy_slots = self.peak = self.overcommitted = 0
         self._clock = clock
+        self._loaded_at = -math.inf
         self._props = EngineProps(
             engine_version="mock-1",
             model_id=model_id,
@@ -115,6 +119,10 @@ class MockEngine:
         self._stuck: set[int] = set()  # of them, those whose job was left
 
     # -- control --------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Load the model: it takes `load_ms` from now on."""
+        self._loaded_at = self._clock.now() + self.load_ms / 1000
+
     def play(self, *scripts: MockScript) -> None:
         """Queue faults: each script applies to its number of jobs, then the next one does."""
         self._scripts.extend(scripts)
@@ -153,7 +161,7 @@ class MockEngine:
     # -- the port -------------------------------------------------------------------------------------------
     async def ready(self) -> str | None:
         self._reach()
-        return self.loading
+        return "loading model" if self._clock.now() < self._loaded_at else self.loading
 
     async def props(self) -> EngineProps:
         self._reach()
