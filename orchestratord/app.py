@@ -18,6 +18,7 @@ from orchestratord import contract
 from orchestratord.config import (
     BudgetSettings,
     ConfigError,
+    FetchSettings,
     PoolSettings,
     QueueSettings,
     ReplicaSettings,
@@ -35,12 +36,19 @@ from orchestratord.domain.pool import PoolSpec
 from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.request import Sampling
+from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.framework import App
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
 from orchestratord.infra import prometheus
 from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines.mock import MockEngine
+from orchestratord.infra.fetch.buckets import Buckets
+from orchestratord.infra.fetch.cache import Cache
+from orchestratord.infra.fetch.download import Downloads
 from orchestratord.infra.fetch.files import LocalFiles
+from orchestratord.infra.fetch.https import Https
+from orchestratord.infra.fetch.models import Models
+from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.infra.memory import ProcMemory
@@ -169,15 +177,13 @@ class Daemon:
             RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
         )
         self.pools = Pools(self.core, _limits(settings), contract.api_version())
+        self.models = self._models()
         self.operations = Operations(self.core, self.clock, self.telemetry)
         self.reloads = Reloads(
             self.operations,
             self.core,
             self.replicas,
-            LocalFiles(
-                settings.models.roots,
-                (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
-            ),
+            self.models,
             ProcMemory(),
             self.clock,
             self.telemetry,
@@ -273,6 +279,7 @@ class Daemon:
         await self.dispatch.drained()
         await self.operations.stop()
         await self.replicas.stop()
+        await self.models.close()
         self._archiver.cancel()
         await asyncio.gather(self._archiver, return_exceptions=True)
         await self.journal.close()
@@ -306,6 +313,17 @@ class Daemon:
         if self.settings.artifacts.kind == "memory":
             return MemoryArtifacts()
         return FileArtifacts(self.settings.data_path / "artifacts", canonical.id_of)
+
+    def _models(self) -> Models:
+        settings, fetch = self.settings, self.settings.models.fetch
+        policy = _fetch_policy(fetch)
+        local = LocalFiles(
+            settings.models.roots,
+            (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
+        )
+        cache = Cache(settings.data_path / "models")
+        https = Https(policy, self.clock)
+        return Models(local, policy, cache, https, Downloads(https, cache, policy, self.clock), Buckets(policy.s3))
 
     def _connect(self, spec: ReplicaSpec, url: str) -> Engine:
         pool = next(p for p in self.settings.pools if p.id == spec.pool_id)
@@ -417,6 +435,23 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         extra_args=process.extra_args,
         env=dict(process.env),
         device_mask=replica.device_mask,
+    )
+
+
+def _fetch_policy(fetch: FetchSettings) -> FetchPolicy:
+    s3 = fetch.s3
+    return FetchPolicy(
+        schemes=frozenset(fetch.schemes),
+        hosts=tuple(host_pattern(host, wildcard=True) for host in fetch.hosts),
+        private=frozenset(map(host_pattern, fetch.allow_private)),
+        tokens={host_pattern(host): name for host, name in fetch.tokens.items()},
+        ca_roots=tuple(str(Path(path).expanduser()) for path in fetch.ca_roots.values()),
+        hub=parse_url(fetch.hub),
+        s3=S3Access(parse_url(s3.endpoint), s3.region, s3.access_key_env, s3.secret_key_env, s3.session_token_env),
+        max_bytes=fetch.max_bytes,
+        connect_s=fetch.connect_ms / 1000,
+        idle_s=fetch.idle_ms / 1000,
+        total_s=fetch.total_ms / 1000,
     )
 
 

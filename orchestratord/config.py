@@ -19,6 +19,8 @@ import platformdirs
 import yaml
 from msgspec import Meta, Struct, field
 
+from orchestratord.domain.url import BadReference, host_pattern, parse_url
+
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Meta(ge=1)]
 Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
@@ -188,6 +190,44 @@ class PoolSettings(Section, frozen=True):
     replicas: tuple[ReplicaSettings, ...] = ()
 
 
+class BucketSettings(Section, frozen=True):
+    """Where `s3://` is. Keys come from the environment; without them requests are not signed."""
+
+    endpoint: str = "https://s3.amazonaws.com"
+    region: str = "us-east-1"
+    access_key_env: str = "AWS_ACCESS_KEY_ID"
+    secret_key_env: str = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
+    session_token_env: str = "AWS_SESSION_TOKEN"  # noqa: S105 - a name
+
+    def __post_init__(self) -> None:
+        _root_url("models.fetch.s3.endpoint", self.endpoint)
+
+
+class FetchSettings(Section, frozen=True):
+    """What models may be fetched, and from where. Nothing unless `schemes` names something."""
+
+    schemes: tuple[Literal["hf", "https", "s3", "oci"], ...] = ()
+    hosts: tuple[str, ...] = ()
+    allow_private: tuple[str, ...] = ()
+    max_bytes: Positive = 256 * 1024**3
+    connect_ms: Millis = 10_000
+    idle_ms: Millis = 60_000
+    total_ms: Millis = 86_400_000
+    ca_roots: dict[Name, str] = {}
+    tokens: dict[str, str] = {}
+    hub: str = "https://huggingface.co"
+    s3: BucketSettings = field(default_factory=BucketSettings)
+
+    def __post_init__(self) -> None:
+        for name, hosts in (("allow_private", self.allow_private), ("tokens", self.tokens), ("hosts", self.hosts)):
+            for host in hosts:
+                try:
+                    host_pattern(host, wildcard=name == "hosts")
+                except BadReference as error:
+                    raise ValueError(f"models.fetch.{name}: {host!r} is no host or host:port ({error})") from None
+        _root_url("models.fetch.hub", self.hub)
+
+
 class ModelSettings(Section, frozen=True):
     """Where models may be loaded from, and what loading one may take."""
 
@@ -195,6 +235,7 @@ class ModelSettings(Section, frozen=True):
     drain_ms: Millis = 300_000
     load_ms: Millis = 600_000
     memory_bytes: Positive | None = None
+    fetch: FetchSettings = field(default_factory=FetchSettings)
 
 
 class ProfileSettings(Section, frozen=True):
@@ -254,6 +295,14 @@ class Settings(Section, frozen=True):
     @property
     def all_profiles(self) -> dict[str, ProfileSettings]:
         return {"v1": V1, **self.profiles}
+
+
+def _root_url(setting: str, text: str) -> None:
+    try:
+        if parse_url(text).target != "/":
+            raise BadReference("a path is not wanted")
+    except BadReference as error:
+        raise ValueError(f"{setting}: {text!r} must be https://host or https://host:port ({error})") from None
 
 
 def _unique(what: str, ids: list[str]) -> None:

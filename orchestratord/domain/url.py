@@ -108,6 +108,25 @@ def parse_host(text: str) -> str:
     return name
 
 
+def host_pattern(text: str, *, wildcard: bool = False) -> str:
+    """An entry of a list of hosts in its canonical form. Raises BadReference."""
+    star = "*." if wildcard and text.startswith("*.") else ""
+    url = parse_url(f"https://{text.removeprefix(star)}/")
+    if url.target != "/" or "/" in text:
+        raise BadReference(f"{text!r} must be a host, perhaps with :port")
+    if star and is_address(url.host):
+        raise BadReference(f"{text!r}: an address has no names below it")
+    return star + url.netloc
+
+
+def is_address(host: str) -> bool:
+    try:
+        ipaddress.ip_address(host)
+    except ValueError:
+        return False
+    return True
+
+
 def _tidy(text: str) -> str:
     """Escapes in their one form: none for what needs none, capital digits for the rest."""
 
