@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from datetime import timedelta
+from urllib.parse import quote
 
 from orchestratord.domain.modelref import BucketRef
 from orchestratord.domain.url import Url, join, parse_url
@@ -13,6 +14,7 @@ from orchestratord.infra.fetch.policy import S3Access
 from orchestratord.ports import ModelUnavailable
 
 VALID = timedelta(days=7)  # the longest there is
+SAFE = "/-._~"  # S3 takes + for a space
 
 
 class Buckets:
@@ -29,7 +31,8 @@ class Buckets:
         access = self._access
         key_id, secret = self._environ.get(access.access_key_env), self._environ.get(access.secret_key_env)
         if not key_id or not secret:
-            return join(access.endpoint, f"/{ref.bucket}/{ref.key}")  # a public object, or the server says so
+            # A public object; if it is not, the server says so.
+            return join(access.endpoint, f"/{ref.bucket}/{quote(ref.key, safe=SAFE)}")
         try:
             import obstore
             from obstore.store import S3Store
@@ -45,7 +48,7 @@ class Buckets:
             region=access.region,
             access_key_id=key_id,
             secret_access_key=secret,
-            session_token=self._environ.get(access.session_token_env) or None,
             virtual_hosted_style_request=False,
+            config={"session_token": token} if (token := self._environ.get(access.session_token_env)) else None,
         )
         return parse_url(await obstore.sign_async(store, "GET", ref.key, VALID))  # computed, nobody is asked

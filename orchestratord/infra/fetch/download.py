@@ -135,7 +135,7 @@ class Downloads:
             pause = min(2 * pause, PAUSE_MAX_S)
 
     async def _once(self, source: Source, partial: Partial, progress: Progress, known: Known | None) -> int:
-        if source.digest == partial.digest:
+        if partial.size and source.digest == partial.digest:
             return 200  # all of it is there, only its end was not seen
         headers = {**source.headers, **_conditions(source, partial, known)}
         async with self._https.request("GET", source.url, headers, authorization=source.authorization) as answer:

@@ -62,7 +62,7 @@ class Hub:
         if models:
             wanted = only(ref, models)
         else:
-            wanted = [e.path for e in entries if e.path.endswith(DATA) and NAME.fullmatch(e.path)]
+            wanted = [entry.path for entry in entries if entry.path.endswith(DATA)]
             if not any(path.endswith(".safetensors") for path in wanted):
                 raise ModelUnavailable("NOT_FOUND", f"{ref} has neither GGUF nor safetensors files.")
         there = {entry.path: entry for entry in entries}
@@ -107,6 +107,7 @@ class Hub:
         return commit
 
     async def _entries(self, ref: HubRef, commit: str) -> list[Entry]:
+        """The files at the top whose names are plain words."""
         found: list[Entry] = []
         url: Url | None = self._at(f"/api/models/{ref.repo}/tree/{commit}?recursive=false&expand=false")
         for _ in range(MAX_PAGES):
@@ -116,7 +117,7 @@ class Hub:
                 page = _decode(ref, await answer.body(MAX_REPLY), list[Entry])
                 more = _NEXT.search(answer.headers.get("Link", ""))
                 url = join(url, more[1]) if more else None
-            found += [entry for entry in page if entry.type == "file"]
+            found += [entry for entry in page if entry.type == "file" and NAME.fullmatch(entry.path)]
             if url is None:
                 return found
         raise ModelUnavailable("FETCH_FAILED", f"{ref} has too many files; name the one that is meant.")

@@ -103,6 +103,8 @@ class Models:
             if isinstance(error, Interrupted):
                 raise ModelUnavailable("FETCH_FAILED", f"{error}.") from None
             raise
+        except BadReference as error:
+            raise refused(f"{name} leads to what is no address: {error}.") from None
         finally:
             del self._progress[name]
         if digest is not None and found.digest != digest:
