@@ -46,6 +46,7 @@ from orchestratord.infra.fetch.buckets import Buckets
 from orchestratord.infra.fetch.cache import Cache
 from orchestratord.infra.fetch.download import Downloads
 from orchestratord.infra.fetch.files import LocalFiles
+from orchestratord.infra.fetch.host import FetchingHost
 from orchestratord.infra.fetch.https import Https
 from orchestratord.infra.fetch.models import Models
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
@@ -57,7 +58,16 @@ from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.infra.telemetry import StandardTelemetry, make_logger
 from orchestratord.middleware import Access, BodyLimit, Edge, Guard
-from orchestratord.ports import Artifact, ArtifactStore, Clock, Engine, Journal, JournalUnavailable, ProcessSpec
+from orchestratord.ports import (
+    Artifact,
+    ArtifactStore,
+    Clock,
+    Engine,
+    Journal,
+    JournalUnavailable,
+    ModelUnavailable,
+    ProcessSpec,
+)
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
 from orchestratord.services.dispatch import Dispatch
@@ -105,6 +115,7 @@ class Daemon:
         self.failure: str | None = None  # why it could not start
 
         profiles = {name: _sampling(profile) for name, profile in settings.all_profiles.items()}
+        self.models = self._models()
         self.dispatch = Dispatch(self.clock, self._run)
         self.runs = Runs(
             self.clock,
@@ -144,7 +155,7 @@ class Daemon:
             self.core,
             self.clock,
             self.telemetry,
-            ProcessHost(self.clock),
+            FetchingHost(ProcessHost(self.clock), self.models),
             self._connect,
             _jitter,
         )
@@ -176,8 +187,7 @@ class Daemon:
             draw_seed or (lambda: secrets.randbelow(SEEDS)),
             RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
         )
-        self.pools = Pools(self.core, _limits(settings), contract.api_version())
-        self.models = self._models()
+        self.pools = Pools(self.core, _limits(settings), contract.api_version(), self.models.progress)
         self.operations = Operations(self.core, self.clock, self.telemetry)
         self.reloads = Reloads(
             self.operations,
@@ -317,13 +327,18 @@ class Daemon:
     def _models(self) -> Models:
         settings, fetch = self.settings, self.settings.models.fetch
         policy = _fetch_policy(fetch)
-        local = LocalFiles(
-            settings.models.roots,
-            (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
-        )
+        named = [r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None]
+        local = LocalFiles(settings.models.roots, filter(None, named))
         cache = Cache(settings.data_path / "models")
         https = Https(policy, self.clock)
-        return Models(local, policy, cache, https, Downloads(https, cache, policy, self.clock), Buckets(policy.s3))
+        models = Models(local, policy, cache, https, Downloads(https, cache, policy, self.clock), Buckets(policy.s3))
+        for pool in settings.pools:
+            if any(r.process is not None and r.process.model_path is None for r in pool.replicas):
+                try:
+                    models.check(pool.model)
+                except ModelUnavailable as error:
+                    raise ConfigError(f"pool {pool.id!r}: {error}") from None
+        return models
 
     def _connect(self, spec: ReplicaSpec, url: str) -> Engine:
         pool = next(p for p in self.settings.pools if p.id == spec.pool_id)
@@ -427,7 +442,7 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         return None
     return ProcessSpec(
         driver=pool.driver or pool.engine,
-        model_path=str(Path(process.model_path).expanduser()),
+        model_path=pool.model if process.model_path is None else str(Path(process.model_path).expanduser()),
         slots=process.slots,
         ctx=process.ctx,
         threads=process.threads,

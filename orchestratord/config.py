@@ -19,6 +19,7 @@ import platformdirs
 import yaml
 from msgspec import Meta, Struct, field
 
+from orchestratord.domain.modelref import parse as parse_ref
 from orchestratord.domain.url import BadReference, host_pattern, parse_url
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
@@ -140,9 +141,9 @@ class WatchdogSettings(Section, frozen=True):
 
 
 class ProcessSettings(Section, frozen=True):
-    """An engine the daemon starts and supervises."""
+    """An engine the daemon starts and supervises. Without `model_path` its model is what the pool's reference means."""
 
-    model_path: str
+    model_path: str | None = None
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
     ctx: Annotated[int, Meta(ge=64)] = 4096
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
@@ -283,6 +284,7 @@ class Settings(Section, frozen=True):
         _unique("pool", [pool.id for pool in self.pools])
         for pool in self.pools:
             _unique(f"replica in pool {pool.id}", [replica.id for replica in pool.replicas])
+            _needs_reference(pool)
             if not self.allow_mock and (pool.driver == "mock" or any(r.mock for r in pool.replicas)):
                 raise ValueError(f"pool {pool.id!r} uses the mock engine; set `allow_mock = true` if that is meant")
         if "v1" in self.profiles:
@@ -295,6 +297,18 @@ class Settings(Section, frozen=True):
     @property
     def all_profiles(self) -> dict[str, ProfileSettings]:
         return {"v1": V1, **self.profiles}
+
+
+def _needs_reference(pool: PoolSettings) -> None:
+    lacking = [r.id for r in pool.replicas if r.process is not None and r.process.model_path is None]
+    if lacking:
+        try:
+            parse_ref(pool.model)
+        except BadReference as error:
+            raise ValueError(
+                f"replica {lacking[0]!r} of pool {pool.id!r} needs process.model_path, or the pool a model that can be "
+                f"fetched. {error}"
+            ) from None
 
 
 def _root_url(setting: str, text: str) -> None:

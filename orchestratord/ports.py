@@ -272,7 +272,7 @@ class ProcessSpec:
     """How to run an engine: its own options, as the configuration gives them."""
 
     driver: str
-    model_path: str
+    model_path: str  # or a model reference, which is resolved first
     slots: int
     ctx: int  # per slot
     threads: int

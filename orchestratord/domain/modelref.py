@@ -106,6 +106,15 @@ def normalise(text: str) -> str:
     return str(parse(text))
 
 
+def is_reference(text: str) -> bool:
+    """False for paths and for names of pools."""
+    try:
+        parse(text)
+    except BadReference:
+        return False
+    return True
+
+
 def parse(text: str) -> ModelRef:
     """Raises BadReference."""
     if len(text) > MAX_REF_CHARS:

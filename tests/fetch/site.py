@@ -51,13 +51,14 @@ class Asked:
 
 @dataclass(slots=True)
 class Reply:
-    """`cut`: close the connection after so many bytes of the body. `hold`: send the head, then wait for it."""
+    """`cut`: close the connection after so many bytes of the body. `hold`: wait for it after `pause` bytes."""
 
     status: int = 200
     body: bytes = b""
     headers: dict[str, str] = field(default_factory=dict)
     cut: int | None = None
     length: bool = True
+    pause: int = 0
     hold: threading.Event | None = None
 
 
@@ -138,9 +139,9 @@ class Site:
                 if self.command == "HEAD":
                     return
                 if reply.hold is not None:
-                    self.wfile.write(reply.body[: reply.cut or 0])
-                    reply.hold.wait(10)
-                self.wfile.write(reply.body[: reply.cut])
+                    self.wfile.write(reply.body[: reply.pause])
+                    reply.hold.wait(60)
+                self.wfile.write(reply.body[reply.pause : reply.cut])
                 if reply.cut is not None:
                     self.wfile.flush()
                     self.close_connection = True

@@ -279,7 +279,7 @@ def test_who_stops_waiting_does_not_stop_the_others(lab: Lab, site: Site) -> Non
     """And when nobody waits any more, fetching ends, and is gone on with later."""
     hold = threading.Event()
     site.routes["/m.gguf"] = lambda asked: (
-        Reply(200, MODEL, {"ETag": '"1"'}, cut=7000, hold=hold) if len(site.asked) == 1 else site.file(asked, MODEL)
+        Reply(200, MODEL, {"ETag": '"1"'}, pause=7000, hold=hold) if len(site.asked) == 1 else site.file(asked, MODEL)
     )
     ref = site.at("/m.gguf")
 
@@ -304,7 +304,7 @@ def test_who_stops_waiting_does_not_stop_the_others(lab: Lab, site: Site) -> Non
 def test_silence_has_an_end(tmp_path: Path, site: Site) -> None:
     """A server that stops sending is a server that failed; the time one file may take has an end too."""
     hold = threading.Event()
-    site.routes["/m.gguf"] = lambda _: Reply(200, MODEL, cut=10, hold=hold)
+    site.routes["/m.gguf"] = lambda _: Reply(200, MODEL, pause=10, hold=hold)
     assert "in time" in str(Lab(tmp_path, site, idle_s=0.02).refusal(site.at("/m.gguf")))
     assert "total_ms" in str(Lab(tmp_path, site, total_s=0.05).refusal(site.at("/m.gguf")))
     hold.set()
