@@ -62,6 +62,13 @@ class Reply:
     hold: threading.Event | None = None
 
 
+class _Server(ThreadingHTTPServer):
+    daemon_threads = True
+
+    def handle_error(self, request: Any, client_address: Any) -> None:
+        """Clients that hang up, or do not trust us, are what the tests are about."""
+
+
 Route = Callable[[Asked], Reply]
 
 
@@ -75,8 +82,7 @@ class Site:
         self.ranges = self.etags = True
         self.asked: list[Asked] = []
         self.connections = 0
-        self._server = ThreadingHTTPServer(("127.0.0.1", 0), self._handler())
-        self._server.daemon_threads = True
+        self._server = _Server(("127.0.0.1", 0), self._handler())
         context = _context(trusted, hosts)
         self._server.socket = context.wrap_socket(self._server.socket, server_side=True, do_handshake_on_connect=False)
         self._thread = threading.Thread(target=self._server.serve_forever, args=(0.01,), daemon=True)

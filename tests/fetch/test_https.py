@@ -71,7 +71,9 @@ def test_a_new_version_is_noticed(lab: Lab, site: Site) -> None:
 def test_what_was_fetched_serves_while_the_server_is_away(lab: Lab, site: Site) -> None:
     path = lab.fetch(site.at("/m.gguf"))
     site.routes["/m.gguf"] = lambda _: Reply(503)
+    site.asked.clear()
     assert lab.fetch(site.at("/m.gguf")) == path
+    assert len(site.asked) == 1, "and nobody waits for it to come back"
     assert lab.refusal(site.at("/m.gguf"), digest(OTHER)).code == "FETCH_FAILED", "but for nothing else"
 
 
@@ -329,6 +331,20 @@ def test_a_file_of_this_machine_can_have_a_digest_too(lab: Lab, tmp_path: Path) 
     assert lab.fetch("file:home.gguf", digest(MODEL)) == tmp_path / "home.gguf"
     assert lab.refusal("file:home.gguf", digest(OTHER)).code == "UNTRUSTED_ARTIFACT"
     assert (tmp_path / "home.gguf").exists(), "it is not ours to remove"
+
+
+def test_what_nobody_came_back_for_is_cleared_away(lab: Lab, site: Site) -> None:
+    """Halves of files are kept for a week."""
+    incoming = lab.folder / "cache" / "incoming"
+    for name in ("old", "new"):
+        partial = lab.cache.partial(name)
+        partial.note(None, None)
+        partial.close()
+        if name == "old":
+            for path in incoming.iterdir():
+                os.utime(path, (1, 1))
+    lab.fetch(site.at("/m.gguf"))
+    assert len(list(incoming.iterdir())) == 2
 
 
 def test_a_page_is_no_model(lab: Lab, site: Site) -> None:

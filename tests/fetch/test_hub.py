@@ -138,6 +138,12 @@ def test_what_is_not_there(lab: Lab, ref: str, code: str, said: str) -> None:
     assert (refused.code, said in str(refused)) == (code, True), refused
 
 
+def test_a_hub_that_stumbles_is_asked_again(lab: Lab, sites: tuple[Site, Site]) -> None:
+    whole = sites[0].answer
+    sites[0].answer = lambda asked: Reply(503) if len(sites[0].asked) < 4 else whole(asked)  # type: ignore[method-assign]
+    assert lab.fetch("hf:acme/coder/q4.gguf").read_bytes() == MODEL
+
+
 def test_a_private_repository_needs_a_token(tmp_path: Path, sites: tuple[Site, Site], hub: HubSite) -> None:
     hub.private.add("acme/coder")
     assert Lab(tmp_path, *sites).refusal("hf:acme/coder").code == "NOT_FOUND"
@@ -158,7 +164,9 @@ def test_the_digest_serves_while_the_hub_is_away(tmp_path: Path, sites: tuple[Si
     lab = Lab(tmp_path, *sites)
     file, folder = lab.fetch("hf:acme/coder/q4.gguf"), lab.fetch("hf:acme/folder")
     sites[0].answer = lambda _: Reply(503)  # type: ignore[method-assign]
+    sites[0].asked.clear()
     assert lab.fetch("hf:acme/coder/q4.gguf") == file
+    assert len(sites[0].asked) == 1, "with something to fall back on, one attempt is enough"
     assert lab.fetch("hf:acme/folder") == folder
     assert lab.refusal("hf:acme/two/q4.gguf").code == "FETCH_FAILED"
 

@@ -16,6 +16,7 @@ import re
 import shutil
 import tempfile
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 
 import msgspec
@@ -23,6 +24,7 @@ import msgspec
 from orchestratord.infra.fetch.policy import refused
 
 CHUNK = 1 << 20
+STALE_S = 7 * 86_400
 NAME = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._+-]{0,199}")
 DIGEST = re.compile(r"sha256:[0-9a-f]{64}")
 
@@ -114,6 +116,13 @@ class Cache:
     def free(self) -> int:
         """Bytes the disk has left."""
         return shutil.disk_usage(self._folder()).free
+
+    def clear_away(self, now: float) -> None:
+        """Remove what has been incoming, untouched, for longer than anybody comes back for. `now`: Unix epoch."""
+        for path in self._folder("incoming").iterdir():
+            with suppress(FileNotFoundError):
+                if path.stat().st_mtime < now - STALE_S:
+                    shutil.rmtree(path) if path.is_dir() else path.unlink()
 
     # -- files -------------------------------------------------------------------------------------------
     def path(self, digest: str) -> Path:

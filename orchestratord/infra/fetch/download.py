@@ -76,6 +76,7 @@ class Downloads:
             progress.done += source.size or 0
             return source.digest, None
         try:
+            await off_loop(self._cache.clear_away, self._clock.wall_ms() / 1000)
             partial = await off_loop(self._cache.partial, source.digest or source.name)
             try:
                 async with self._clock.limit(self._policy.total_s):
@@ -120,19 +121,22 @@ class Downloads:
 
     async def _until_there(self, source: Source, partial: Partial, progress: Progress, known: Known | None) -> int:
         """Ask again as long as it gets any further. Gives the last status."""
-        failures, pause = 0, self._pause_s
+        failures = 0
         while True:
             size = partial.size
             try:
                 return await self._once(source, partial, progress, known)
             except Interrupted as error:
-                if partial.size > size:
-                    failures, pause = 0, self._pause_s
-                failures += 1
-                if failures >= ATTEMPTS:
-                    raise ModelUnavailable("FETCH_FAILED", f"{error}. It was tried {ATTEMPTS} times.") from None
-            await self._clock.sleep(pause)
-            pause = min(2 * pause, PAUSE_MAX_S)
+                failures = 1 if partial.size > size else failures + 1
+                # With a version to fall back on nobody has to wait for a server that does not answer.
+                patience = ATTEMPTS if known is None or partial.size else 1
+                if failures >= patience:
+                    raise ModelUnavailable("FETCH_FAILED", f"{error}. Attempts: {failures}.") from None
+            await self.pause(failures)
+
+    async def pause(self, failures: int) -> None:
+        """Before another attempt, after so many in a row that failed."""
+        await self._clock.sleep(min(self._pause_s * 2 ** (failures - 1), PAUSE_MAX_S))
 
     async def _once(self, source: Source, partial: Partial, progress: Progress, known: Known | None) -> int:
         if partial.size and source.digest == partial.digest:

@@ -8,7 +8,7 @@ from orchestratord.domain.modelref import BucketRef, FileRef, HubRef, ModelRef, 
 from orchestratord.domain.url import BadReference
 from orchestratord.infra.fetch.buckets import Buckets
 from orchestratord.infra.fetch.cache import DIGEST, Cache, Known, file_digest
-from orchestratord.infra.fetch.download import Downloads, Progress, Source, off_loop
+from orchestratord.infra.fetch.download import ATTEMPTS, Downloads, Progress, Source, off_loop
 from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.infra.fetch.https import Https, Interrupted
 from orchestratord.infra.fetch.hub import Hub, parts
@@ -113,7 +113,7 @@ class Models:
         return await off_loop(self._path, found)
 
     async def _found(self, ref: ModelRef, digest: str | None, progress: Progress, known: Known | None) -> Known:
-        sources = await self._sources(ref)
+        sources = await self._patiently(ref, 1 if known is not None else ATTEMPTS)
         progress.total = sum(source.size or 0 for source in sources.values())
         whole = isinstance(ref, HubRef) and ref.file is None and not any(name.endswith(".gguf") for name in sources)
         if len(sources) == 1 and not whole:
@@ -129,6 +129,14 @@ class Models:
         digests = {name: (await self._get(source, progress, None))[0] for name, source in sources.items()}
         tree = await off_loop(self._cache.tree, digests)
         return Known(ref=str(ref), tree=tree)
+
+    async def _patiently(self, ref: ModelRef, attempts: int) -> dict[str, Source]:
+        for failures in range(1, attempts):
+            try:
+                return await self._sources(ref)
+            except Interrupted:
+                await self._downloads.pause(failures)
+        return await self._sources(ref)
 
     async def _sources(self, ref: ModelRef) -> dict[str, Source]:
         match ref:
