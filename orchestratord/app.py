@@ -18,6 +18,7 @@ from orchestratord import contract
 from orchestratord.config import (
     BudgetSettings,
     ConfigError,
+    FetchSettings,
     PoolSettings,
     QueueSettings,
     ReplicaSettings,
@@ -35,12 +36,20 @@ from orchestratord.domain.pool import PoolSpec
 from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.request import Sampling
+from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.framework import App
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
 from orchestratord.infra import prometheus
 from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines.mock import MockEngine
+from orchestratord.infra.fetch.buckets import Buckets
+from orchestratord.infra.fetch.cache import Cache
+from orchestratord.infra.fetch.download import Downloads
 from orchestratord.infra.fetch.files import LocalFiles
+from orchestratord.infra.fetch.host import FetchingHost
+from orchestratord.infra.fetch.https import Https
+from orchestratord.infra.fetch.models import Models
+from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.infra.memory import ProcMemory
@@ -49,7 +58,16 @@ from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.infra.telemetry import StandardTelemetry, make_logger
 from orchestratord.middleware import Access, BodyLimit, Edge, Guard
-from orchestratord.ports import Artifact, ArtifactStore, Clock, Engine, Journal, JournalUnavailable, ProcessSpec
+from orchestratord.ports import (
+    Artifact,
+    ArtifactStore,
+    Clock,
+    Engine,
+    Journal,
+    JournalUnavailable,
+    ModelUnavailable,
+    ProcessSpec,
+)
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
 from orchestratord.services.dispatch import Dispatch
@@ -99,6 +117,7 @@ class Daemon:
         self.failure: str | None = None  # why it could not start
 
         profiles = {name: _sampling(profile) for name, profile in settings.all_profiles.items()}
+        self.models = self._models()
         self.dispatch = Dispatch(self.clock, self._run)
         self.runs = Runs(
             self.clock,
@@ -139,7 +158,7 @@ class Daemon:
             self.core,
             self.clock,
             self.telemetry,
-            ProcessHost(self.clock),
+            FetchingHost(ProcessHost(self.clock), self.models),
             self._connect,
             _jitter,
         )
@@ -176,16 +195,13 @@ class Daemon:
             draw_seed or (lambda: secrets.randbelow(SEEDS)),
             RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
         )
-        self.pools = Pools(self.core, _limits(settings), contract.api_version())
+        self.pools = Pools(self.core, _limits(settings), contract.api_version(), self.models.progress)
         self.operations = Operations(self.core, self.clock, self.telemetry)
         self.reloads = Reloads(
             self.operations,
             self.core,
             self.replicas,
-            LocalFiles(
-                settings.models.roots,
-                (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
-            ),
+            self.models,
             self.residents,
             self.room,
             self.clock,
@@ -281,6 +297,7 @@ class Daemon:
         await self.operations.stop()
         await self.residents.stop()
         await self.replicas.stop()
+        await self.models.close()
         self._archiver.cancel()
         await asyncio.gather(self._archiver, return_exceptions=True)
         await self.journal.close()
@@ -314,6 +331,22 @@ class Daemon:
         if self.settings.artifacts.kind == "memory":
             return MemoryArtifacts()
         return FileArtifacts(self.settings.data_path / "artifacts", canonical.id_of)
+
+    def _models(self) -> Models:
+        settings, fetch = self.settings, self.settings.models.fetch
+        policy = _fetch_policy(fetch)
+        named = [r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None]
+        local = LocalFiles(settings.models.roots, filter(None, named))
+        cache = Cache(settings.data_path / "models")
+        https = Https(policy, self.clock)
+        models = Models(local, policy, cache, https, Downloads(https, cache, policy, self.clock), Buckets(policy.s3))
+        for pool in settings.pools:
+            if any(r.process is not None and r.process.model_path is None for r in pool.replicas):
+                try:
+                    models.check(pool.model)
+                except ModelUnavailable as error:
+                    raise ConfigError(f"pool {pool.id!r}: {error}") from None
+        return models
 
     def _connect(self, spec: ReplicaSpec, url: str) -> Engine:
         pool = next(p for p in self.settings.pools if p.id == spec.pool_id)
@@ -425,7 +458,7 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         return None
     return ProcessSpec(
         driver=pool.driver or pool.engine,
-        model_path=str(Path(process.model_path).expanduser()),
+        model_path=pool.model if process.model_path is None else str(Path(process.model_path).expanduser()),
         slots=process.slots,
         ctx=process.ctx,
         threads=process.threads,
@@ -433,6 +466,23 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         extra_args=process.extra_args,
         env=dict(process.env),
         device_mask=replica.device_mask,
+    )
+
+
+def _fetch_policy(fetch: FetchSettings) -> FetchPolicy:
+    s3 = fetch.s3
+    return FetchPolicy(
+        schemes=frozenset(fetch.schemes),
+        hosts=tuple(host_pattern(host, wildcard=True) for host in fetch.hosts),
+        private=frozenset(map(host_pattern, fetch.allow_private)),
+        tokens={host_pattern(host): name for host, name in fetch.tokens.items()},
+        ca_roots=tuple(str(Path(path).expanduser()) for path in fetch.ca_roots.values()),
+        hub=parse_url(fetch.hub),
+        s3=S3Access(parse_url(s3.endpoint), s3.region, s3.access_key_env, s3.secret_key_env, s3.session_token_env),
+        max_bytes=fetch.max_bytes,
+        connect_s=fetch.connect_ms / 1000,
+        idle_s=fetch.idle_ms / 1000,
+        total_s=fetch.total_ms / 1000,
     )
 
 

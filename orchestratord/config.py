@@ -19,6 +19,9 @@ import platformdirs
 import yaml
 from msgspec import Meta, Struct, field
 
+from orchestratord.domain.modelref import parse as parse_ref
+from orchestratord.domain.url import BadReference, host_pattern, parse_url
+
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Meta(ge=1)]
 Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
@@ -139,9 +142,9 @@ class WatchdogSettings(Section, frozen=True):
 
 
 class ProcessSettings(Section, frozen=True):
-    """An engine the daemon starts and supervises."""
+    """An engine the daemon starts and supervises. Without `model_path` its model is what the pool's reference means."""
 
-    model_path: str
+    model_path: str | None = None
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
     ctx: Annotated[int, Meta(ge=64)] = 4096
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
@@ -194,6 +197,44 @@ class PoolSettings(Section, frozen=True):
     replicas: tuple[ReplicaSettings, ...] = ()
 
 
+class BucketSettings(Section, frozen=True):
+    """Where `s3://` is. Keys come from the environment; without them requests are not signed."""
+
+    endpoint: str = "https://s3.amazonaws.com"
+    region: str = "us-east-1"
+    access_key_env: str = "AWS_ACCESS_KEY_ID"
+    secret_key_env: str = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
+    session_token_env: str = "AWS_SESSION_TOKEN"  # noqa: S105 - a name
+
+    def __post_init__(self) -> None:
+        _root_url("models.fetch.s3.endpoint", self.endpoint)
+
+
+class FetchSettings(Section, frozen=True):
+    """What models may be fetched, and from where. Nothing unless `schemes` names something."""
+
+    schemes: tuple[Literal["hf", "https", "s3", "oci"], ...] = ()
+    hosts: tuple[str, ...] = ()
+    allow_private: tuple[str, ...] = ()
+    max_bytes: Positive = 256 * 1024**3
+    connect_ms: Millis = 10_000
+    idle_ms: Millis = 60_000
+    total_ms: Millis = 86_400_000
+    ca_roots: dict[Name, str] = {}
+    tokens: dict[str, str] = {}
+    hub: str = "https://huggingface.co"
+    s3: BucketSettings = field(default_factory=BucketSettings)
+
+    def __post_init__(self) -> None:
+        for name, hosts in (("allow_private", self.allow_private), ("tokens", self.tokens), ("hosts", self.hosts)):
+            for host in hosts:
+                try:
+                    host_pattern(host, wildcard=name == "hosts")
+                except BadReference as error:
+                    raise ValueError(f"models.fetch.{name}: {host!r} is no host or host:port ({error})") from None
+        _root_url("models.fetch.hub", self.hub)
+
+
 class ModelSettings(Section, frozen=True):
     """Where models may be loaded from, and what loading one may take."""
 
@@ -203,6 +244,7 @@ class ModelSettings(Section, frozen=True):
     memory_bytes: Positive | None = None
     vram_bytes: dict[str, Positive] = {}
     starve_ms: Millis = 60_000
+    fetch: FetchSettings = field(default_factory=FetchSettings)
 
 
 class ProfileSettings(Section, frozen=True):
@@ -250,6 +292,7 @@ class Settings(Section, frozen=True):
         _unique("pool", [pool.id for pool in self.pools])
         for pool in self.pools:
             _unique(f"replica in pool {pool.id}", [replica.id for replica in pool.replicas])
+            _needs_reference(pool)
             if not self.allow_mock and (pool.driver == "mock" or any(r.mock for r in pool.replicas)):
                 raise ValueError(f"pool {pool.id!r} uses the mock engine; set `allow_mock = true` if that is meant")
         if "v1" in self.profiles:
@@ -262,6 +305,26 @@ class Settings(Section, frozen=True):
     @property
     def all_profiles(self) -> dict[str, ProfileSettings]:
         return {"v1": V1, **self.profiles}
+
+
+def _needs_reference(pool: PoolSettings) -> None:
+    lacking = [r.id for r in pool.replicas if r.process is not None and r.process.model_path is None]
+    if lacking:
+        try:
+            parse_ref(pool.model)
+        except BadReference as error:
+            raise ValueError(
+                f"replica {lacking[0]!r} of pool {pool.id!r} needs process.model_path, or the pool a model that can be "
+                f"fetched. {error}"
+            ) from None
+
+
+def _root_url(setting: str, text: str) -> None:
+    try:
+        if parse_url(text).target != "/":
+            raise BadReference("a path is not wanted")
+    except BadReference as error:
+        raise ValueError(f"{setting}: {text!r} must be https://host or https://host:port ({error})") from None
 
 
 def _unique(what: str, ids: list[str]) -> None:

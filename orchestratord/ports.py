@@ -279,7 +279,7 @@ class ProcessSpec:
     """How to run an engine: its own options, as the configuration gives them."""
 
     driver: str
-    model_path: str
+    model_path: str  # or a model reference, which is resolved first
     slots: int
     ctx: int  # per slot
     threads: int
@@ -314,7 +314,14 @@ class HostMemory(Protocol):
 
 # -- models ------------------------------------------------------------------------------------------------
 class ModelUnavailable(Exception):
-    """A model cannot be had. `code`: UNTRUSTED_ARTIFACT (policy or content), NOT_FOUND."""
+    """A model cannot be had; the message says what to do. `code` is one of
+
+    UNTRUSTED_ARTIFACT: the policy forbids it, or it is not what was asked for;
+    NOT_FOUND: there is nothing, or nothing definite, under the reference;
+    FETCH_FAILED: it cannot be reached or read now; what came of it already is gone on with the next time;
+    DISK_FULL: there is no room for it;
+    NOT_INSTALLED: an optional part of the package is needed.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -322,19 +329,32 @@ class ModelUnavailable(Exception):
 
 
 class ModelFiles(Protocol):
-    """From a model reference to a file on this machine."""
+    """From a model reference (`domain.modelref`) to a file or folder on this machine.
+
+    What is fetched lies in a cache addressed by content: no name from outside becomes a path. Fetching is off unless
+    the configuration allows the scheme and the host; it reaches no private address that is not named as such.
+    """
 
     def check(self, ref: str) -> None:
         """Whether the policy allows the reference at all, without looking anywhere. Raises ModelUnavailable."""
 
-    async def resolve(self, ref: str) -> str:
-        """The path of the model, fetched if need be. Raises ModelUnavailable."""
+    async def resolve(self, ref: str, digest: str | None = None) -> str:
+        """The path of the model, fetched if need be. `digest` (sha256:<64 hex>) is what it must have.
+
+        A model of several files is a folder, or the first of its numbered files. Whoever asks for what is being
+        fetched already joins; when nobody waits any more, fetching stops and can be gone on with. What an earlier
+        fetch of the reference brought serves while its server cannot be asked. Raises ModelUnavailable; a file with
+        another digest than was asked for is never left behind.
+        """
 
     async def verify(self, path: str) -> str | None:
         """The file is whole and of a kind engines load; its digest (sha256:<64 hex>) where one had to be checked.
 
         Raises ModelUnavailable.
         """
+
+    def progress(self, ref: str) -> tuple[int, int] | None:
+        """Bytes there and bytes in all (0: not known) of a reference that is being fetched; None if it is not."""
 
 
 # -- telemetry ---------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from orchestratord.domain.core import Core
@@ -15,10 +16,19 @@ REASON_CHARS = 256
 
 
 class Pools:
-    def __init__(self, core: Core, limits: dict[str, int], api_version: str) -> None:
+    """`fetched`: bytes there and bytes in all of a reference that is being fetched, see `ports.ModelFiles`."""
+
+    def __init__(
+        self,
+        core: Core,
+        limits: dict[str, int],
+        api_version: str,
+        fetched: Callable[[str], tuple[int, int] | None],
+    ) -> None:
         self._core = core
         self._limits = limits
         self._api_version = api_version
+        self._fetched = fetched
 
     def get(self, pool_id: str) -> Pool:
         """Raises NotFound."""
@@ -48,6 +58,7 @@ class Pools:
             "service_ms_per_unit": pool.service.ms_per_unit,
             "observations": pool.service.observations,
             **({"tokens_per_s": rate} if rate is not None else {}),
+            **self._fetching(pool),
         }
         if pool.spec.on_demand:
             body["metrics"] |= {"load_ms": round(pool.stay.load_s * 1000, 1), "loads": pool.stay.loads}
@@ -64,6 +75,16 @@ class Pools:
         if pool.operation is not None:
             body["operation"] = operation_body(pool.operation)
         return body
+
+    def _fetching(self, pool: Pool) -> dict[str, int]:
+        """How far the model is that the pool waits for, if it is being fetched."""
+        refs = [pool.spec.model_ref]
+        if pool.operation is not None and not pool.operation.over and pool.operation.to_model_ref is not None:
+            refs.insert(0, pool.operation.to_model_ref)
+        done, total = next(filter(None, map(self._fetched, refs)), (None, 0))
+        if done is None:
+            return {}
+        return {"fetch_bytes": done, **({"fetch_total_bytes": total} if total else {})}
 
     def summary(self, pool: Pool) -> dict[str, Any]:
         return {

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 
 from orchestratord.domain.errors import Conflict, InvalidParams, StorageUnavailable
 from orchestratord.domain.lodging import Lodging
+from orchestratord.domain.modelref import is_reference
 from orchestratord.domain.operation import Fault, Model, Operation
 from orchestratord.domain.pool import Pool, Replica
 from orchestratord.domain.residency import Claim
@@ -157,6 +158,8 @@ class Reloads:
             specs = self._replicas.specs(named)
             path = next((spec.process.model_path for spec in specs if spec.process is not None), None)
             ref = named.spec.model_ref
+            if path is not None and is_reference(path):
+                path = await self._files.resolve(path)
         else:
             path = await self._files.resolve(ref) if any(spec.process for spec in old) else None
         self._core.advance(pool, "verifying")

@@ -33,6 +33,8 @@ SECTIONS: dict[type[config.Section], str] = {
     config.StreamSettings: "streams",
     config.RetentionSettings: "retention",
     config.ModelSettings: "models",
+    config.FetchSettings: "fetch",
+    config.BucketSettings: "s3",
     config.PoolSettings: "pools",
     config.QueueSettings: "queue",
     config.PriorSettings: "prior",
