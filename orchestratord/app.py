@@ -417,6 +417,7 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         extra_args=process.extra_args,
         env=dict(process.env),
         device_mask=replica.device_mask,
+        mode=process.mode,
     )
 
 

@@ -141,6 +141,7 @@ class ProcessSettings(Section, frozen=True):
     """An engine the daemon starts and supervises."""
 
     model_path: str
+    mode: Literal["completion", "embedding", "rerank"] = "completion"
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
     ctx: Annotated[int, Meta(ge=64)] = 4096
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1

@@ -149,7 +149,7 @@ class EngineProps:
 
     engine_version: str
     model_id: str
-    ctx: int  # tokens one slot can hold: the figure to admit against
+    ctx: int  # tokens one slot, or one input, can hold: the figure to admit against
     slots: int
     workloads: frozenset[Workload]
     chat_template: bool
@@ -280,6 +280,7 @@ class ProcessSpec:
     extra_args: tuple[str, ...]
     env: dict[str, str]
     device_mask: str | None
+    mode: Workload = "completion"  # for engines that must be told at their start
 
 
 class ReplicaHost(Protocol):

@@ -216,11 +216,7 @@ class Core(Lives):
                 warm = session.warm if session is not None and session.kv_warm else None
                 strict = task.request.determinism == "strict"
                 replica = pick_replica(
-                    _candidates(pool, task),
-                    ctx=task.request.ctx,
-                    mask=task.request.placement.require_device_mask,
-                    exact=strict,
-                    warm=warm.replica if warm is not None else None,
+                    _candidates(pool, task), task.request, warm=warm.replica if warm is not None else None
                 )
                 if replica is None:
                     if strict:
@@ -340,8 +336,7 @@ def _candidates(pool: Pool, task: Task) -> list[Replica]:
     replicas = list(pool.replicas.values())
     if not task.tried:
         return replicas
-    mask = task.request.placement.require_device_mask
-    others = [r for r in replicas if r.id not in task.tried and r.available and suits(r, task.request.ctx, mask)]
+    others = [r for r in replicas if r.id not in task.tried and r.available and suits(r, task.request)]
     return others or replicas
 
 
@@ -349,11 +344,8 @@ def _reserve(pool: Pool, task: Task) -> None:
     """Keep a replica for a strict task: it takes no other work, so that it becomes idle."""
     if any(r.reserved is task for r in pool.replicas.values()):
         return
-    mask = task.request.placement.require_device_mask
     able = [
-        r
-        for r in _candidates(pool, task)
-        if r.strict and r.available and r.reserved is None and suits(r, task.request.ctx, mask)
+        r for r in _candidates(pool, task) if r.strict and r.available and r.reserved is None and suits(r, task.request)
     ]
     if able:
         min(able, key=lambda r: (len(r.leases), r.id)).reserved_for = task

@@ -138,22 +138,23 @@ def place(job: TaskRequest, pools: Sequence[PoolSnapshot]) -> Decision:
     return Decision(best.id, considered, tuple(filters), tuple(used), pinned, fallback)
 
 
-def pick_replica(
-    replicas: Iterable[Replica], *, ctx: int, mask: str | None, exact: bool, warm: Replica | None
-) -> Replica | None:
+def pick_replica(replicas: Iterable[Replica], job: TaskRequest, *, warm: Replica | None) -> Replica | None:
     """The replica of a pool that gets the next task: fewest failures in a row, affinity, most free VRAM, fewest
     leases, id. A strict one needs an idle replica; one that is kept for a strict task takes no other."""
+    exact = job.determinism == "strict"
     fit = [
         r
         for r in replicas
-        if r.free > 0 and r.reserved is None and suits(r, ctx, mask) and (not exact or (r.strict and not r.leases))
+        if r.free > 0 and r.reserved is None and suits(r, job) and (not exact or (r.strict and not r.leases))
     ]
     return min(fit, key=lambda r: (r.breaker.failures, r is not warm, -r.vram_free, len(r.leases), r.id), default=None)
 
 
-def suits(replica: Replica, ctx: int, mask: str | None) -> bool:
+def suits(replica: Replica, job: TaskRequest) -> bool:
     """Whether the replica could ever take such a task."""
-    return replica.ctx >= ctx and (mask is None or replica.device_mask == mask)
+    mask = job.placement.require_device_mask
+    fits = replica.ctx >= job.ctx and job.workload in replica.workloads
+    return fits and (mask is None or replica.device_mask == mask)
 
 
 _Key = Callable[[PoolSnapshot], float | str]

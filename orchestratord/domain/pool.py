@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
@@ -44,6 +44,15 @@ class Lease:
     slot: int  # index among the replica's slots
     exclusive: bool = False  # nothing else may run on the replica beside it
     quarantined: bool = False
+
+    def let_go(self, busy: Collection[int]) -> bool:
+        """Whether the engine works on it no more, by the slots that are busy.
+
+        Only a completion is on the slot it was given; of the other workloads the number counts.
+        """
+        if self.task.request.workload == "completion":
+            return self.slot not in busy
+        return len(busy) < len(self.replica.leases)
 
 
 @dataclass(slots=True, eq=False)

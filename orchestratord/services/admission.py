@@ -126,13 +126,15 @@ class Admission:
 
     def _check_knobs(self, request: TaskRequest) -> None:
         """Engines ignore what they do not know, in silence: a knob that would be dropped is refused."""
-        honoured = {f for p in self._core.serving(request) for r in p.ready_replicas for f in r.features}
-        if not honoured:
+        replicas = [r for p in self._core.serving(request) for r in p.ready_replicas]
+        if not replicas:
             return  # nothing is ready: placement says why
+        honoured = {f for r in replicas for f in r.features} if request.workload == "completion" else set()
         for knob in Sampling.__slots__:
             if getattr(request.sampling, knob) is not None and knob not in honoured:
                 raise InvalidParams(
-                    f"{request.model_ref} on {request.engine} cannot honour sampling.{knob}. Leave it out.",
+                    f"{request.model_ref} on {request.engine} cannot honour sampling.{knob} for a "
+                    f"{request.workload}. Leave it out.",
                     rule="unsupported_sampling",
                     field=f"sampling.{knob}",
                     engine=request.engine,
@@ -158,7 +160,7 @@ class Admission:
                 )
             rendered = await self._ask(engine.render(request.messages), request)
             request = replace(request, prompt=rendered, messages=None)
-        tokens = await self._tokens(engine, request.prompt or "", request.ctx - request.max_tokens, request)
+        tokens = await self._tokens(engine, (request.prompt or "",), request.ctx - request.max_tokens, request)
         if tokens + request.max_tokens > request.ctx:
             raise InvalidParams(
                 f"The prompt has {tokens} tokens and max_tokens is {request.max_tokens}: together more than "
@@ -174,8 +176,9 @@ class Admission:
         """Each input (for rerank: each pair of query and document) is one prompt of its own; the bound of them all."""
         total = 0
         for index, text in enumerate(request.inputs or ()):
-            whole = f"{request.prompt} {text}" if request.workload == "rerank" else text
-            tokens = await self._tokens(engine, whole, request.ctx, request)
+            # Of a pair each text with marks of its own: no fewer than what an engine joins them with.
+            texts = (request.prompt or "", text) if request.workload == "rerank" else (text,)
+            tokens = await self._tokens(engine, texts, request.ctx, request)
             if tokens > request.ctx:
                 raise InvalidParams(
                     f"inputs[{index}] has {tokens} tokens, more than ctx {request.ctx}. Shorten it or raise ctx.",
@@ -187,10 +190,10 @@ class Admission:
             total += tokens
         return total
 
-    async def _tokens(self, engine: Engine, text: str, room: int, request: TaskRequest) -> int:
-        """An upper bound if that fits into `room`, else the engine's exact count."""
-        bound = engine.bound(text)
-        return bound if bound <= room else await self._count(engine, text, request)
+    async def _tokens(self, engine: Engine, texts: tuple[str, ...], room: int, request: TaskRequest) -> int:
+        """Of all the texts together: an upper bound if that fits into `room`, else the engine's exact count."""
+        bound = sum(map(engine.bound, texts))
+        return bound if bound <= room else sum([await self._count(engine, text, request) for text in texts])
 
     async def _count(self, engine: Engine, prompt: str, request: TaskRequest) -> int:
         key = (request.model_ref, hashlib.sha256(prompt.encode()).digest())

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 
 from orchestratord.domain.operation import Model
 from orchestratord.domain.pool import Replica
-from orchestratord.domain.request import Sampling
+from orchestratord.domain.request import Sampling, Workload
 from orchestratord.ports import Clock, Engine, EngineError, EngineProps, Job, ProcessSpec, ReplicaProcess
 
 
@@ -82,8 +82,13 @@ class Member:
 
 
 async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
-    """A minimal decode, then a longer one that is cancelled: both must work before anyone depends on them."""
+    """A minimal decode, then a longer one that is cancelled: both must work before anyone depends on them.
+
+    Of an engine that completes nothing, one result of each workload it has.
+    """
     if "completion" not in props.workloads:
+        for workload in sorted(props.workloads):
+            await _one_result(engine, workload)
         return
     job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=Sampling(temperature=0.0), keep_cache=False)
     async with engine.stream(job) as chunks:
@@ -101,3 +106,15 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
     while len(await engine.busy() or ()) > len(before):
         await clock.sleep(pause)
         pause = min(pause * 2, 1.0)
+
+
+async def _one_result(engine: Engine, workload: Workload) -> None:
+    results = 0
+    prompt = "ping" if workload == "rerank" else ""
+    async with engine.stream(Job(workload, max_tokens=1, seed=1, prompt=prompt, inputs=("ping",))) as chunks:
+        async for chunk in chunks:
+            results += len(chunk.results)
+            if chunk.end is not None:
+                break
+    if results != 1:
+        raise EngineError("protocol", f"the probe's {workload} gave {results} results for one input")

@@ -243,7 +243,7 @@ class Replicas:
         if quarantined:
             busy = await engine.busy() or frozenset()
             for lease in quarantined:
-                if lease.slot not in busy:
+                if lease.let_go(busy):
                     self._core.release(lease)
 
     async def _pause(self, member: Member, seconds: float) -> None:

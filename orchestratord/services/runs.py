@@ -177,7 +177,7 @@ class Runs:
                 busy = await engine.busy()
             except EngineError:
                 return True  # nothing runs on an engine that does not answer; health decides its fate
-            if busy is None or lease.slot not in busy:
+            if busy is None or lease.let_go(busy):
                 return True
             if self._clock.now() >= give_up:
                 self._telemetry.event(

@@ -231,7 +231,8 @@ class MockEngine:
         for knob in (knob.name for knob in fields(job.sampling)):
             if getattr(job.sampling, knob) is not None and knob not in self._props.features:
                 raise EngineError("refused", f"this engine does not know {knob}")
-        tokens = max(map(mock_text.count, (job.prompt, *job.inputs)))
+        pair = f"{job.prompt} " if job.workload == "rerank" else ""
+        tokens = max(map(mock_text.count, (job.prompt, *(pair + text for text in job.inputs))))
         if tokens > self._props.ctx:
             raise EngineError("refused", f"{tokens} tokens do not fit into a context of {self._props.ctx}")
         if script.full:
