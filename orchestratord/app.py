@@ -31,6 +31,7 @@ from orchestratord.domain.eta import Prior
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.hooks import Hooks, Limits
 from orchestratord.domain.outcome import Failure
+from orchestratord.domain.pins import Pins
 from orchestratord.domain.pool import PoolSpec
 from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.ratelimit import RateLimit
@@ -40,6 +41,7 @@ from orchestratord.handlers import Services, artifacts, catalog, operations, poo
 from orchestratord.infra import prometheus
 from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines.mock import MockEngine
+from orchestratord.infra.fetch.digest import Digests
 from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
@@ -107,7 +109,7 @@ class Daemon:
             _jitter,
         )
         self.core = Control(
-            [_pool_spec(pool) for pool in settings.pools],
+            [_pool_spec(pool, profiles) for pool in settings.pools],
             Limits(
                 session_ttl_s=settings.sessions.ttl_ms / 1000,
                 turns_max=settings.sessions.turns_max,
@@ -139,6 +141,7 @@ class Daemon:
             ProcessHost(self.clock),
             self._connect,
             _jitter,
+            Digests().of,
         )
         self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
         s = settings.streams
@@ -376,8 +379,10 @@ def _access(settings: Settings) -> Access:
     )
 
 
-def _pool_spec(pool: PoolSettings) -> PoolSpec:
-    prior = pool.prior
+def _pool_spec(pool: PoolSettings, profiles: dict[str, Sampling]) -> PoolSpec:
+    prior, pins = pool.prior, pool.pins
+    sampling = profiles[pins.profile] if pins.profile is not None else Sampling()
+    knobs = frozenset(name for name in Sampling.__slots__ if getattr(sampling, name) is not None)
     return PoolSpec(
         id=pool.id,
         engine=pool.engine,
@@ -388,6 +393,7 @@ def _pool_spec(pool: PoolSettings) -> PoolSpec:
             pool.queue.capacity, pool.queue.full_policy, pool.queue.batch_capacity, pool.queue.batch_age_ms / 1000
         ),
         prior=Prior(prior.overhead_ms, prior.ms_per_unit, prior.fraction),
+        pins=Pins(pins.engine_version, pins.model_digest, pins.profile, knobs),
     )
 
 

@@ -137,6 +137,14 @@ class WatchdogSettings(Section, frozen=True):
     wall_ms: Annotated[int, Meta(ge=0)] = 0
 
 
+class PinSettings(Section, frozen=True):
+    """What every replica of a pool has to be; one that is not gets no work."""
+
+    engine_version: str | None = None
+    model_digest: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+    profile: Name | None = None
+
+
 class ProcessSettings(Section, frozen=True):
     """An engine the daemon starts and supervises."""
 
@@ -186,6 +194,7 @@ class PoolSettings(Section, frozen=True):
     queue: QueueSettings = field(default_factory=QueueSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
     watchdogs: WatchdogSettings = field(default_factory=WatchdogSettings)
+    pins: PinSettings = field(default_factory=PinSettings)
     replicas: tuple[ReplicaSettings, ...] = ()
 
 
@@ -242,6 +251,9 @@ class Settings(Section, frozen=True):
     def __post_init__(self) -> None:
         _unique("pool", [pool.id for pool in self.pools])
         for pool in self.pools:
+            if pool.pins.profile not in (None, *self.all_profiles):
+                known = ", ".join(sorted(self.all_profiles))
+                raise ValueError(f"pool {pool.id!r} is pinned to profile {pool.pins.profile!r}; there are {known}")
             _unique(f"replica in pool {pool.id}", [replica.id for replica in pool.replicas])
             if not self.allow_mock and (pool.driver == "mock" or any(r.mock for r in pool.replicas)):
                 raise ValueError(f"pool {pool.id!r} uses the mock engine; set `allow_mock = true` if that is meant")

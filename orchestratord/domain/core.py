@@ -102,6 +102,7 @@ class Core(Lives):
             started_frame=self._hooks.encode(1, "started", promise),
         )
         task = Task(fact, EventLog(), now, now + request.deadline_ms / 1000, fact.determinism_class)
+        task.profile = pool.spec.profile_of(request)
         task.log.append(fact.started_frame)
         self.sessions.take_turn(request.session_id, held, now)
         self.tasks.enlist(task)
@@ -173,6 +174,8 @@ class Core(Lives):
         self._orders = count(last + 1)
         for item in journaled:
             task = recovery.rebuild(item, split, now, wall_ms)
+            pool = self.pools.get(task.pool_id)
+            task.profile = pool.spec.profile_of(task.request) if pool else task.request.sampler_profile_version
             if item.admitted.order > deletions.get(task.session_id, last):
                 self.sessions.delete(task.session_id, task.created)
                 del deletions[task.session_id]
@@ -241,6 +244,7 @@ class Core(Lives):
         task.attempts += 1
         task.replica_id, task.engine_version = replica.id, replica.engine_version
         task.model_digest, task.quant = replica.model_digest, replica.quant
+        task.profile = pool.spec.profile_of(task.request)
         task.determinism_class = "exact" if replica.exact or lease.exclusive else "best_effort"
         task.started, task.started_ms, task.last_output = now, wall_ms, now
         return lease

@@ -45,6 +45,7 @@ class PoolSnapshot:
     load: float  # (queued + leased) / slots
     vram_free: int
     tokens_per_s: float
+    pinned_profile: str | None = None  # the one sampler profile it serves
     opens_ms: int | None = None  # of a closed pool: when it is expected to take work again
 
 
@@ -57,6 +58,8 @@ def static_obstacle(job: TaskRequest, pool: PoolSnapshot) -> tuple[str, str] | N
     mask = job.placement.require_device_mask
     if mask is not None and mask not in pool.device_masks:
         return "pin_infeasible", f"no replica on device mask {mask}"
+    if pool.pinned_profile not in (None, job.sampler_profile_version or pool.pinned_profile):
+        return "unknown_profile", f"pinned to sampler profile {pool.pinned_profile}"
     if job.determinism == "strict" and pool.ready and not pool.exact:
         return "unsupported_determinism", "no replica can run one task at a time"
     return None

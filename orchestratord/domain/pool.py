@@ -9,8 +9,9 @@ from typing import Literal
 from orchestratord.domain.breaker import Breaker
 from orchestratord.domain.eta import Prior, ServiceModel
 from orchestratord.domain.operation import Fault, Model, Operation
+from orchestratord.domain.pins import Pins
 from orchestratord.domain.queue import QueueSpec, TaskQueue
-from orchestratord.domain.request import Workload
+from orchestratord.domain.request import DEFAULT_PROFILE, TaskRequest, Workload
 from orchestratord.domain.task import Task
 
 ReplicaState = Literal["loading", "ready", "retiring", "dead"]
@@ -27,9 +28,18 @@ class PoolSpec:
     aliases: tuple[str, ...] = ()
     queue: QueueSpec = field(default_factory=QueueSpec)
     prior: Prior = field(default_factory=Prior)
+    pins: Pins = field(default_factory=Pins)
 
     def serves(self, engine: str, model_ref: str) -> bool:
         return engine == self.engine and (model_ref == self.model_ref or model_ref in self.aliases)
+
+    @property
+    def profile(self) -> str:
+        """The sampler profile of tasks that name none."""
+        return self.pins.profile or DEFAULT_PROFILE
+
+    def profile_of(self, request: TaskRequest) -> str:
+        return request.sampler_profile_version or self.profile
 
 
 @dataclass(slots=True, eq=False)

@@ -8,6 +8,7 @@ from typing import Any, Literal
 Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
 Workload = Literal["completion", "embedding", "rerank"]
+DEFAULT_PROFILE = "v1"
 DeterminismClass = Literal["exact", "best_effort"]
 
 

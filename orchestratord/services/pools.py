@@ -8,7 +8,6 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.errors import NotFound
 from orchestratord.domain.operation import Fault, Operation
 from orchestratord.domain.pool import Pool, Replica
-from orchestratord.services.narration import DEFAULT_PROFILE
 
 REASON_CHARS = 256
 
@@ -147,7 +146,7 @@ def _engine(key: tuple[str, str, str], pools: list[Pool]) -> dict[str, Any]:
         "supported_workloads": sorted({w for r in replicas for w in r.workloads}),
         "features": sorted({f for r in replicas for f in r.features}),
         "determinism": "exact" if any(r.strict for r in replicas) else "best_effort",
-        "sampler_profile_version": DEFAULT_PROFILE,
+        "sampler_profile_version": pools[0].spec.profile,
     }
     if ctx:
         body["ctx_max"] = body["max_tokens_out"] = ctx

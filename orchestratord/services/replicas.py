@@ -7,7 +7,7 @@ One supervisor task per replica. A replica is ready only after a minimal decode 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 from orchestratord.domain.core import Core
@@ -33,6 +33,7 @@ class Replicas:
         host: ReplicaHost,
         connect: Connect,
         jitter: Callable[[float], float],
+        digest_of: Callable[[str], Awaitable[str]],
     ) -> None:
         self._core = core
         self._clock = clock
@@ -40,6 +41,7 @@ class Replicas:
         self._host = host
         self._connect = connect
         self._jitter = jitter
+        self._digest_of = digest_of
         self._members: dict[Replica, Member] = {}
 
     # -- what the rest of the services needs -------------------------------------------------------------
@@ -180,11 +182,12 @@ class Replicas:
         assert engine is not None
         await self._until_loaded(member, engine)
         props = await engine.props()
+        digest = await self._check_pins(spec, props)
         if trial is not None:
             trial.probing()
         async with self._clock.limit(PROBE_LIMIT_S):
             await prove(engine, props, self._clock)
-        self._core.replica_ready(spec.pool_id, member.replica, **_facts(props), model_digest=spec.model_digest)
+        self._core.replica_ready(spec.pool_id, member.replica, **_facts(props), model_digest=digest)
         self._telemetry.event(
             "replica_ready",
             f"{spec.pool_id}/{spec.id} decodes and cancels; {props.slots} slots of {props.ctx} tokens",
@@ -193,6 +196,26 @@ class Replicas:
             engine_version=props.engine_version,
         )
         self._telemetry.count("orchestratord_preloads_total", pool_id=spec.pool_id, outcome="ready")
+
+    async def _check_pins(self, spec: ReplicaSpec, props: EngineProps) -> str | None:
+        """The digest of its model, as far as it is known. Raises Down when it is not what the pool is pinned to."""
+        pins = self._core.pools[spec.pool_id].spec.pins
+        digest = spec.model_digest or props.model_digest
+        if digest is None and pins.model_digest is not None and spec.process is not None:
+            digest = await self._digest_of(spec.process.model_path)
+        why = pins.mismatch(props.engine_version, digest, props.features)
+        if why is not None:
+            raise Down(why)
+        return digest
+
+    async def _replaced(self, member: Member, engine: Engine) -> str | None:
+        """Why an engine that was what its pool is pinned to no longer is: somebody else put another one there."""
+        pins = self._core.pools[member.spec.pool_id].spec.pins
+        if not pins.any:
+            return None
+        props = await engine.props()
+        digest = props.model_digest or member.replica.model_digest
+        return pins.mismatch(props.engine_version, digest, props.features)
 
     async def _until_loaded(self, member: Member, engine: Engine) -> None:
         """Poll until the model is loaded. A child may take its time; a URL that nothing listens on is dead."""
@@ -221,6 +244,7 @@ class Replicas:
                 self._check_alive(process)
             async with self._clock.limit(HEALTH_LIMIT_S):
                 reason = await engine.ready()
+                reason = reason or await self._replaced(member, engine)
             if reason is not None:
                 raise Down(reason)
             await self._release_quarantined(member.replica, engine)

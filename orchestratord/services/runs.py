@@ -14,7 +14,6 @@ from orchestratord.domain.pool import Lease
 from orchestratord.domain.request import Sampling
 from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Job, Telemetry
-from orchestratord.services.narration import DEFAULT_PROFILE
 
 ATTEMPTS = 3  # leases a task may have as long as no output of it was seen
 RETRY_S, RETRY_MAX_S = 0.25, 4.0  # pause before the second attempt, at most; doubles; full jitter
@@ -145,7 +144,7 @@ class Runs:
     def _job(self, lease: Lease) -> Job:
         task = lease.task
         request = task.request
-        profile = self._profiles[request.sampler_profile_version or DEFAULT_PROFILE]
+        profile = self._profiles[lease.pool.spec.profile_of(request)]
         given = {k: v for k in Sampling.__slots__ if (v := getattr(request.sampling, k)) is not None}
         return Job(
             workload=request.workload,
