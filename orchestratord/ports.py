@@ -155,6 +155,7 @@ class EngineProps:
     chat_template: bool
     quant: str | None = None  # how its weights are quantised
     exact_alone: bool = False  # one request at a time: equal seeds give equal tokens (same build, model and options)
+    exact_warm: bool = False  # also where it reuses a prefix from its KV cache
     features: tuple[str, ...] = ()  # sampling knobs it honours, and `prefix_cache` if it keeps prompts in its KV cache
     model_digest: str | None = None  # sha256:<64 hex>, of engines that say so
 

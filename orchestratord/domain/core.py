@@ -245,7 +245,7 @@ class Core(Lives):
         task.replica_id, task.engine_version = replica.id, replica.engine_version
         task.model_digest, task.quant = replica.model_digest, replica.quant
         task.profile = pool.spec.profile_of(task.request)
-        task.determinism_class = "exact" if replica.exact or lease.exclusive else "best_effort"
+        task.determinism_class = "exact" if replica.exact(task.request) else "best_effort"
         task.started, task.started_ms, task.last_output = now, wall_ms, now
         return lease
 
@@ -331,7 +331,8 @@ class Core(Lives):
 
 def _class(pool: Pool, request: TaskRequest) -> DeterminismClass:
     """What can be promised at admission."""
-    exact = request.determinism == "strict" or any(r.exact for r in pool.ready_replicas)
+    ready = pool.ready_replicas
+    exact = request.determinism == "strict" or (bool(ready) and all(r.exact(request) for r in ready))
     return "exact" if exact else "best_effort"
 
 

@@ -84,6 +84,7 @@ class Replica:
     features: tuple[str, ...] = ()
     quant: str | None = None
     exact_alone: bool = False  # equal seeds give equal tokens when one request runs at a time
+    exact_warm: bool = False  # also when that reuses a prefix
     vram_free: int = 0
     incarnation: int = 0
     last_error: Fault | None = None
@@ -115,10 +116,11 @@ class Replica:
         task = self.reserved_for
         return task if task is not None and task.waits else None
 
-    @property
-    def exact(self) -> bool:
-        """One slot: no other request can share a batch with this one, so equal seeds give equal tokens."""
-        return self.slots == 1 and self.exact_alone
+    def exact(self, job: TaskRequest) -> bool:
+        """Equal seeds give equal tokens: no other request can share a batch with this one, and no prefix is reused
+        (what was computed in batches of another size differs in the last bits)."""
+        cold = job.cold or self.exact_warm or "prefix_cache" not in self.features
+        return self.exact_alone and cold and (self.slots == 1 or job.determinism == "strict")
 
     @property
     def strict(self) -> bool:

@@ -75,6 +75,11 @@ class TaskRequest:
     sampling: Sampling = field(default_factory=Sampling)
 
     @property
+    def cold(self) -> bool:
+        """Whether it must not build on a prefix in the engine's cache."""
+        return self.kv_hint == "cold" or self.determinism == "strict"
+
+    @property
     def max_events(self) -> int:
         """Upper bound of log events before the terminal one: `started` and every token or result."""
         return 1 + (self.max_tokens if self.workload == "completion" else len(self.inputs or ()))

@@ -317,4 +317,5 @@ def _facts(props: EngineProps) -> dict[str, Any]:
         "features": props.features,
         "quant": props.quant,
         "exact_alone": props.exact_alone,
+        "exact_warm": props.exact_warm,
     }

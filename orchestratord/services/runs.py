@@ -153,7 +153,7 @@ class Runs:
             prompt=request.prompt or "",
             inputs=request.inputs or (),
             sampling=replace(profile, **given),
-            keep_cache=request.kv_hint != "cold",
+            keep_cache=not request.cold,
             slot=lease.slot,
         )
 

@@ -108,6 +108,7 @@ class MockEngine:
             chat_template=chat_template,
             quant="mock",
             exact_alone=True,
+            exact_warm=True,
             features=(*KNOBS, "prefix_cache"),
         )
         self._scripts: deque[MockScript] = deque()
