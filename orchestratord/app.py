@@ -32,7 +32,7 @@ from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.hooks import Hooks, Limits
 from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pins import Pins
-from orchestratord.domain.pool import PoolSpec
+from orchestratord.domain.pool import PoolSpec, Replica
 from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.request import Sampling
@@ -43,6 +43,7 @@ from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines.mock import MockEngine
 from orchestratord.infra.fetch.digest import Digests
 from orchestratord.infra.fetch.files import LocalFiles
+from orchestratord.infra.gpu import NvmlProbe
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.infra.memory import ProcMemory
@@ -51,10 +52,20 @@ from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.infra.telemetry import StandardTelemetry, make_logger
 from orchestratord.middleware import Access, BodyLimit, Edge, Guard
-from orchestratord.ports import Artifact, ArtifactStore, Clock, Engine, Journal, JournalUnavailable, ProcessSpec
+from orchestratord.ports import (
+    Artifact,
+    ArtifactStore,
+    Clock,
+    Engine,
+    GpuProbe,
+    Journal,
+    JournalUnavailable,
+    ProcessSpec,
+)
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
 from orchestratord.services.dispatch import Dispatch
+from orchestratord.services.gauges import Gauges
 from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.narration import Narrator
 from orchestratord.services.operations import Operations
@@ -85,6 +96,7 @@ class Daemon:
         store: ArtifactStore | None = None,
         logger: Any = None,
         draw_seed: Callable[[], int] | None = None,
+        gpus: GpuProbe | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
@@ -143,6 +155,7 @@ class Daemon:
             _jitter,
             Digests().of,
         )
+        self.gauges = Gauges(self.core, self.clock, gpus or NvmlProbe(), self.replicas.serving, self.runs.proving)
         self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
         s = settings.streams
         self.streams = Streams(
@@ -239,6 +252,7 @@ class Daemon:
             [_replica_spec(p, r).serving(self.core.pools[p.id].model) for p in self.settings.pools for r in p.replicas]
         )
         self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
+        self.gauges.start()
         self.sweeps.start()
         self.telemetry.event("daemon_started", f"serving {len(self.core.pools)} pools", recovered=len(journaled))
 
@@ -275,6 +289,7 @@ class Daemon:
         self.dispatch.abort_all()
         await self.dispatch.drained()
         await self.operations.stop()
+        await self.gauges.stop()
         await self.replicas.stop()
         self._archiver.cancel()
         await asyncio.gather(self._archiver, return_exceptions=True)
@@ -341,6 +356,19 @@ class Daemon:
                 yield "queue_depth", {**labels, "priority": priority}, pool.queue.depth(priority)
             yield "active_leases", labels, len(pool.leases)
             yield "pool_ready", labels, float(pool.ready)
+            for replica in pool.ready_replicas:
+                yield from _gauges(replica, {**labels, "engine_version": replica.engine_version})
+
+
+def _gauges(replica: Replica, pool: dict[str, str]) -> Iterable[prometheus.Sample]:
+    labels = {**pool, "replica_id": replica.id}
+    if replica.kv_usage is not None:
+        yield "kv_cache_usage_ratio", labels, replica.kv_usage
+    for device in replica.devices:
+        on = {**labels, "device": str(device.index)}
+        yield "vram_used_bytes", on, device.used
+        if device.utilization is not None:
+            yield "gpu_utilization", on, device.utilization
 
 
 def handler_table(services: Services) -> dict[str, Callable[..., Awaitable[Any]]]:

@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import AsyncIterator, Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from orchestratord.domain.device import Device
 from orchestratord.domain.facts import Fact, JournaledTask, SessionDeleted
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import FinishReason
@@ -245,6 +246,14 @@ class Engine(Protocol):
         """Close every connection. Idempotent."""
 
 
+@runtime_checkable
+class KvGauge(Protocol):
+    """What an engine that knows how full its KV cache is has besides."""
+
+    async def kv_usage(self) -> float | None:
+        """The share of its KV cache that running jobs take, 0..1; None if it cannot tell. Raises EngineError."""
+
+
 class ReplicaProcess(Protocol):
     """An engine server run as a child: own process group, dead with the daemon even on its kill -9."""
 
@@ -290,6 +299,13 @@ class ReplicaHost(Protocol):
 
     async def start(self, spec: ProcessSpec) -> ReplicaProcess:
         """Start one on a free loopback port. Raises OSError when it cannot be started (message names the fix)."""
+
+
+class GpuProbe(Protocol):
+    """The GPUs of this machine."""
+
+    async def read(self) -> list[Device]:
+        """All of them as they are now; [] where there are none or they cannot be seen. Never raises."""
 
 
 class HostMemory(Protocol):

@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestratord.domain import forecast, recovery
 from orchestratord.domain.budget import worst_case
+from orchestratord.domain.device import Device
 from orchestratord.domain.errors import AdmissionReject, Conflict, DeadlineUnmet, NotFound, QueueFull
 from orchestratord.domain.facts import (
     Admitted,
@@ -318,10 +319,15 @@ class Core(Lives):
         """A replica is on its way; `reason` says how far."""
         replica.state, replica.reason = "loading", reason
 
+    def measured(self, replica: Replica, kv_usage: float | None, devices: tuple[Device, ...]) -> None:
+        """What a ready replica and its devices say now."""
+        replica.kv_usage, replica.devices = kv_usage, devices
+
     def replica_failed(self, pool_id: str, replica: Replica, fault: Fault) -> None:
         """A replica is gone. Its running tasks end by themselves: their streams break."""
         pool = self.pools[pool_id]
         replica.state, replica.reason = "dead", fault.message
+        replica.kv_usage, replica.devices = None, ()
         replica.last_error = pool.last_error = fault
 
     def archived(self, task_id: str) -> None:

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestratord.domain.breaker import Breaker
+from orchestratord.domain.device import Device
 from orchestratord.domain.eta import Prior, ServiceModel
 from orchestratord.domain.operation import Fault, Model, Operation
 from orchestratord.domain.pins import Pins
@@ -85,7 +86,8 @@ class Replica:
     quant: str | None = None
     exact_alone: bool = False  # equal seeds give equal tokens when one request runs at a time
     exact_warm: bool = False  # also when that reuses a prefix
-    vram_free: int = 0
+    kv_usage: float | None = None  # share of its KV cache that jobs take; None: it does not say
+    devices: tuple[Device, ...] = ()  # that it computes on, as far as they can be seen
     incarnation: int = 0
     last_error: Fault | None = None
     leases: dict[int, Lease] = field(default_factory=dict)
@@ -98,6 +100,11 @@ class Replica:
         taken = {lease.slot for lease in self.leases.values()}
         free = [slot for slot in range(self.slots) if slot not in taken]
         return prefer if prefer in free else min(free, key=lambda slot: self.last_lease.get(slot, 0))
+
+    @property
+    def vram_free(self) -> int:
+        """Bytes on its devices; 0 where nothing is known of them."""
+        return sum(device.free for device in self.devices)
 
     @property
     def available(self) -> bool:

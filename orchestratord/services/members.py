@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from orchestratord.domain.operation import Model
 from orchestratord.domain.pool import Replica
@@ -29,6 +30,11 @@ class ReplicaSpec:
     def model_is_foreign(self) -> bool:
         """Whoever runs the engine decides what it serves."""
         return self.process is None and not (self.url or "").startswith("mock:")
+
+    @property
+    def here(self) -> bool:
+        """Whether it computes on this machine."""
+        return not self.model_is_foreign or urlsplit(self.url or "").hostname in ("localhost", "127.0.0.1", "::1")
 
     def serving(self, model: Model | None) -> ReplicaSpec:
         """The same replica with another model."""

@@ -46,6 +46,7 @@ class Pools:
             "service_ms_per_unit": pool.service.ms_per_unit,
             "observations": pool.service.observations,
             **({"tokens_per_s": rate} if rate is not None else {}),
+            **_gauges(pool),
         }
         body["replicas"] = [_replica(replica) for replica in pool.replicas.values()]
         if pool.engine_version != "unknown":
@@ -89,6 +90,18 @@ class Pools:
             "pools": [self.summary(pool) for pool in self.all()],
             "limits": self._limits,
         }
+
+
+def _gauges(pool: Pool) -> dict[str, float]:
+    """What its replicas and their devices say, as far as they do. A device that several share counts once."""
+    usages = [r.kv_usage for r in pool.replicas.values() if r.kv_usage is not None]
+    devices = {device.uuid: device for r in pool.replicas.values() for device in r.devices}
+    rates = [device.utilization for device in devices.values() if device.utilization is not None]
+    return {
+        **({"kv_cache_usage_ratio": sum(usages) / len(usages)} if usages else {}),
+        **({"gpu_utilization": sum(rates) / len(rates)} if rates else {}),
+        **({"vram_used_bytes": sum(device.used for device in devices.values())} if devices else {}),
+    }
 
 
 def _replica(replica: Replica) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.pool import Lease, Pool, Replica
 from orchestratord.ports import Clock, Engine, EngineError, EngineProps, ReplicaHost, ReplicaProcess, Telemetry
+from orchestratord.services.fitness import digest_if_fit, replaced
 from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, prove
 
 POLL_S = 2.0
@@ -54,6 +55,11 @@ class Replicas:
     def any_engine(self, pool: Pool) -> Engine | None:
         """An engine of the pool that can be asked about prompts."""
         return next((self._members[r].engine for r in pool.ready_replicas if r in self._members), None)
+
+    def serving(self) -> list[tuple[ReplicaSpec, Replica, Engine]]:
+        """Every ready replica with its engine."""
+        members = [m for m in self._members.values() if m.replica.state == "ready"]
+        return [(m.spec, m.replica, m.engine) for m in members if m.engine is not None]
 
     def suspect(self, lease: Lease, why: str) -> None:
         """A run saw this replica misbehave: look at it now instead of at the next poll."""
@@ -182,7 +188,7 @@ class Replicas:
         assert engine is not None
         await self._until_loaded(member, engine)
         props = await engine.props()
-        digest = await self._check_pins(spec, props)
+        digest = await digest_if_fit(self._core.pools[spec.pool_id].spec.pins, spec, props, self._digest_of)
         if trial is not None:
             trial.probing()
         async with self._clock.limit(PROBE_LIMIT_S):
@@ -196,26 +202,6 @@ class Replicas:
             engine_version=props.engine_version,
         )
         self._telemetry.count("orchestratord_preloads_total", pool_id=spec.pool_id, outcome="ready")
-
-    async def _check_pins(self, spec: ReplicaSpec, props: EngineProps) -> str | None:
-        """The digest of its model, as far as it is known. Raises Down when it is not what the pool is pinned to."""
-        pins = self._core.pools[spec.pool_id].spec.pins
-        digest = spec.model_digest or props.model_digest
-        if digest is None and pins.model_digest is not None and spec.process is not None:
-            digest = await self._digest_of(spec.process.model_path)
-        why = pins.mismatch(props.engine_version, digest, props.features)
-        if why is not None:
-            raise Down(why)
-        return digest
-
-    async def _replaced(self, member: Member, engine: Engine) -> str | None:
-        """Why an engine that was what its pool is pinned to no longer is: somebody else put another one there."""
-        pins = self._core.pools[member.spec.pool_id].spec.pins
-        if not pins.any:
-            return None
-        props = await engine.props()
-        digest = props.model_digest or member.replica.model_digest
-        return pins.mismatch(props.engine_version, digest, props.features)
 
     async def _until_loaded(self, member: Member, engine: Engine) -> None:
         """Poll until the model is loaded. A child may take its time; a URL that nothing listens on is dead."""
@@ -244,7 +230,7 @@ class Replicas:
                 self._check_alive(process)
             async with self._clock.limit(HEALTH_LIMIT_S):
                 reason = await engine.ready()
-                reason = reason or await self._replaced(member, engine)
+                reason = reason or await replaced(self._core.pools[member.spec.pool_id].spec.pins, member, engine)
             if reason is not None:
                 raise Down(reason)
             await self._release_quarantined(member.replica, engine)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from orchestratord.domain.core import Core
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
-from orchestratord.domain.pool import Lease
+from orchestratord.domain.pool import Lease, Replica
 from orchestratord.domain.request import Sampling
 from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Job, Telemetry
@@ -50,6 +51,7 @@ class Runs:
         self._profiles = profiles
         self._jitter = jitter
         self._given_up = False
+        self._proving: Counter[Replica] = Counter()
 
     def bind(self, core: Core) -> None:
         self._core = core
@@ -167,8 +169,20 @@ class Runs:
         except asyncio.CancelledError:  # shutdown: nothing will be leased again
             return False
 
+    def proving(self, replica: Replica) -> bool:
+        """Whether an abort on it is being proven: it should not be asked more than that."""
+        return self._proving[replica] > 0
+
     async def _freed(self, engine: Engine, lease: Lease) -> bool:
         """Whether the engine has let go of an aborted job: asks until it has, at most ABORT_LIMIT_S."""
+        self._proving[lease.replica] += 1
+        try:
+            return await self._lets_go(engine, lease)
+        finally:
+            self._proving[lease.replica] -= 1
+            self._proving += Counter()  # forgets what is zero
+
+    async def _lets_go(self, engine: Engine, lease: Lease) -> bool:
         give_up = self._clock.now() + ABORT_LIMIT_S
         pause = 0.02
         while True:

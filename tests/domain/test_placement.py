@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestratord.domain.device import Device
 from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready, Refusal
 from orchestratord.domain.placement import PoolSnapshot, pick_replica, place
 from orchestratord.domain.pool import Lease, Replica
@@ -173,7 +174,7 @@ def test_the_replica_of_a_pool_is_chosen_by_prefix_memory_leases_and_id() -> Non
         chosen = pick_replica(replicas, job(**{"ctx": 100, **fields}), warm=warm)
         return chosen.id if chosen else None
 
-    a, b, c = replica("a"), replica("b"), replica("c", vram_free=8)
+    a, b, c = replica("a"), replica("b"), replica("c", devices=(Device(0, "GPU-0", None, 0, 8),))
     assert pick(a, b, c, warm=b) == "b"
     assert pick(a, b, c) == "c"
     b.leases[1] = Lease(1, None, None, b, 0, 0)  # type: ignore[arg-type]

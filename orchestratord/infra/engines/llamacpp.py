@@ -18,6 +18,7 @@ from orchestratord.domain.request import Message, Sampling
 from orchestratord.infra.engines import llamacpp_errors as errors
 from orchestratord.infra.engines import llamacpp_pooled
 from orchestratord.infra.engines.llamacpp_abilities import Abilities, abilities
+from orchestratord.infra.engines.llamacpp_slots import slots_of
 from orchestratord.infra.engines.sse import SSEDecoder
 from orchestratord.infra.engines.transport import Reply, Transport
 from orchestratord.ports import Chunk, Clock, EngineError, EngineProps, Job, JobEnd
@@ -77,13 +78,6 @@ class _Props(msgspec.Struct):
     chat_template: str = ""
     model_ftype: str | None = None
     role: str = ""
-
-
-class _Slot(msgspec.Struct):
-    """One entry of /slots."""
-
-    id: Count
-    is_processing: bool = False
 
 
 _decode_frame = msgspec.json.Decoder(_Frame).decode
@@ -235,16 +229,14 @@ class LlamaCpp:
     async def busy(self) -> frozenset[int] | None:
         """See the port. After an abort ask at most once a second: llama-server looks whether the clients of requests
         without output are still there only when nothing else has woken it for a second."""
-        status, parsed, _ = await self._http.request_json("GET", "/slots", limit_s=CONTROL_S)
-        if status == 501:  # started with --no-slots
-            return None
-        if status != 200:
-            raise errors.refusal("/slots", status, parsed)
-        try:
-            slots = msgspec.convert(parsed, list[_Slot])
-        except msgspec.ValidationError as error:
-            raise EngineError("protocol", f"llama-server's /slots cannot be read: {error}") from None
-        return frozenset(slot.id for slot in slots if slot.is_processing)
+        slots = await slots_of(self._http)
+        return None if slots is None else frozenset(slot.id for slot in slots if slot.is_processing)
+
+    async def kv_usage(self) -> float | None:
+        """See `ports.KvGauge`. What idle slots still hold is free for the next job, so it does not count."""
+        slots = await slots_of(self._http) or []
+        room = sum(slot.n_ctx for slot in slots)
+        return min(1.0, sum(slot.tokens for slot in slots if slot.is_processing) / room) if room else None
 
     def bound(self, text: str) -> int:
         """Every vocabulary in use falls back to bytes, so no text needs more tokens than it has of them; 8 more for

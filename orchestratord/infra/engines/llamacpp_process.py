@@ -57,6 +57,7 @@ def environment(spec: ProcessSpec) -> dict[str, str]:
     mask: dict[str, str] = {}
     if spec.device_mask is not None:
         mask["CUDA_VISIBLE_DEVICES"] = spec.device_mask
+        mask["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers of nvidia-smi and of our figures, not fastest first
         if spec.device_mask.replace(",", "").isdigit():  # the Vulkan build takes numbers only
             mask["GGML_VK_VISIBLE_DEVICES"] = spec.device_mask
     return {**os.environ, **mask, **spec.env}

@@ -113,6 +113,7 @@ class MockEngine:
         )
         self._scripts: deque[MockScript] = deque()
         self._gate = Gate()
+        self._runs: set[_Run] = set()
         self._slots: set[int] = set()  # that are worked on
         self._stuck: set[int] = set()  # of them, those whose job was left
 
@@ -167,6 +168,12 @@ class MockEngine:
         self._reach()
         return frozenset(self._slots)
 
+    async def kv_usage(self) -> float | None:
+        """See `ports.KvGauge`."""
+        self._reach()
+        tokens = sum(mock_text.tokens_in(run.job) + run.done for run in self._runs)
+        return min(1.0, tokens / (self._props.ctx * self._props.slots))
+
     def bound(self, text: str) -> int:
         return len(text) + 1
 
@@ -197,10 +204,12 @@ class MockEngine:
         self.busy_slots += 1
         self.peak = max(self.peak, self.busy_slots)
         run = _Run(job, script)
+        self._runs.add(run)
         try:
             async with aclosing(self._work(run)) as chunks:
                 yield chunks
         finally:
+            self._runs.discard(run)
             self.aborted += not run.ended
             if script.ignore_abort and not run.ended:
                 self._stuck.add(slot)
