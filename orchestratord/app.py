@@ -32,7 +32,8 @@ from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.hooks import Hooks, Limits
 from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.outcome import Failure
-from orchestratord.domain.pool import PoolSpec
+from orchestratord.domain.pins import Pins
+from orchestratord.domain.pool import PoolSpec, Replica
 from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.request import Sampling
@@ -44,12 +45,14 @@ from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines.mock import MockEngine
 from orchestratord.infra.fetch.buckets import Buckets
 from orchestratord.infra.fetch.cache import Cache
+from orchestratord.infra.fetch.digest import Digests
 from orchestratord.infra.fetch.download import Downloads
 from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.infra.fetch.host import FetchingHost
 from orchestratord.infra.fetch.https import Https
 from orchestratord.infra.fetch.models import Models
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
+from orchestratord.infra.gpu import NvmlProbe
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.infra.memory import ProcMemory
@@ -63,6 +66,7 @@ from orchestratord.ports import (
     ArtifactStore,
     Clock,
     Engine,
+    GpuProbe,
     Journal,
     JournalUnavailable,
     ModelUnavailable,
@@ -71,6 +75,7 @@ from orchestratord.ports import (
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
 from orchestratord.services.dispatch import Dispatch
+from orchestratord.services.gauges import Gauges
 from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.narration import Narrator
 from orchestratord.services.operations import Operations
@@ -103,6 +108,7 @@ class Daemon:
         store: ArtifactStore | None = None,
         logger: Any = None,
         draw_seed: Callable[[], int] | None = None,
+        gpus: GpuProbe | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
@@ -128,7 +134,7 @@ class Daemon:
             _jitter,
         )
         self.core = Lodging(
-            [_pool_spec(pool) for pool in settings.pools],
+            [_pool_spec(pool, profiles) for pool in settings.pools],
             Limits(
                 session_ttl_s=settings.sessions.ttl_ms / 1000,
                 turns_max=settings.sessions.turns_max,
@@ -161,12 +167,14 @@ class Daemon:
             FetchingHost(ProcessHost(self.clock), self.models),
             self._connect,
             _jitter,
+            Digests().of,
         )
         models = settings.models
         self.room = Room(ProcMemory(), RoomSettings(models.memory_bytes, models.vram_bytes), self.replicas.all_pids)
         self.residents = Residents(
             self.core, self.replicas, self.room, self.clock, self.telemetry, models.load_ms / 1000
         )
+        self.gauges = Gauges(self.core, self.clock, gpus or NvmlProbe(), self.replicas.serving, self.runs.proving)
         self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
         s = settings.streams
         self.streams = Streams(
@@ -259,6 +267,7 @@ class Daemon:
             [_replica_spec(p, r).serving(self.core.pools[p.id].model) for p in self.settings.pools for r in p.replicas]
         )
         self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
+        self.gauges.start()
         self.sweeps.start()
         self.telemetry.event("daemon_started", f"serving {len(self.core.pools)} pools", recovered=len(journaled))
 
@@ -296,6 +305,7 @@ class Daemon:
         await self.dispatch.drained()
         await self.operations.stop()
         await self.residents.stop()
+        await self.gauges.stop()
         await self.replicas.stop()
         await self.models.close()
         self._archiver.cancel()
@@ -383,6 +393,19 @@ class Daemon:
             yield "pool_ready", labels, float(pool.ready)
             if pool.spec.on_demand:
                 yield "orchestratord_model_resident", labels, float(pool.stay.phase == "in")
+            for replica in pool.ready_replicas:
+                yield from _gauges(replica, {**labels, "engine_version": replica.engine_version})
+
+
+def _gauges(replica: Replica, pool: dict[str, str]) -> Iterable[prometheus.Sample]:
+    labels = {**pool, "replica_id": replica.id}
+    if replica.kv_usage is not None:
+        yield "kv_cache_usage_ratio", labels, replica.kv_usage
+    for device in replica.devices:
+        on = {**labels, "device": str(device.index)}
+        yield "vram_used_bytes", on, device.used
+        if device.utilization is not None:
+            yield "gpu_utilization", on, device.utilization
 
 
 def handler_table(services: Services) -> dict[str, Callable[..., Awaitable[Any]]]:
@@ -421,8 +444,10 @@ def _access(settings: Settings) -> Access:
     )
 
 
-def _pool_spec(pool: PoolSettings) -> PoolSpec:
-    prior = pool.prior
+def _pool_spec(pool: PoolSettings, profiles: dict[str, Sampling]) -> PoolSpec:
+    prior, pins = pool.prior, pool.pins
+    sampling = profiles[pins.profile] if pins.profile is not None else Sampling()
+    knobs = frozenset(name for name in Sampling.__slots__ if getattr(sampling, name) is not None)
     return PoolSpec(
         id=pool.id,
         engine=pool.engine,
@@ -436,6 +461,7 @@ def _pool_spec(pool: PoolSettings) -> PoolSpec:
         on_demand=pool.load == "on_demand",
         min_resident_s=pool.min_resident_ms / 1000,
         idle_unload_s=pool.idle_unload_ms / 1000,
+        pins=Pins(pins.engine_version, pins.model_digest, pins.profile, knobs),
     )
 
 
@@ -466,6 +492,7 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         extra_args=process.extra_args,
         env=dict(process.env),
         device_mask=replica.device_mask,
+        mode=process.mode,
     )
 
 

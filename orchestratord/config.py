@@ -141,10 +141,19 @@ class WatchdogSettings(Section, frozen=True):
     wall_ms: Annotated[int, Meta(ge=0)] = 0
 
 
+class PinSettings(Section, frozen=True):
+    """What every replica of a pool has to be; one that is not gets no work."""
+
+    engine_version: str | None = None
+    model_digest: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+    profile: Name | None = None
+
+
 class ProcessSettings(Section, frozen=True):
     """An engine the daemon starts and supervises. Without `model_path` its model is what the pool's reference means."""
 
     model_path: str | None = None
+    mode: Literal["completion", "embedding", "rerank"] = "completion"
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
     ctx: Annotated[int, Meta(ge=64)] = 4096
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
@@ -194,6 +203,7 @@ class PoolSettings(Section, frozen=True):
     load: Literal["always", "on_demand"] = "always"
     min_resident_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 5_000
     idle_unload_ms: Annotated[int, Meta(ge=0, le=7 * 86_400_000)] = 0
+    pins: PinSettings = field(default_factory=PinSettings)
     replicas: tuple[ReplicaSettings, ...] = ()
 
 
@@ -291,6 +301,9 @@ class Settings(Section, frozen=True):
     def __post_init__(self) -> None:
         _unique("pool", [pool.id for pool in self.pools])
         for pool in self.pools:
+            if pool.pins.profile not in (None, *self.all_profiles):
+                known = ", ".join(sorted(self.all_profiles))
+                raise ValueError(f"pool {pool.id!r} is pinned to profile {pool.pins.profile!r}; there are {known}")
             _unique(f"replica in pool {pool.id}", [replica.id for replica in pool.replicas])
             _needs_reference(pool)
             if not self.allow_mock and (pool.driver == "mock" or any(r.mock for r in pool.replicas)):

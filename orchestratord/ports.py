@@ -8,8 +8,9 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, runtime_checkable
 
+from orchestratord.domain.device import Device
 from orchestratord.domain.facts import Fact, JournaledTask, SessionDeleted
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import FinishReason
@@ -149,13 +150,15 @@ class EngineProps:
 
     engine_version: str
     model_id: str
-    ctx: int  # tokens one slot can hold: the figure to admit against
+    ctx: int  # tokens one slot, or one input, can hold: the figure to admit against
     slots: int
     workloads: frozenset[Workload]
     chat_template: bool
     quant: str | None = None  # how its weights are quantised
     exact_alone: bool = False  # one request at a time: equal seeds give equal tokens (same build, model and options)
+    exact_warm: bool = False  # also where it reuses a prefix from its KV cache
     features: tuple[str, ...] = ()  # sampling knobs it honours, and `prefix_cache` if it keeps prompts in its KV cache
+    model_digest: str | None = None  # sha256:<64 hex>, of engines that say so
 
 
 @dataclass(frozen=True, slots=True)
@@ -250,6 +253,14 @@ class Engine(Protocol):
         """Close every connection. Idempotent."""
 
 
+@runtime_checkable
+class KvGauge(Protocol):
+    """What an engine that knows how full its KV cache is has besides."""
+
+    async def kv_usage(self) -> float | None:
+        """The share of its KV cache that running jobs take, 0..1; None if it cannot tell. Raises EngineError."""
+
+
 class ReplicaProcess(Protocol):
     """An engine server run as a child: own process group, dead with the daemon even on its kill -9."""
 
@@ -287,6 +298,7 @@ class ProcessSpec:
     extra_args: tuple[str, ...]
     env: dict[str, str]
     device_mask: str | None
+    mode: Workload = "completion"  # for engines that must be told at their start
 
 
 class ReplicaHost(Protocol):
@@ -294,6 +306,13 @@ class ReplicaHost(Protocol):
 
     async def start(self, spec: ProcessSpec) -> ReplicaProcess:
         """Start one on a free loopback port. Raises OSError when it cannot be started (message names the fix)."""
+
+
+class GpuProbe(Protocol):
+    """The GPUs of this machine."""
+
+    async def read(self) -> list[Device]:
+        """All of them as they are now; [] where there are none or they cannot be seen. Never raises."""
 
 
 class HostMemory(Protocol):

@@ -110,6 +110,17 @@ Feature: Invalid requests
       When a task arrives, strictly deterministic
       Then it is refused as INVALID_PARAMS by rule unsupported_determinism
 
+    Scenario: An embedding has no use for sampling knobs
+      When an embedding task arrives, that stops at "Hello"
+      Then it is refused as INVALID_PARAMS by rule unsupported_sampling
+      And the refusal names field as sampling.stop
+
+    Scenario: Query and document have to fit together
+      Given a slot of "home" holds 64 tokens
+      When a rerank task arrives, of 65 words, with a context of 64
+      Then it is refused as INVALID_PARAMS by rule prompt_exceeds_ctx
+      And the refusal names field as inputs[0]
+
     Scenario: A sampling knob the engine does not know is refused by name
       When a task arrives, bound to a grammar
       Then it is refused as INVALID_PARAMS by rule unsupported_sampling

@@ -372,3 +372,13 @@ def _flat(health: dict[str, Any]) -> dict[str, Any]:
         key: {True: "yes", False: "no"}.get(value, value) if isinstance(value, bool) else value
         for key, value in flat.items()
     }
+
+
+@given('"{pool:Text}" is pinned to {what:Word} "{value:Text}"')
+def pool_is_pinned(context: Any, pool: str, what: str, value: str) -> None:
+    context.world.plan.pool(pool, pins={what: value})
+
+
+@given('there is a sampler profile "{profile:Text}"')
+def profile_exists(context: Any, profile: str) -> None:
+    context.world.plan.section("profiles", {profile: {"temperature": 0.1}})

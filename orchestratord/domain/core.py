@@ -14,6 +14,7 @@ from typing import Any
 
 from orchestratord.domain import forecast, recovery
 from orchestratord.domain.budget import worst_case
+from orchestratord.domain.device import Device
 from orchestratord.domain.errors import AdmissionReject, Conflict, DeadlineUnmet, NotFound, QueueFull
 from orchestratord.domain.facts import (
     Admitted,
@@ -102,6 +103,7 @@ class Core(Lives):
             started_frame=self._hooks.encode(1, "started", promise),
         )
         task = Task(fact, EventLog(), now, now + request.deadline_ms / 1000, fact.determinism_class)
+        task.profile = pool.spec.profile_of(request)
         task.log.append(fact.started_frame)
         self.sessions.take_turn(request.session_id, held, now)
         self.tasks.enlist(task)
@@ -173,6 +175,8 @@ class Core(Lives):
         self._orders = count(last + 1)
         for item in journaled:
             task = recovery.rebuild(item, split, now, wall_ms)
+            pool = self.pools.get(task.pool_id)
+            task.profile = pool.spec.profile_of(task.request) if pool else task.request.sampler_profile_version
             if item.admitted.order > deletions.get(task.session_id, last):
                 self.sessions.delete(task.session_id, task.created)
                 del deletions[task.session_id]
@@ -216,11 +220,7 @@ class Core(Lives):
                 warm = session.warm if session is not None and session.kv_warm else None
                 strict = task.request.determinism == "strict"
                 replica = pick_replica(
-                    _candidates(pool, task),
-                    ctx=task.request.ctx,
-                    mask=task.request.placement.require_device_mask,
-                    exact=strict,
-                    warm=warm.replica if warm is not None else None,
+                    _candidates(pool, task), task.request, warm=warm.replica if warm is not None else None
                 )
                 if replica is None:
                     if strict:
@@ -245,7 +245,8 @@ class Core(Lives):
         task.attempts += 1
         task.replica_id, task.engine_version = replica.id, replica.engine_version
         task.model_digest, task.quant = replica.model_digest, replica.quant
-        task.determinism_class = "exact" if replica.exact or lease.exclusive else "best_effort"
+        task.profile = pool.spec.profile_of(task.request)
+        task.determinism_class = "exact" if replica.exact(task.request) else "best_effort"
         task.started, task.started_ms, task.last_output = now, wall_ms, now
         return lease
 
@@ -318,10 +319,15 @@ class Core(Lives):
         """A replica is on its way; `reason` says how far."""
         replica.state, replica.reason = "loading", reason
 
+    def measured(self, replica: Replica, kv_usage: float | None, devices: tuple[Device, ...]) -> None:
+        """What a ready replica and its devices say now."""
+        replica.kv_usage, replica.devices = kv_usage, devices
+
     def replica_failed(self, pool_id: str, replica: Replica, fault: Fault) -> None:
         """A replica is gone. Its running tasks end by themselves: their streams break."""
         pool = self.pools[pool_id]
         replica.state, replica.reason = "dead", fault.message
+        replica.kv_usage, replica.devices = None, ()
         replica.last_error = pool.last_error = fault
 
     def archived(self, task_id: str) -> None:
@@ -331,7 +337,8 @@ class Core(Lives):
 
 def _class(pool: Pool, request: TaskRequest) -> DeterminismClass:
     """What can be promised at admission."""
-    exact = request.determinism == "strict" or any(r.exact for r in pool.ready_replicas)
+    ready = pool.ready_replicas
+    exact = request.determinism == "strict" or (bool(ready) and all(r.exact(request) for r in ready))
     return "exact" if exact else "best_effort"
 
 
@@ -340,8 +347,7 @@ def _candidates(pool: Pool, task: Task) -> list[Replica]:
     replicas = list(pool.replicas.values())
     if not task.tried:
         return replicas
-    mask = task.request.placement.require_device_mask
-    others = [r for r in replicas if r.id not in task.tried and r.available and suits(r, task.request.ctx, mask)]
+    others = [r for r in replicas if r.id not in task.tried and r.available and suits(r, task.request)]
     return others or replicas
 
 
@@ -349,11 +355,8 @@ def _reserve(pool: Pool, task: Task) -> None:
     """Keep a replica for a strict task: it takes no other work, so that it becomes idle."""
     if any(r.reserved is task for r in pool.replicas.values()):
         return
-    mask = task.request.placement.require_device_mask
     able = [
-        r
-        for r in _candidates(pool, task)
-        if r.strict and r.available and r.reserved is None and suits(r, task.request.ctx, mask)
+        r for r in _candidates(pool, task) if r.strict and r.available and r.reserved is None and suits(r, task.request)
     ]
     if able:
         min(able, key=lambda r: (len(r.leases), r.id)).reserved_for = task

@@ -127,5 +127,6 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
         load=(len(pool.queue) + len(pool.leases)) / max(1, pool.slots_when_loaded),
         vram_free=sum(r.vram_free for r in ready),
         tokens_per_s=pool.service.units_per_s or 0.0,
+        pinned_profile=pool.spec.pins.profile,
         opens_ms=max(1, int((opens_at - now) * 1000)) if opens_at is not None else None,
     )

@@ -190,7 +190,8 @@ class Lives:
         pool, took_ms = lease.pool, (now - task.started) * 1000
         pool.service.observe(task.request, units, took_ms, pool.slots, now)
         session = self.sessions.get(task.session_id, now)
-        if session is not None and task.request.kv_hint != "cold" and "prefix_cache" in lease.replica.features:
+        keeps = task.request.kv_hint != "cold" and task.request.workload == "completion"
+        if session is not None and keeps and "prefix_cache" in lease.replica.features:
             session.warm = lease
 
     def release(self, lease: Lease) -> None:

@@ -45,6 +45,7 @@ class PoolSnapshot:
     load: float  # (queued + leased) / slots
     vram_free: int
     tokens_per_s: float
+    pinned_profile: str | None = None  # the one sampler profile it serves
     opens_ms: int | None = None  # of a closed pool: when it is expected to take work again
     resident: bool = True  # its model is in memory
 
@@ -58,6 +59,8 @@ def static_obstacle(job: TaskRequest, pool: PoolSnapshot) -> tuple[str, str] | N
     mask = job.placement.require_device_mask
     if mask is not None and mask not in pool.device_masks:
         return "pin_infeasible", f"no replica on device mask {mask}"
+    if pool.pinned_profile not in (None, job.sampler_profile_version or pool.pinned_profile):
+        return "unknown_profile", f"pinned to sampler profile {pool.pinned_profile}"
     if job.determinism == "strict" and pool.ready and not pool.exact:
         return "unsupported_determinism", "no replica can run one task at a time"
     return None
@@ -139,22 +142,23 @@ def place(job: TaskRequest, pools: Sequence[PoolSnapshot]) -> Decision:
     return Decision(best.id, considered, tuple(filters), tuple(used), pinned, fallback)
 
 
-def pick_replica(
-    replicas: Iterable[Replica], *, ctx: int, mask: str | None, exact: bool, warm: Replica | None
-) -> Replica | None:
+def pick_replica(replicas: Iterable[Replica], job: TaskRequest, *, warm: Replica | None) -> Replica | None:
     """The replica of a pool that gets the next task: fewest failures in a row, affinity, most free VRAM, fewest
     leases, id. A strict one needs an idle replica; one that is kept for a strict task takes no other."""
+    exact = job.determinism == "strict"
     fit = [
         r
         for r in replicas
-        if r.free > 0 and r.reserved is None and suits(r, ctx, mask) and (not exact or (r.strict and not r.leases))
+        if r.free > 0 and r.reserved is None and suits(r, job) and (not exact or (r.strict and not r.leases))
     ]
     return min(fit, key=lambda r: (r.breaker.failures, r is not warm, -r.vram_free, len(r.leases), r.id), default=None)
 
 
-def suits(replica: Replica, ctx: int, mask: str | None) -> bool:
+def suits(replica: Replica, job: TaskRequest) -> bool:
     """Whether the replica could ever take such a task."""
-    return replica.ctx >= ctx and (mask is None or replica.device_mask == mask)
+    mask = job.placement.require_device_mask
+    fits = replica.ctx >= job.ctx and job.workload in replica.workloads
+    return fits and (mask is None or replica.device_mask == mask)
 
 
 _Key = Callable[[PoolSnapshot], float | str]

@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
 from typing import Literal
 
 from orchestratord.domain.breaker import Breaker
+from orchestratord.domain.device import Device
 from orchestratord.domain.eta import Prior, ServiceModel
 from orchestratord.domain.operation import Fault, Model, Operation
+from orchestratord.domain.pins import Pins
 from orchestratord.domain.queue import QueueSpec, TaskQueue
-from orchestratord.domain.request import Workload
+from orchestratord.domain.request import DEFAULT_PROFILE, TaskRequest, Workload
 from orchestratord.domain.stay import Stay
 from orchestratord.domain.task import Task
 
@@ -31,9 +33,18 @@ class PoolSpec:
     on_demand: bool = False  # loaded when somebody wants it, unloaded for others
     min_resident_s: float = 0.0
     idle_unload_s: float = 0.0  # 0: never by itself
+    pins: Pins = field(default_factory=Pins)
 
     def serves(self, engine: str, model_ref: str) -> bool:
         return engine == self.engine and (model_ref == self.model_ref or model_ref in self.aliases)
+
+    @property
+    def profile(self) -> str:
+        """The sampler profile of tasks that name none."""
+        return self.pins.profile or DEFAULT_PROFILE
+
+    def profile_of(self, request: TaskRequest) -> str:
+        return request.sampler_profile_version or self.profile
 
 
 @dataclass(slots=True, eq=False)
@@ -48,6 +59,15 @@ class Lease:
     slot: int  # index among the replica's slots
     exclusive: bool = False  # nothing else may run on the replica beside it
     quarantined: bool = False
+
+    def let_go(self, busy: Collection[int]) -> bool:
+        """Whether the engine works on it no more, by the slots that are busy.
+
+        Only a completion is on the slot it was given; of the other workloads the number counts.
+        """
+        if self.task.request.workload == "completion":
+            return self.slot not in busy
+        return len(busy) < len(self.replica.leases)
 
 
 @dataclass(slots=True, eq=False)
@@ -69,7 +89,9 @@ class Replica:
     features: tuple[str, ...] = ()
     quant: str | None = None
     exact_alone: bool = False  # equal seeds give equal tokens when one request runs at a time
-    vram_free: int = 0
+    exact_warm: bool = False  # also when that reuses a prefix
+    kv_usage: float | None = None  # share of its KV cache that jobs take; None: it does not say
+    devices: tuple[Device, ...] = ()  # that it computes on, as far as they can be seen
     incarnation: int = 0
     last_error: Fault | None = None
     leases: dict[int, Lease] = field(default_factory=dict)
@@ -82,6 +104,11 @@ class Replica:
         taken = {lease.slot for lease in self.leases.values()}
         free = [slot for slot in range(self.slots) if slot not in taken]
         return prefer if prefer in free else min(free, key=lambda slot: self.last_lease.get(slot, 0))
+
+    @property
+    def vram_free(self) -> int:
+        """Bytes on its devices; 0 where nothing is known of them."""
+        return sum(device.free for device in self.devices)
 
     @property
     def available(self) -> bool:
@@ -100,10 +127,11 @@ class Replica:
         task = self.reserved_for
         return task if task is not None and task.waits else None
 
-    @property
-    def exact(self) -> bool:
-        """One slot: no other request can share a batch with this one, so equal seeds give equal tokens."""
-        return self.slots == 1 and self.exact_alone
+    def exact(self, job: TaskRequest) -> bool:
+        """Equal seeds give equal tokens: no other request can share a batch with this one, and no prefix is reused
+        (what was computed in batches of another size differs in the last bits)."""
+        cold = job.cold or self.exact_warm or "prefix_cache" not in self.features
+        return self.exact_alone and cold and (self.slots == 1 or job.determinism == "strict")
 
     @property
     def strict(self) -> bool:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
 Workload = Literal["completion", "embedding", "rerank"]
+DEFAULT_PROFILE = "v1"
 DeterminismClass = Literal["exact", "best_effort"]
 
 
@@ -72,6 +73,11 @@ class TaskRequest:
     on_disconnect: Literal["cancel", "continue"] = "cancel"
     placement: PlacementHints = field(default_factory=PlacementHints)
     sampling: Sampling = field(default_factory=Sampling)
+
+    @property
+    def cold(self) -> bool:
+        """Whether it must not build on a prefix in the engine's cache."""
+        return self.kv_hint == "cold" or self.determinism == "strict"
 
     @property
     def max_events(self) -> int:

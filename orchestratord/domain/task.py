@@ -27,6 +27,7 @@ class Task:
     quant: str | None = None
     engine_version: str | None = None
     model_digest: str | None = None
+    profile: str | None = None  # the sampler profile it runs with; None: its pool is gone
     started: float | None = None
     started_ms: int | None = None
     first_token: float | None = None

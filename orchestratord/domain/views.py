@@ -41,7 +41,7 @@ def transcript_source(task: Task) -> TranscriptSource:
         "engine_version": task.engine_version,
         "model_ref": task.request.model_ref,
         "model_digest": task.model_digest,
-        "profile": task.request.sampler_profile_version,
+        "profile": task.profile,
         "pool_id": task.pool_id,
         "replica_id": task.replica_id,
         "seed": task.admitted.seed,

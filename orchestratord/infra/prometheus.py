@@ -43,6 +43,9 @@ TABLE: dict[str, Series] = {
     "tasks_canceled_total": Series("counter", (*_REPLICA, "reason"), "Tasks ended early, by what ended them."),
     "tasks_rejected_total": Series("counter", ("engine", "reason"), "Tasks refused at admission."),
     "queue_depth": Series("state", (*_POOL, "priority"), "Tasks waiting."),
+    "kv_cache_usage_ratio": Series("state", _REPLICA, "Share of the KV cache that running jobs take."),
+    "gpu_utilization": Series("state", (*_REPLICA, "device"), "Share of time the device computes."),
+    "vram_used_bytes": Series("state", (*_REPLICA, "device"), "Memory in use on the device, by whoever."),
     "latency_first_token_ms": Series(
         "histogram",
         (*_POOL, "priority"),

@@ -133,9 +133,12 @@ class Admission:
         honoured = {f for p in serving for r in p.known_replicas for f in r.features}
         if not honoured or any(p.dormant and not p.known_replicas for p in serving):
             return  # nothing is ready: placement says why, or the run once the model is loaded
+        if request.workload != "completion":
+            honoured = set()
         if (knob := unknown_knob(request, honoured)) is not None:
             raise InvalidParams(
-                f"{request.model_ref} on {request.engine} cannot honour sampling.{knob}. Leave it out.",
+                f"{request.model_ref} on {request.engine} cannot honour sampling.{knob} for a {request.workload}. "
+                "Leave it out.",
                 rule="unsupported_sampling",
                 field=f"sampling.{knob}",
                 engine=request.engine,
@@ -161,7 +164,7 @@ class Admission:
                 )
             rendered = await self._ask(engine.render(request.messages), request)
             request = replace(request, prompt=rendered, messages=None)
-        tokens = await self._tokens(engine, request.prompt or "", request.ctx - request.max_tokens, request)
+        tokens = await self._tokens(engine, (request.prompt or "",), request.ctx - request.max_tokens, request)
         if tokens + request.max_tokens > request.ctx:
             raise InvalidParams(
                 f"The prompt has {tokens} tokens and max_tokens is {request.max_tokens}: together more than "
@@ -177,8 +180,9 @@ class Admission:
         """Each input (for rerank: each pair of query and document) is one prompt of its own; the bound of them all."""
         total = 0
         for index, text in enumerate(request.inputs or ()):
-            whole = f"{request.prompt} {text}" if request.workload == "rerank" else text
-            tokens = await self._tokens(engine, whole, request.ctx, request)
+            # Of a pair each text with marks of its own: no fewer than what an engine joins them with.
+            texts = (request.prompt or "", text) if request.workload == "rerank" else (text,)
+            tokens = await self._tokens(engine, texts, request.ctx, request)
             if tokens > request.ctx:
                 raise InvalidParams(
                     f"inputs[{index}] has {tokens} tokens, more than ctx {request.ctx}. Shorten it or raise ctx.",
@@ -190,10 +194,10 @@ class Admission:
             total += tokens
         return total
 
-    async def _tokens(self, engine: Engine, text: str, room: int, request: TaskRequest) -> int:
-        """An upper bound if that fits into `room`, else the engine's exact count."""
-        bound = engine.bound(text)
-        return bound if bound <= room else await self._count(engine, text, request)
+    async def _tokens(self, engine: Engine, texts: tuple[str, ...], room: int, request: TaskRequest) -> int:
+        """Of all the texts together: an upper bound if that fits into `room`, else the engine's exact count."""
+        bound = sum(map(engine.bound, texts))
+        return bound if bound <= room else sum([await self._count(engine, text, request) for text in texts])
 
     async def _count(self, engine: Engine, prompt: str, request: TaskRequest) -> int:
         key = (request.model_ref, hashlib.sha256(prompt.encode()).digest())

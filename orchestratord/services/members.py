@@ -5,11 +5,12 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from urllib.parse import urlsplit
 
 from orchestratord.domain.operation import Model
 from orchestratord.domain.pool import Replica
-from orchestratord.domain.request import Sampling
-from orchestratord.ports import Clock, Engine, EngineProps, Job, ProcessSpec, ReplicaProcess
+from orchestratord.domain.request import Sampling, Workload
+from orchestratord.ports import Chunk, Clock, Engine, EngineError, EngineProps, Job, ProcessSpec, ReplicaProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,6 +31,11 @@ class ReplicaSpec:
     def model_is_foreign(self) -> bool:
         """Whoever runs the engine decides what it serves."""
         return self.process is None and not (self.url or "").startswith("mock:")
+
+    @property
+    def here(self) -> bool:
+        """Whether it computes on this machine."""
+        return not self.model_is_foreign or urlsplit(self.url or "").hostname in ("localhost", "127.0.0.1", "::1")
 
     def serving(self, model: Model | None) -> ReplicaSpec:
         """The same replica with another model."""
@@ -84,8 +90,13 @@ class Member:
 
 
 async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
-    """A minimal decode, then a longer one that is cancelled: both must work before anyone depends on them."""
+    """A minimal decode, then a longer one that is cancelled: both must work before anyone depends on them.
+
+    Of an engine that completes nothing, one result of each workload it has.
+    """
     if "completion" not in props.workloads:
+        for workload in sorted(props.workloads):
+            await _one_result(engine, workload)
         return
     job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=Sampling(temperature=0.0), keep_cache=False)
     await engine.run(job, lambda chunk: True)
@@ -96,3 +107,18 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
     while len(await engine.busy() or ()) > len(before):
         await clock.sleep(pause)
         pause = min(pause * 2, 1.0)
+
+
+async def _one_result(engine: Engine, workload: Workload) -> None:
+    results = 0
+    prompt = "ping" if workload == "rerank" else ""
+    job = Job(workload, max_tokens=1, seed=1, prompt=prompt, inputs=("ping",))
+
+    def count(chunk: Chunk) -> bool:
+        nonlocal results
+        results += len(chunk.results)
+        return True
+
+    await engine.run(job, count)
+    if results != 1:
+        raise EngineError("protocol", f"the probe's {workload} gave {results} results for one input")

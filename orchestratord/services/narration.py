@@ -11,8 +11,6 @@ from orchestratord.domain.request import Caller, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Telemetry
 
-DEFAULT_PROFILE = "v1"
-
 
 def log_fields(task: Task) -> dict[str, Any]:
     """The fields every line about a task has, as far as they are known."""
@@ -22,7 +20,7 @@ def log_fields(task: Task) -> dict[str, Any]:
         "session_id": task.session_id,
         "engine": request.engine,
         "engine_version": task.engine_version,
-        "sampler_profile_version": request.sampler_profile_version or DEFAULT_PROFILE,
+        "sampler_profile_version": task.profile,
         "pool_id": task.pool_id,
         "replica_id": task.replica_id,
         "model_id": request.model_ref,

@@ -10,7 +10,6 @@ from orchestratord.domain.errors import NotFound
 from orchestratord.domain.operation import Fault, Operation
 from orchestratord.domain.pool import Pool, Replica
 from orchestratord.domain.views import waiting_for
-from orchestratord.services.narration import DEFAULT_PROFILE
 
 REASON_CHARS = 256
 
@@ -59,6 +58,7 @@ class Pools:
             "observations": pool.service.observations,
             **({"tokens_per_s": rate} if rate is not None else {}),
             **self._fetching(pool),
+            **_gauges(pool),
         }
         if pool.spec.on_demand:
             body["metrics"] |= {"load_ms": round(pool.stay.load_s * 1000, 1), "loads": pool.stay.loads}
@@ -120,6 +120,18 @@ class Pools:
         }
 
 
+def _gauges(pool: Pool) -> dict[str, float]:
+    """What its replicas and their devices say, as far as they do. A device that several share counts once."""
+    usages = [r.kv_usage for r in pool.replicas.values() if r.kv_usage is not None]
+    devices = {device.uuid: device for r in pool.replicas.values() for device in r.devices}
+    rates = [device.utilization for device in devices.values() if device.utilization is not None]
+    return {
+        **({"kv_cache_usage_ratio": sum(usages) / len(usages)} if usages else {}),
+        **({"gpu_utilization": sum(rates) / len(rates)} if rates else {}),
+        **({"vram_used_bytes": sum(device.used for device in devices.values())} if devices else {}),
+    }
+
+
 def _replica(replica: Replica) -> dict[str, Any]:
     optional = {
         "ctx_max": replica.ctx or None,
@@ -175,7 +187,7 @@ def _engine(key: tuple[str, str, str], pools: list[Pool]) -> dict[str, Any]:
         "supported_workloads": sorted({w for r in replicas for w in r.workloads}),
         "features": sorted({f for r in replicas for f in r.features}),
         "determinism": "exact" if any(r.strict for r in replicas) else "best_effort",
-        "sampler_profile_version": DEFAULT_PROFILE,
+        "sampler_profile_version": pools[0].spec.profile,
     }
     if ctx:
         body["ctx_max"] = body["max_tokens_out"] = ctx

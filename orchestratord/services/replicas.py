@@ -7,13 +7,14 @@ One supervisor task per replica. A replica is ready only after a minimal decode 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from typing import Any
 
 from orchestratord.domain.core import Core
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.pool import Lease, Pool, Replica
 from orchestratord.ports import Clock, Engine, EngineError, EngineProps, ReplicaHost, ReplicaProcess, Telemetry
+from orchestratord.services.fitness import digest_if_fit, replaced
 from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, prove
 
 POLL_S = 2.0
@@ -33,6 +34,7 @@ class Replicas:
         host: ReplicaHost,
         connect: Connect,
         jitter: Callable[[float], float],
+        digest_of: Callable[[str], Awaitable[str]],
     ) -> None:
         self._core = core
         self._clock = clock
@@ -40,6 +42,7 @@ class Replicas:
         self._host = host
         self._connect = connect
         self._jitter = jitter
+        self._digest_of = digest_of
         self._members: dict[Replica, Member] = {}
 
     # -- what the rest of the services needs -------------------------------------------------------------
@@ -52,6 +55,11 @@ class Replicas:
     def any_engine(self, pool: Pool) -> Engine | None:
         """An engine of the pool that can be asked about prompts."""
         return next((self._members[r].engine for r in pool.ready_replicas if r in self._members), None)
+
+    def serving(self) -> list[tuple[ReplicaSpec, Replica, Engine]]:
+        """Every ready replica with its engine."""
+        members = [m for m in self._members.values() if m.replica.state == "ready"]
+        return [(m.spec, m.replica, m.engine) for m in members if m.engine is not None]
 
     def suspect(self, lease: Lease, why: str) -> None:
         """A run saw this replica misbehave: look at it now instead of at the next poll."""
@@ -201,11 +209,12 @@ class Replicas:
         assert engine is not None
         await self._until_loaded(member, engine)
         props = await engine.props()
+        digest = await digest_if_fit(self._core.pools[spec.pool_id].spec.pins, spec, props, self._digest_of)
         if trial is not None:
             trial.probing()
         async with self._clock.limit(PROBE_LIMIT_S):
             await prove(engine, props, self._clock)
-        self._core.replica_ready(spec.pool_id, member.replica, **_facts(props), model_digest=spec.model_digest)
+        self._core.replica_ready(spec.pool_id, member.replica, **_facts(props), model_digest=digest)
         self._telemetry.event(
             "replica_ready",
             f"{spec.pool_id}/{spec.id} decodes and cancels; {props.slots} slots of {props.ctx} tokens",
@@ -242,6 +251,7 @@ class Replicas:
                 self._check_alive(process)
             async with self._clock.limit(HEALTH_LIMIT_S):
                 reason = await engine.ready()
+                reason = reason or await replaced(self._core.pools[member.spec.pool_id].spec.pins, member, engine)
             if reason is not None:
                 raise Down(reason)
             await self._release_quarantined(member.replica, engine)
@@ -264,7 +274,7 @@ class Replicas:
         if quarantined:
             busy = await engine.busy() or frozenset()
             for lease in quarantined:
-                if lease.slot not in busy:
+                if lease.let_go(busy):
                     self._core.release(lease)
 
     async def _pause(self, member: Member, seconds: float) -> None:
@@ -314,4 +324,5 @@ def _facts(props: EngineProps) -> dict[str, Any]:
         "features": props.features,
         "quant": props.quant,
         "exact_alone": props.exact_alone,
+        "exact_warm": props.exact_warm,
     }

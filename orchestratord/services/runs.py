@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
@@ -10,12 +11,11 @@ from typing import Any
 from orchestratord.domain.core import Core
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
-from orchestratord.domain.pool import Lease
+from orchestratord.domain.pool import Lease, Replica
 from orchestratord.domain.request import Sampling, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Chunk, Clock, Engine, EngineError, Job, JobEnd, Telemetry
 from orchestratord.services.late import prepared
-from orchestratord.services.narration import DEFAULT_PROFILE
 
 ATTEMPTS = 3  # leases a task may have as long as no output of it was seen
 RETRY_S, RETRY_MAX_S = 0.25, 4.0  # pause before the second attempt, at most; doubles; full jitter
@@ -52,6 +52,7 @@ class Runs:
         self._profiles = profiles
         self._jitter = jitter
         self._given_up = False
+        self._proving: Counter[Replica] = Counter()
 
     def bind(self, core: Core) -> None:
         self._core = core
@@ -146,7 +147,7 @@ class Runs:
 
     def _job(self, lease: Lease, request: TaskRequest) -> Job:
         task = lease.task
-        profile = self._profiles[request.sampler_profile_version or DEFAULT_PROFILE]
+        profile = self._profiles[lease.pool.spec.profile_of(request)]
         given = {k: v for k in Sampling.__slots__ if (v := getattr(request.sampling, k)) is not None}
         return Job(
             workload=request.workload,
@@ -155,7 +156,7 @@ class Runs:
             prompt=request.prompt or "",
             inputs=request.inputs or (),
             sampling=replace(profile, **given),
-            keep_cache=request.kv_hint != "cold",
+            keep_cache=not request.cold,
             slot=lease.slot,
         )
 
@@ -170,8 +171,20 @@ class Runs:
         except asyncio.CancelledError:  # shutdown: nothing will be leased again
             return False
 
+    def proving(self, replica: Replica) -> bool:
+        """Whether an abort on it is being proven: it should not be asked more than that."""
+        return self._proving[replica] > 0
+
     async def _freed(self, engine: Engine, lease: Lease) -> bool:
         """Whether the engine has let go of an aborted job: asks until it has, at most ABORT_LIMIT_S."""
+        self._proving[lease.replica] += 1
+        try:
+            return await self._lets_go(engine, lease)
+        finally:
+            self._proving[lease.replica] -= 1
+            self._proving += Counter()  # forgets what is zero
+
+    async def _lets_go(self, engine: Engine, lease: Lease) -> bool:
         give_up = self._clock.now() + ABORT_LIMIT_S
         pause = 0.02
         while True:
@@ -179,7 +192,7 @@ class Runs:
                 busy = await engine.busy()
             except EngineError:
                 return True  # nothing runs on an engine that does not answer; health decides its fate
-            if busy is None or lease.slot not in busy:
+            if busy is None or lease.let_go(busy):
                 return True
             if self._clock.now() >= give_up:
                 self._telemetry.event(

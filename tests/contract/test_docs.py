@@ -39,6 +39,7 @@ SECTIONS: dict[type[config.Section], str] = {
     config.QueueSettings: "queue",
     config.PriorSettings: "prior",
     config.WatchdogSettings: "watchdogs",
+    config.PinSettings: "pins",
     config.ReplicaSettings: "replicas of a pool",
     config.ProcessSettings: "process",
     config.MockSettings: "mock",

@@ -9,6 +9,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestratord.domain.device import Device
 from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready, Refusal
 from orchestratord.domain.placement import PoolSnapshot, pick_replica, place
 from orchestratord.domain.pool import Lease, Replica
@@ -166,18 +167,21 @@ def test_the_replica_of_a_pool_is_chosen_by_prefix_memory_leases_and_id() -> Non
     """OC-CORE-1017: affinity, then most free VRAM, then fewest leases, then id; only what fits and has a free slot."""
 
     def replica(name: str, **fields: Any) -> Replica:
+        fields.setdefault("workloads", frozenset({"completion"}))
         return Replica(name, state="ready", slots=2, ctx=4096, **fields)
 
-    def pick(*replicas: Replica, ctx: int = 100, warm: Replica | None = None) -> str | None:
-        chosen = pick_replica(replicas, ctx=ctx, mask=None, exact=False, warm=warm)
+    def pick(*replicas: Replica, warm: Replica | None = None, **fields: Any) -> str | None:
+        chosen = pick_replica(replicas, job(**{"ctx": 100, **fields}), warm=warm)
         return chosen.id if chosen else None
 
-    a, b, c = replica("a"), replica("b"), replica("c", vram_free=8)
+    a, b, c = replica("a"), replica("b"), replica("c", devices=(Device(0, "GPU-0", None, 0, 8),))
     assert pick(a, b, c, warm=b) == "b"
     assert pick(a, b, c) == "c"
     b.leases[1] = Lease(1, None, None, b, 0, 0)  # type: ignore[arg-type]
     assert pick(b, a) == "a"
     assert pick(replica("y"), replica("x")) == "x"
     assert pick(a, ctx=8192) is None
+    assert pick(a, workload="embedding") is None
+    assert pick(a, replica("z", workloads=frozenset({"embedding"})), workload="embedding") == "z"
     a.leases[1] = a.leases[2] = b.leases[1]
     assert pick(a) is None

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from orchestratord.domain.breaker import OPEN_MAX_S, OPEN_S, TRIP_AFTER, Breaker
@@ -205,3 +207,27 @@ def test_others_go_on_beside_a_replica_that_is_kept() -> None:
     (beside,) = world.dispatch()
     kept = next(r for r in world.core.pools["home"].replicas.values() if r.reserved is strict)
     assert beside.replica is not kept
+
+
+@pytest.mark.parametrize(
+    ("replica", "task", "expected"),
+    [
+        ({"slots": 1, "exact_warm": True}, {}, "exact"),
+        ({"slots": 1, "features": ()}, {}, "exact"),  # keeps no prefixes
+        ({"slots": 1, "features": ("prefix_cache",)}, {}, "best_effort"),
+        ({"slots": 1, "features": ("prefix_cache",), "exact_warm": True}, {}, "exact"),
+        ({"slots": 1, "features": ("prefix_cache",)}, {"kv_hint": "cold"}, "exact"),
+        ({"slots": 2, "features": ("prefix_cache",)}, {"kv_hint": "cold"}, "best_effort"),
+        ({"slots": 2, "features": ("prefix_cache",)}, {"determinism": "strict"}, "exact"),
+        ({"slots": 1, "exact_alone": False}, {"kv_hint": "cold"}, "best_effort"),
+    ],
+)
+def test_what_is_said_to_be_exact(replica: dict[str, Any], task: dict[str, Any], expected: str) -> None:
+    """ORCH-3045: nothing shares a batch with it, and nothing of its prompt was computed in another batch before."""
+    world = World(slots=1)
+    for name, value in replica.items():
+        setattr(world.core.pools["home"].replicas["r0"], name, value)
+    admitted = world.admit(**task)
+    assert admitted.determinism_class == expected, "what admission says"
+    (lease,) = world.dispatch()
+    assert lease.task.determinism_class == expected, "what is so in the end"

@@ -188,6 +188,30 @@ def test_the_slot_one_asks_for_is_the_slot_that_works(model: Path) -> None:
     run(body())
 
 
+def test_how_full_the_kv_cache_is(model: Path) -> None:
+    """OD-19: grows with the output of what runs, against all slots; what an idle slot still holds does not count."""
+
+    async def body() -> None:
+        async with served(model) as (engine, _):
+            assert await engine.kv_usage() == 0
+            prompt = "ba fi gono " * 30
+            tokens = await engine.tokenize(prompt)
+            async with following(engine, job(prompt, max_tokens=3000, slot=0)) as chunks:
+                figures = []
+                async for chunk in chunks:
+                    figures.append((chunk.tokens_out, await engine.kv_usage()))
+                    if chunk.tokens_out >= 40:
+                        break
+            for tokens_out, usage in figures:
+                assert usage is not None
+                assert usage * 2 * 4096 >= tokens + tokens_out - 1  # the last one is not in it yet
+                assert usage <= 0.5  # the other slot is empty
+            await conformance.idle(engine)
+            assert await engine.kv_usage() == 0
+
+    run(body())
+
+
 def test_an_abort_in_prefill_frees_the_slot(model: Path) -> None:
     """A job cancelled before its first token gives its slot back too."""
 

@@ -10,7 +10,7 @@ from contextlib import asynccontextmanager
 import msgspec
 import pytest
 
-from orchestratord.domain.request import Message, Sampling
+from orchestratord.domain.request import Message, Sampling, Workload
 from orchestratord.infra.engines.llamacpp import LlamaCpp
 from orchestratord.ports import EngineError, Job, JobEnd
 from tests.engines.support import (
@@ -27,11 +27,19 @@ from tests.engines.support import (
     stream,
 )
 
+OFF = response(
+    b'{"error":{"code":501,"message":"This server does not support embeddings.","type":"not_supported_error"}}',
+    "501 Not Implemented",
+)
 LAST = b'data: {"content":"","stop":true,"stop_type":"limit","tokens_predicted":2,"tokens_evaluated":5}\n\n'
 
 
 def recorded(name: str) -> bytes:
     return (RECORDINGS / f"{name}.resp").read_bytes()
+
+
+def error(status: int, message: str) -> bytes:
+    return response(msgspec.json.encode({"error": {"code": status, "message": message}}), f"{status} Oh")
 
 
 def frame(content: str, tokens: int) -> bytes:
@@ -319,8 +327,14 @@ def test_props() -> None:
     async def body() -> None:
         broken = response(b'{"model_path":"m","total_slots":-1}')
         async with served(
-            *(recorded("props"), recorded("bad_schema"), recorded("props_no_template")),
-            *(response(b'{"role":"router"}'), broken, recorded("loading"), recorded("props_unauthorized")),
+            *(recorded("props"), OFF, recorded("bad_schema"), recorded("props_no_template"), OFF),
+            *(
+                recorded("bad_schema"),
+                response(b'{"role":"router"}'),
+                broken,
+                recorded("loading"),
+                recorded("props_unauthorized"),
+            ),
         ) as (engine, _):
             props = await engine.props()
             assert (props.ctx, props.slots, props.model_id, props.chat_template) == (256, 2, "tiny.gguf", True)
@@ -340,14 +354,128 @@ def test_a_build_that_ignores_schemas() -> None:
     """A build that takes a wrong schema without a word ignores all of them: the feature is not claimed."""
 
     async def body() -> None:
-        async with served(recorded("props"), response(b'{"content":"a"}'), recorded("props")) as (engine, _):
-            for _ in range(2):  # asked once per build
+        async with served(recorded("props"), OFF, response(b'{"content":"a"}'), recorded("props")) as (engine, _):
+            for _ in range(2):  # asked once per build and model
                 features = (await engine.props()).features
                 assert "json_schema" not in features
                 assert "grammar" in features
         async with served(recorded("props"), recorded("loading")) as (engine, _):
             with pytest.raises(EngineError, match="full"):
                 await engine.props()
+        async with served(recorded("props"), OFF, recorded("loading")) as (engine, _):
+            with pytest.raises(EngineError, match="full"):
+                await engine.props()
+
+    run(body())
+
+
+# -- embedding and rerank --------------------------------------------------------------------------------------
+TOO_LONG = error(400, "input (257 tokens) is larger than the max context size (256 tokens). skipping")
+SMALL_BATCH = error(
+    500, "input (257 tokens) is too large to process. increase the physical batch size (current batch size: 64)"
+)
+NO_LOGITS = error(500, "the current context does not support logits computation. skipping")
+NO_POOLING = error(400, "Pooling type 'none' is not OAI compatible. Please use a different pooling type")
+NO_QUERY = error(400, '"query" must be provided')
+
+
+@pytest.mark.parametrize(
+    ("replies", "workloads", "ctx"),
+    [
+        ((OFF, recorded("bad_schema")), {"completion"}, 256),
+        ((TOO_LONG, OFF, NO_LOGITS), {"embedding"}, 256),
+        ((SMALL_BATCH, OFF, NO_LOGITS), {"embedding"}, 64),
+        ((SMALL_BATCH, NO_QUERY, NO_LOGITS), {"rerank"}, 64),
+        ((SMALL_BATCH, OFF, recorded("bad_schema")), {"completion", "embedding"}, 256),
+        ((NO_POOLING, NO_POOLING, recorded("bad_schema")), {"completion"}, 256),
+        ((error(400, "other words"), response(b"{}"), OFF, NO_LOGITS), {"embedding"}, 256),
+    ],
+)  # fmt: skip
+def test_what_a_server_does_is_tried(replies: tuple[bytes, ...], workloads: set[str], ctx: int) -> None:
+    """A server that ranks also answers /v1/embeddings, with garbage; the batch may be less than the context."""
+
+    async def body() -> None:
+        async with served(recorded("props"), *replies, recorded("props")) as (engine, raw):
+            props = await engine.props()
+            assert (props.workloads, props.ctx) == (workloads, ctx)
+            assert ("grammar" in props.features) == ("completion" in workloads)
+            assert ("prefix_cache" in props.features) == (workloads == {"completion"})
+            assert await engine.props() == props
+            assert len(raw.requests) == len(replies) + 2
+
+    run(body())
+
+
+def embedding(*numbers: str) -> bytes:
+    vector = ",".join(numbers)
+    return response(f'{{"usage":{{"prompt_tokens":3}},"data":[{{"embedding":[{vector}],"index":0}}]}}'.encode())
+
+
+async def pooled(workload: Workload, *answers: bytes | None) -> tuple[Collected, RawServer]:
+    asked = Job(workload, 1, 7, prompt="q" if workload == "rerank" else "", inputs=("a", "b"))
+    kind = OFF if workload == "embedding" else NO_QUERY
+    async with served(recorded("props"), TOO_LONG, kind, NO_LOGITS, *answers) as (engine, raw):
+        return await collect(engine, asked), raw
+
+
+def test_embeddings_come_one_by_one() -> None:
+    """SPEC 4: a request per input, so each has its own token count; floats keep the 9 digits they have."""
+
+    async def body() -> None:
+        collected, raw = await pooled("embedding", embedding("0.09251894056797028", "-1"), embedding("2e-38", "0.5"))
+        assert collected.error is None
+        assert collected.results == [
+            {"index": 0, "embedding": [0.0925189406, -1.0], "tokens_in": 3},
+            {"index": 1, "embedding": [2e-38, 0.5], "tokens_in": 3},
+        ]
+        assert [len(chunk.results) for chunk in collected.chunks] == [1, 1]
+        assert collected.end == JobEnd("stop", 6, 0)
+        assert [b'"input":["a"]' in raw.requests[-2], b'"input":["b"]' in raw.requests[-1]] == [True, True]
+
+    run(body())
+
+
+def test_scores_say_that_they_are_logits() -> None:
+    async def body() -> None:
+        answer = response(b'{"usage":{"prompt_tokens":5},"results":[{"index":0,"relevance_score":-1.25}]}')
+        collected, raw = await pooled("rerank", answer, answer)
+        assert collected.results[1] == {"index": 1, "relevance_score": -1.25, "scale": "logit"}
+        assert collected.end == JobEnd("stop", 10, 0)
+        assert b'"query":"q","documents":["b"]' in raw.requests[-1]
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("answer", "kind"),
+    [
+        (SMALL_BATCH, "refused"),  # whatever status it has, the input is what is wrong
+        (TOO_LONG, "refused"),
+        (error(500, "out of memory"), "failed"),
+        (error(503, "Loading model"), "full"),
+        (response(b"{"), "protocol"),
+        (response(b'{"data":[],"usage":{"prompt_tokens":1}}'), "protocol"),
+        (embedding("null"), "protocol"),
+        (embedding(), "protocol"),
+        (embedding("1").replace(b"3}", b"-3}"), "protocol"),
+        (None, "lost"),
+        (embedding("1")[:-5], "lost"),
+    ],
+)
+def test_embeddings_that_fail(answer: bytes | None, kind: str) -> None:
+    """D5, D6: what came before stays; nothing after it, and no end."""
+
+    async def body() -> None:
+        collected, _ = await pooled("embedding", embedding("1"), answer)
+        assert (collected.kind, len(collected.results), collected.end) == (kind, 1, None)
+
+    run(body())
+
+
+def test_a_server_that_ranks_is_not_asked_for_embeddings() -> None:
+    async def body() -> None:
+        async with served(recorded("props"), TOO_LONG, NO_QUERY, NO_LOGITS) as (engine, _):
+            assert (await collect(engine, Job("embedding", 1, 7, inputs=("a",)))).kind == "refused"
 
     run(body())
 

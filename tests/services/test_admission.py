@@ -57,6 +57,38 @@ def rule(answer: requests.Response) -> str:
     return found
 
 
+def test_pairs_of_a_rerank_are_counted_with_the_marks_of_both(app: LiveApp, session: VerifyingSession) -> None:
+    """ORCH-3016: query and document are texts of their own; the message names the document that does not fit."""
+    asked = Asked(app)
+    rerank = {"workload": "rerank", "prompt": "a query", "max_tokens": 1}
+    assert post(session, **rerank, inputs=["x" * 7, "y" * 6], ctx=16).status_code == 202  # bounds: 8 + 8
+    assert asked.texts == []
+    longer = ["x" * 7, "y " * 13]  # exactly 3 + 14
+    refusal = post(session, **rerank, inputs=longer, ctx=16)
+    assert rule(refusal) == "prompt_exceeds_ctx"
+    assert refusal.json()["details"]["field"] == "inputs[1]"
+    assert refusal.json()["details"]["tokens_in"] == 17
+    assert asked.texts == ["a query", longer[1]]
+    assert post(session, **rerank, inputs=longer, ctx=17).status_code == 202
+
+
+def test_each_input_of_an_embedding_has_the_context_to_itself(app: LiveApp, session: VerifyingSession) -> None:
+    """ORCH-3016: what counts is the longest, not the sum."""
+    embedding = {"workload": "embedding", "prompt": None, "max_tokens": 1, "ctx": 16}
+    assert post(session, **embedding, inputs=["x" * 15] * 9).status_code == 202
+    refusal = post(session, **embedding, inputs=["x", "y " * 16])
+    assert (rule(refusal), refusal.json()["details"]["field"]) == ("prompt_exceeds_ctx", "inputs[1]")
+
+
+@pytest.mark.parametrize("workload", ["embedding", "rerank"])
+def test_knobs_of_text_are_refused_where_none_is_written(session: VerifyingSession, workload: str) -> None:
+    """A knob that nothing would honour is named, never dropped."""
+    prompt = "q" if workload == "rerank" else None
+    refusal = post(session, workload=workload, prompt=prompt, inputs=["x"], sampling={"temperature": 0.5})
+    assert rule(refusal) == "unsupported_sampling"
+    assert refusal.json()["details"]["field"] == "sampling.temperature"
+
+
 # -- prompt size ---------------------------------------------------------------------------------------------
 def test_a_prompt_whose_bound_fits_is_not_counted(app: LiveApp, session: VerifyingSession) -> None:
     """bound(text) = characters + 1: 10 characters and 5 tokens fit into 16."""

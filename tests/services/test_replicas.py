@@ -118,11 +118,27 @@ def test_a_url_that_nothing_listens_on_is_down() -> None:
         assert health(session)["ready"] is True
 
 
-def test_an_embedding_engine_is_not_asked_to_complete() -> None:
-    with prepared(lambda engine: engine.change(workloads=frozenset({"embedding"}))) as (app, engine, session):
+def test_an_embedding_engine_proves_itself_with_an_embedding() -> None:
+    """OC-POOL-30xx: one result of each of its workloads; completions are nothing it could be asked."""
+    with prepared(lambda engine: engine.change(workloads=frozenset({"embedding", "rerank"}))) as (app, engine, session):
         app.advance(1)
         assert health(session)["ready"] is True
-        assert engine.calls == 0
+        assert (engine.calls, engine.aborted) == (2, 0)
+        answer = session.post("/v1/tasks", json=task())
+        assert (answer.status_code, answer.json()["details"]["rule"]) == (400, "unsupported_workload")
+
+
+def test_an_embedding_engine_that_gives_nothing_is_not_ready() -> None:
+    def broken(engine: MockEngine) -> None:
+        engine.change(workloads=frozenset({"embedding"}))
+        engine.play(MockScript(jobs=1000, error_after=0))
+
+    with prepared(broken) as (app, engine, session):
+        app.advance(1)
+        assert health(session)["ready"] is False
+        engine.clear()
+        app.advance(31)
+        assert health(session)["ready"] is True
 
 
 # -- falling and coming back ---------------------------------------------------------------------------------

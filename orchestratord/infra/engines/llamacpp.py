@@ -14,8 +14,12 @@ import msgspec
 
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling
+from orchestratord.infra.engines import llamacpp_errors as errors
+from orchestratord.infra.engines import llamacpp_pooled
+from orchestratord.infra.engines.llamacpp_abilities import Abilities, abilities
+from orchestratord.infra.engines.llamacpp_slots import slots_of
 from orchestratord.infra.engines.relay import relay
-from orchestratord.infra.engines.transport import ErrorKind, Reply, Transport
+from orchestratord.infra.engines.transport import Reply, Transport
 from orchestratord.ports import Chunk, Clock, Deliver, EngineError, EngineProps, Job, JobEnd
 
 ENGINE = "llamacpp"
@@ -75,34 +79,7 @@ class _Props(msgspec.Struct):
     role: str = ""
 
 
-class _Slot(msgspec.Struct):
-    """One entry of /slots."""
-
-    id: Count
-    is_processing: bool = False
-
-
 _decode_frame = msgspec.json.Decoder(_Frame).decode
-
-
-def _kind(status: int) -> ErrorKind:
-    """What a status means, of a reply or inside an error frame."""
-    if status in (429, 503):  # no slot, or the model is still loading: no fault of the request or the engine
-        return "full"
-    if status == 501 or 400 <= status < 500:
-        return "refused"
-    return "failed" if status >= 500 else "protocol"
-
-
-def _said(parsed: Any, fallback: str) -> str:
-    """The engine's own message out of an error body, bounded."""
-    error = parsed.get("error") if isinstance(parsed, dict) else None
-    message = error.get("message") if isinstance(error, dict) else error
-    return (message if isinstance(message, str) and message else fallback)[:500]
-
-
-def _refusal(path: str, status: int, parsed: Any) -> EngineError:
-    return EngineError(_kind(status), _said(parsed, f"llama-server answers {path} with status {status}"))
 
 
 def _request(job: Job) -> bytes:
@@ -134,8 +111,8 @@ def _frame(payload: bytes) -> _Frame:
         raise EngineError("protocol", f"llama-server sent a frame that cannot be read: {error}") from None
     if frame.error is not None:
         code = frame.error.get("code") if isinstance(frame.error, dict) else None
-        kind = _kind(code) if isinstance(code, int) else "failed"
-        raise EngineError(kind, _said({"error": frame.error}, "llama-server reports an error without a message"))
+        kind = errors.kind(code) if isinstance(code, int) else "failed"
+        raise EngineError(kind, errors.said({"error": frame.error}, "llama-server reports an error without a message"))
     if frame.content is None:
         raise EngineError("protocol", "llama-server sent a frame without content")
     return frame
@@ -161,18 +138,18 @@ class LlamaCpp:
 
     def __init__(self, url: str, *, clock: Clock, api_key: str | None = None) -> None:
         self._http = Transport(url, clock=clock, api_key=api_key)
-        self._schemas: dict[str, bool] = {}  # by build: does it follow a JSON schema?
+        self._said: dict[tuple[str, str, int], Abilities] = {}  # by build, model and ctx: what it was found to do
 
     async def ready(self) -> str | None:
         status, parsed, _ = await self._http.request_json("GET", "/health", limit_s=CONTROL_S)
         if status != 200:
-            return _said(parsed, f"health check answers {status}").lower()
+            return errors.said(parsed, f"health check answers {status}").lower()
         # A router is healthy with no model at all.
         status, parsed, _ = await self._http.request_json("GET", "/props", limit_s=CONTROL_S)
         if status == 503:
-            return _said(parsed, "loading model").lower()
+            return errors.said(parsed, "loading model").lower()
         if status != 200:
-            raise _refusal("/props", status, parsed)
+            raise errors.refusal("/props", status, parsed)
         return None if _has_model(parsed) else "no model loaded: this llama-server runs as a router"
 
     async def props(self) -> EngineProps:
@@ -183,33 +160,32 @@ class LlamaCpp:
             props = msgspec.convert(parsed, _Props)
         except msgspec.ValidationError as error:
             raise EngineError("protocol", f"llama-server's /props cannot be read: {error}") from None
-        if props.build_info not in self._schemas:
-            self._schemas[props.build_info] = await self._follows_schemas()
-        ignored = set() if self._schemas[props.build_info] else {"json_schema"}
+        ctx = props.default_generation_settings.n_ctx
+        known = (props.build_info, props.model_path, ctx)
+        if known not in self._said:
+            self._said[known] = await abilities(self._http, ctx, KNOBS)
+        able = self._said[known]
         return EngineProps(
             engine_version=props.build_info,
             model_id=props.model_path,
-            ctx=props.default_generation_settings.n_ctx,
+            ctx=able.ctx,
             slots=props.total_slots,
-            workloads=frozenset({"completion"}),
+            workloads=able.workloads,
             chat_template=bool(props.chat_template) and props.chat_template.strip() != _NO_TEMPLATE,
             quant=props.model_ftype,
             exact_alone=True,
-            features=tuple(sorted({*KNOBS, "prefix_cache"} - ignored)),
+            features=able.features,
         )
 
-    async def _follows_schemas(self) -> bool:
-        """Builds with another grammar library take a schema on /completion and ignore it; the others read it, and so
-        refuse this one."""
-        body = msgspec.json.encode({"prompt": "", "n_predict": 1, "json_schema": {"type": "no such type"}})
-        status, parsed, _ = await self._http.request_json("POST", "/completion", body, limit_s=CONTROL_S)
-        if status not in (200, 400):
-            raise _refusal("/completion", status, parsed)
-        return status == 400
-
     async def run(self, job: Job, deliver: Deliver) -> None:
-        if job.workload != "completion":
-            raise EngineError("refused", f"llama-server serves no {job.workload} here")
+        pooled = job.workload != "completion"
+        if pooled and not self._said:
+            await self.props()
+        if self._said and job.workload not in next(reversed(self._said.values())).workloads:
+            raise EngineError("refused", f"this llama-server does no {job.workload}")
+        if pooled:
+            await llamacpp_pooled.run(self._http, job, deliver)
+            return
         # Not kept: newer builds close a stream's connection while announcing that they keep it.
         async with self._http.post("/completion", _request(job), keep=False) as reply:
             if reply.status != 200:
@@ -224,21 +200,19 @@ class LlamaCpp:
             parsed = msgspec.json.decode(await reply.body(1 << 16))
         except msgspec.DecodeError:
             parsed = None
-        return _refusal("/completion", reply.status, parsed)
+        return errors.refusal("/completion", reply.status, parsed)
 
     async def busy(self) -> frozenset[int] | None:
         """See the port. After an abort ask at most once a second: llama-server looks whether the clients of requests
         without output are still there only when nothing else has woken it for a second."""
-        status, parsed, _ = await self._http.request_json("GET", "/slots", limit_s=CONTROL_S)
-        if status == 501:  # started with --no-slots
-            return None
-        if status != 200:
-            raise _refusal("/slots", status, parsed)
-        try:
-            slots = msgspec.convert(parsed, list[_Slot])
-        except msgspec.ValidationError as error:
-            raise EngineError("protocol", f"llama-server's /slots cannot be read: {error}") from None
-        return frozenset(slot.id for slot in slots if slot.is_processing)
+        slots = await slots_of(self._http)
+        return None if slots is None else frozenset(slot.id for slot in slots if slot.is_processing)
+
+    async def kv_usage(self) -> float | None:
+        """See `ports.KvGauge`. What idle slots still hold is free for the next job, so it does not count."""
+        slots = await slots_of(self._http) or []
+        room = sum(slot.n_ctx for slot in slots)
+        return min(1.0, sum(slot.tokens for slot in slots if slot.is_processing) / room) if room else None
 
     def bound(self, text: str) -> int:
         """Every vocabulary in use falls back to bytes, so no text needs more tokens than it has of them; 8 more for
@@ -269,7 +243,7 @@ class LlamaCpp:
         body = msgspec.json.encode(fields) if fields else None
         status, parsed, _ = await self._http.request_json(method, path, body, limit_s=CONTROL_S, max_bytes=16 << 20)
         if status != 200:
-            raise _refusal(path, status, parsed)
+            raise errors.refusal(path, status, parsed)
         return parsed
 
 

@@ -37,7 +37,7 @@ def command(spec: ProcessSpec, port: int) -> list[str]:
         *("-c", str(spec.slots * spec.ctx), "-np", str(spec.slots)),  # -c is shared out among the slots
         *("-t", str(spec.threads)),
         *("-cram", "0"),  # its cache of old prompts would grow to 8 GiB of memory
-        *("-b", "256", "-ub", "64"),  # an abort waits for the running batch: small ones free the slot soon
+        *_batching(spec),
         *("--sse-ping-interval", "1"),  # on SIGTERM its streams end at the next ping
         "--metrics",
         "--no-ui",
@@ -45,11 +45,19 @@ def command(spec: ProcessSpec, port: int) -> list[str]:
     ]
 
 
+def _batching(spec: ProcessSpec) -> list[str]:
+    if spec.mode == "completion":
+        return ["-b", "256", "-ub", "64"]  # an abort waits for the running batch: small ones free the slot soon
+    flag = "--embeddings" if spec.mode == "embedding" else "--reranking"
+    return [flag, "-b", str(spec.ctx), "-ub", str(spec.ctx)]  # an input goes through in one batch or not at all
+
+
 def environment(spec: ProcessSpec) -> dict[str, str]:
     """The environment of the child: ours, the device mask, then the replica's own."""
     mask: dict[str, str] = {}
     if spec.device_mask is not None:
         mask["CUDA_VISIBLE_DEVICES"] = spec.device_mask
+        mask["CUDA_DEVICE_ORDER"] = "PCI_BUS_ID"  # the numbers of nvidia-smi and of our figures, not fastest first
         if spec.device_mask.replace(",", "").isdigit():  # the Vulkan build takes numbers only
             mask["GGML_VK_VISIBLE_DEVICES"] = spec.device_mask
     return {**os.environ, **mask, **spec.env}

@@ -33,6 +33,9 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("-cram", "--cache-ram", type=int)
     parser.add_argument("--sse-ping-interval", type=int)
     parser.add_argument("--metrics", action="store_true")
+    parser.add_argument("--embeddings", action="store_true")
+    parser.add_argument("--reranking", action="store_true")
+    parser.add_argument("--pooling", choices=("none", "mean", "cls", "last", "rank"))
     parser.add_argument("--no-slots", action="store_true")
     parser.add_argument("--no-ui", action="store_true")
     return parser
@@ -47,6 +50,11 @@ def _settings(given: argparse.Namespace) -> Any:
     settings.endpoint_metrics = given.metrics
     settings.endpoint_slots = not given.no_slots
     settings.ui = not given.no_ui
+    settings.embedding = given.embeddings or given.reranking
+    pooling = "rank" if given.reranking else given.pooling
+    if pooling:
+        kinds = importlib.import_module("xllamacpp").llama_pooling_type
+        settings.pooling_type = getattr(kinds, f"LLAMA_POOLING_TYPE_{pooling.upper()}")
     if given.alias:
         settings.model_alias = {given.alias}
     if given.api_key:

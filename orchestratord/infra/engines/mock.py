@@ -111,10 +111,12 @@ class MockEngine:
             chat_template=chat_template,
             quant="mock",
             exact_alone=True,
+            exact_warm=True,
             features=(*KNOBS, "prefix_cache"),
         )
         self._scripts: deque[MockScript] = deque()
         self._gate = Gate()
+        self._runs: set[_Run] = set()
         self._slots: set[int] = set()  # that are worked on
         self._stuck: set[int] = set()  # of them, those whose job was left
 
@@ -173,6 +175,12 @@ class MockEngine:
         self._reach()
         return frozenset(self._slots)
 
+    async def kv_usage(self) -> float | None:
+        """See `ports.KvGauge`."""
+        self._reach()
+        tokens = sum(mock_text.tokens_in(run.job) + run.done for run in self._runs)
+        return min(1.0, tokens / (self._props.ctx * self._props.slots))
+
     def bound(self, text: str) -> int:
         return len(text) + 1
 
@@ -199,9 +207,11 @@ class MockEngine:
         self.busy_slots += 1
         self.peak = max(self.peak, self.busy_slots)
         run = _Run(job, script)
+        self._runs.add(run)
         try:
             await self._work(run, deliver)
         finally:
+            self._runs.discard(run)
             self.aborted += not run.ended
             if script.ignore_abort and not run.ended:
                 self._stuck.add(slot)
@@ -233,7 +243,8 @@ class MockEngine:
         for knob in (knob.name for knob in fields(job.sampling)):
             if getattr(job.sampling, knob) is not None and knob not in self._props.features:
                 raise EngineError("refused", f"this engine does not know {knob}")
-        tokens = max(map(mock_text.count, (job.prompt, *job.inputs)))
+        pair = f"{job.prompt} " if job.workload == "rerank" else ""
+        tokens = max(map(mock_text.count, (job.prompt, *(pair + text for text in job.inputs))))
         if tokens > self._props.ctx:
             raise EngineError("refused", f"{tokens} tokens do not fit into a context of {self._props.ctx}")
         if script.full:
