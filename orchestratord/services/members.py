@@ -85,7 +85,8 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
     """A minimal decode, then a longer one that is cancelled: both must work before anyone depends on them."""
     if "completion" not in props.workloads:
         return
-    job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=Sampling(temperature=0.0), keep_cache=False)
+    greedy = Sampling(temperature=0.0) if "temperature" in props.features else Sampling()
+    job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=greedy, keep_cache=False)
     async with engine.stream(job) as chunks:
         async for chunk in chunks:
             if chunk.end is not None:

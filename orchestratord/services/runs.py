@@ -146,6 +146,8 @@ class Runs:
         task = lease.task
         request = task.request
         profile = self._profiles[request.sampler_profile_version or DEFAULT_PROFILE]
+        # A default that this engine has no knob for is none; what the client asked for was checked at admission.
+        foreign = {k: None for k in Sampling.__slots__ if k not in lease.replica.features}
         given = {k: v for k in Sampling.__slots__ if (v := getattr(request.sampling, k)) is not None}
         return Job(
             workload=request.workload,
@@ -153,7 +155,7 @@ class Runs:
             seed=task.admitted.seed,
             prompt=request.prompt or "",
             inputs=request.inputs or (),
-            sampling=replace(profile, **given),
+            sampling=replace(profile, **{**foreign, **given}),
             keep_cache=request.kv_hint != "cold",
             slot=lease.slot,
         )

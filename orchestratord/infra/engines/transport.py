@@ -20,6 +20,7 @@ from orchestratord.ports import Clock, EngineError
 CONNECT_S = 5.0
 KEEPALIVE_S = 2.0  # below every engine's own: llama-server drops an idle connection after 5 s, uvicorn too
 MIB = 1 << 20
+HIDDEN = b"[redacted]"  # in place of the API key, should an engine repeat it
 
 ErrorKind = Literal["refused", "full", "lost", "timeout", "protocol", "failed"]
 # First match wins: the library's classes overlap (its connect errors are OSErrors too).
@@ -86,9 +87,10 @@ async def _reused(session: aiohttp.ClientSession, context: Any, params: Any) -> 
 class Reply:
     """A reply whose head has arrived and whose body may still be coming. Iterate `chunks` at most once."""
 
-    def __init__(self, response: aiohttp.ClientResponse, failures: _Failures) -> None:
+    def __init__(self, response: aiohttp.ClientResponse, failures: _Failures, secret: bytes) -> None:
         self._response = response
         self._failures = failures
+        self._secret = secret
 
     @property
     def status(self) -> int:
@@ -114,13 +116,13 @@ class Reply:
         return data
 
     async def body(self, max_bytes: int) -> bytes:
-        """The whole body. Raises EngineError(protocol) when it is longer than `max_bytes`."""
+        """The whole body, our API key hidden in it. Raises EngineError(protocol) when it is longer than `max_bytes`."""
         body = bytearray()
         async for data in self.chunks():
             body += data
             if len(body) > max_bytes:
                 raise EngineError("protocol", f"a reply of more than {max_bytes} bytes")
-        return bytes(body)
+        return bytes(body.replace(self._secret, HIDDEN)) if self._secret else bytes(body)
 
     def abort(self) -> None:
         """Close the connection now, unless it has been given back already. Unsent bytes are dropped: an engine that
@@ -193,15 +195,20 @@ class Transport:
     async def _reply(self, method: str, path: str, body: bytes | None, keep: bool) -> AsyncIterator[Reply]:
         with self._failures:
             response = await self._request(method, path, body, keep)
-        reply = Reply(response, self._failures)
+        reply = Reply(response, self._failures, (self._api_key or "").encode())
         try:
             if 300 <= reply.status < 400:
                 raise EngineError("protocol", f"{path} answers with a redirect; give the engine's own URL")
             if reply.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
                 raise EngineError("protocol", f"{path} answers with a compressed body that was not asked for")
             yield reply
+        except EngineError as error:
+            raise EngineError(error.kind, self._hidden(error.message)) from None  # it may quote the engine
         finally:
             reply.abort()
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self._api_key, HIDDEN.decode()) if self._api_key else text
 
     def post(self, path: str, body: bytes, *, keep: bool = True) -> AbstractAsyncContextManager[Reply]:
         """POST a JSON document: an async context manager that gives the `Reply` once its head has arrived.

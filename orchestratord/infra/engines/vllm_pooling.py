@@ -1,0 +1,80 @@
+"""Embeddings and reranking on a vLLM server that runs a pooling model."""
+
+from __future__ import annotations
+
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+
+import msgspec
+
+from orchestratord.infra.engines.plumbing import Count, Server, read
+from orchestratord.ports import Chunk, EngineError, Job, JobEnd
+
+
+class Usage(msgspec.Struct):
+    prompt_tokens: Count
+    completion_tokens: Count = 0
+
+
+class _Embedding(msgspec.Struct):
+    embedding: list[float]
+
+
+class _Embeddings(msgspec.Struct):
+    data: list[_Embedding]
+    usage: Usage
+
+
+class _Rank(msgspec.Struct):
+    index: Count
+    relevance_score: float
+
+
+class _Ranks(msgspec.Struct):
+    results: list[_Rank]
+    usage: Usage
+
+
+@asynccontextmanager
+async def pooled(server: Server, model: str, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
+    """The results of an embedding or rerank job, in the port's form. Raises EngineError, a refusal on entering."""
+    work = _embed(server, model, job) if job.workload == "embedding" else _rank(server, model, job)
+    async with aclosing(work) as chunks:
+        yield _with(await anext(chunks), chunks)
+
+
+async def _embed(server: Server, model: str, job: Job) -> AsyncGenerator[Chunk, None]:
+    """One request per input: only so does vLLM say how many tokens each has."""
+    total = 0
+    for index, text in enumerate(job.inputs):
+        body = {"model": model, "input": [text], "encoding_format": "float"}
+        answer = read(_Embeddings, await server.work("/v1/embeddings", body), "vLLM's /v1/embeddings")
+        if len(answer.data) != 1:
+            raise EngineError("protocol", f"vLLM answers one input with {len(answer.data)} embeddings")
+        total += answer.usage.prompt_tokens
+        result = {
+            "index": index,
+            "embedding": answer.data[0].embedding,
+            "tokens_in": answer.usage.prompt_tokens,
+        }
+        yield Chunk(results=[result], end=JobEnd("stop", total, 0) if index == len(job.inputs) - 1 else None)
+
+
+async def _rank(server: Server, model: str, job: Job) -> AsyncGenerator[Chunk, None]:
+    body = {"model": model, "query": job.prompt, "documents": list(job.inputs)}
+    answer = read(_Ranks, await server.work("/v1/rerank", body), "vLLM's /v1/rerank")
+    if sorted(rank.index for rank in answer.results) != list(range(len(job.inputs))):
+        raise EngineError("protocol", "vLLM did not rank every document once")
+    yield Chunk(
+        results=[
+            {"index": rank.index, "relevance_score": rank.relevance_score, "scale": "probability"}
+            for rank in sorted(answer.results, key=lambda rank: (-rank.relevance_score, rank.index))
+        ],
+        end=JobEnd("stop", answer.usage.prompt_tokens, 0),
+    )
+
+
+async def _with(first: Chunk, rest: AsyncIterator[Chunk]) -> AsyncIterator[Chunk]:
+    yield first
+    async for chunk in rest:
+        yield chunk
