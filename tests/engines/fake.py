@@ -160,6 +160,9 @@ class FakeServer:
                 await gone
             if fault.ending == "reset":
                 writer.transport.abort()
+        except ConnectionError:
+            self.left.set()
+            raise
         finally:
             if gone.done():
                 self.left.set()

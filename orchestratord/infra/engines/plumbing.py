@@ -113,6 +113,8 @@ async def _chunks(reply: Reply, frames: Frames, who: str) -> AsyncGenerator[Chun
             raise fault
         if frames.end:
             return
+    if decoder.within:
+        raise EngineError("lost", f"{who} closed the stream within an event")
     frames.closed()
     if chunk := frames.chunk():
         yield chunk
