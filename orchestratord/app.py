@@ -119,6 +119,9 @@ class Daemon:
         self.mocks: dict[tuple[str, str], MockEngine] = {}
         names = {p.driver or p.engine for p in settings.pools if not any(r.mock for r in p.replicas)}
         self._drivers = {name: driver(name) for name in names}
+        for pool in settings.pools:
+            for replica in pool.replicas if (pool.driver or pool.engine) in self._drivers else ():
+                driver_options(self._drivers[pool.driver or pool.engine], replica)
         self.stopping = False
         self.failure: str | None = None  # why it could not start
 
@@ -381,7 +384,8 @@ class Daemon:
             return self.mocks[key]
         key_name = replica.api_key_env
         api_key = os.environ.get(key_name) if key_name else None
-        engine: Engine = self._drivers[pool.driver or pool.engine](url, clock=self.clock, api_key=api_key)
+        make = self._drivers[pool.driver or pool.engine]
+        engine: Engine = make(url, clock=self.clock, api_key=api_key, **driver_options(make, replica))
         return engine
 
     def _state(self) -> Iterable[prometheus.Sample]:
@@ -426,6 +430,18 @@ def driver(name: str) -> Callable[..., Any]:
         raise ConfigError(f"there is no engine driver {name!r}. Installed: {there}.")
     loaded: Callable[..., Any] = known[name].load()
     return loaded
+
+
+def driver_options(make: Callable[..., Any], replica: ReplicaSettings) -> dict[str, int | str]:
+    """What to make a replica's driver with: its `options`, and of its process what the driver may want to know of an
+    engine that does not tell. Raises ConfigError."""
+    takes = set(inspect.signature(make).parameters) - {"url", "clock", "api_key"}
+    if unknown := sorted(replica.options.keys() - takes):
+        there = f"It takes {', '.join(sorted(takes))}." if takes else "It takes none."
+        raise ConfigError(f"replica {replica.id!r}: its driver has no option {unknown[0]!r}. {there}")
+    process = replica.process
+    known: dict[str, int | str] = {} if process is None else {"slots": process.slots, "ctx": process.ctx}
+    return {**{name: value for name, value in known.items() if name in takes}, **replica.options}
 
 
 def _access(settings: Settings) -> Access:

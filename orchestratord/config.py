@@ -183,6 +183,7 @@ class ReplicaSettings(Section, frozen=True):
     memory_bytes: Positive | None = None
     vram_bytes: Positive | None = None
     api_key_env: str | None = None
+    options: dict[str, int | str] = {}
 
     def __post_init__(self) -> None:
         if sum(x is not None for x in (self.url, self.process, self.mock)) != 1:

@@ -98,7 +98,8 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
         for workload in sorted(props.workloads):
             await _one_result(engine, workload)
         return
-    job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=Sampling(temperature=0.0), keep_cache=False)
+    greedy = Sampling(temperature=0.0) if "temperature" in props.features else Sampling()
+    job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=greedy, keep_cache=False)
     await engine.run(job, lambda chunk: True)
     before = await engine.busy() or frozenset()  # somebody else may be using an engine we only attach
     long = Job("completion", max_tokens=props.ctx // 2, seed=1, prompt="ping", keep_cache=False)

@@ -148,6 +148,8 @@ class Runs:
     def _job(self, lease: Lease, request: TaskRequest) -> Job:
         task = lease.task
         profile = self._profiles[lease.pool.spec.profile_of(request)]
+        # A default that this engine has no knob for is none; what the client asked for was checked at admission.
+        foreign = {k: None for k in Sampling.__slots__ if k not in lease.replica.features}
         given = {k: v for k in Sampling.__slots__ if (v := getattr(request.sampling, k)) is not None}
         return Job(
             workload=request.workload,
@@ -155,7 +157,7 @@ class Runs:
             seed=task.admitted.seed,
             prompt=request.prompt or "",
             inputs=request.inputs or (),
-            sampling=replace(profile, **given),
+            sampling=replace(profile, **{**foreign, **given}),
             keep_cache=not request.cold,
             slot=lease.slot,
         )

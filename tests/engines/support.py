@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from orchestratord.infra.clock import SystemClock
 from orchestratord.ports import Chunk, Engine, EngineError, Job, JobEnd
@@ -95,6 +98,16 @@ async def collect(engine: Engine, job: Job) -> Collected:
 async def turn() -> None:
     """Let the loop look at its sockets, and other threads run, once."""
     await asyncio.to_thread(lambda: None)
+
+
+def recorded(name: str) -> bytes:
+    """A reply as a real server sent it."""
+    return (RECORDINGS / f"{name}.resp").read_bytes()
+
+
+def sent_frames(reply: bytes) -> list[Any]:
+    """The JSON documents in a stream of events, found without any of the code under test."""
+    return [msgspec.json.decode(found) for found in re.findall(rb"^data: (\{.*\})\r?$", reply, re.MULTILINE)]
 
 
 def job(prompt: str = "ba fi gono", *, max_tokens: int = 8, seed: int = 7, **rest: Any) -> Job:

@@ -16,7 +16,7 @@ from orchestratord.infra.process import Child, ProcessHost
 from orchestratord.ports import Job, ProcessSpec
 from orchestratord.testing.tiny_gguf import tiny_embed, tiny_llama, tiny_rerank
 from tests.engines import conformance
-from tests.engines.support import CLOCK, LIMIT_S, collect, job, run
+from tests.engines.support import CLOCK, LIMIT_S, collect, following, job, run
 from tests.engines.test_llamacpp_real import until_ready
 
 pytestmark = pytest.mark.llamacpp

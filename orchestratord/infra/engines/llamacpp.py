@@ -18,9 +18,9 @@ from orchestratord.infra.engines import llamacpp_errors as errors
 from orchestratord.infra.engines import llamacpp_pooled
 from orchestratord.infra.engines.llamacpp_abilities import Abilities, abilities
 from orchestratord.infra.engines.llamacpp_slots import slots_of
-from orchestratord.infra.engines.relay import relay
+from orchestratord.infra.engines.relay import Frames, relay
 from orchestratord.infra.engines.transport import Reply, Transport
-from orchestratord.ports import Chunk, Clock, Deliver, EngineError, EngineProps, Job, JobEnd
+from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd
 
 ENGINE = "llamacpp"
 CONTROL_S = 5.0  # for everything but a stream: these answer in milliseconds even while slots are busy
@@ -118,16 +118,20 @@ def _frame(payload: bytes) -> _Frame:
     return frame
 
 
-def _take(payload: bytes, chunk: Chunk) -> None:
-    """One frame. Raises EngineError."""
-    frame = _frame(payload)
-    if frame.tokens_predicted > chunk.tokens_out:
-        chunk.tokens_out = frame.tokens_predicted
-    if frame.content:  # empty: half a character, a text held back for a stop string, or the end
-        chunk.texts.append(frame.content)
-    if frame.stop:
-        reason: FinishReason = "length" if frame.stop_type == "limit" else "stop"
-        chunk.end = JobEnd(reason, frame.tokens_evaluated, chunk.tokens_out)
+class _Stream(Frames):
+    """A completion. It ends with the frame that says `stop`."""
+
+    __slots__ = ()
+
+    def take(self, payload: bytes) -> None:
+        frame = _frame(payload)
+        if frame.tokens_predicted > self.tokens:
+            self.tokens = frame.tokens_predicted
+        if frame.content:  # empty: half a character, a text held back for a stop string, or the end
+            self.texts.append(frame.content)
+        if frame.stop:
+            reason: FinishReason = "length" if frame.stop_type == "limit" else "stop"
+            self.end = JobEnd(reason, frame.tokens_evaluated, self.tokens)
 
 
 class LlamaCpp:
@@ -193,7 +197,7 @@ class LlamaCpp:
             kind = reply.headers.get("content-type", "")
             if not kind.lower().startswith("text/event-stream"):
                 raise EngineError("protocol", f"llama-server answers /completion with {kind or 'no type'!r}")
-            await relay(reply, _take, deliver, "llama-server closed the stream before its last frame")
+            await relay(reply, _Stream(), deliver, "llama-server")
 
     async def _failure(self, reply: Reply) -> EngineError:
         try:

@@ -18,7 +18,7 @@ from urllib.parse import SplitResult, unquote, urlsplit
 import msgspec
 
 from orchestratord.infra.engines import http1
-from orchestratord.infra.engines.http1 import Connection, Reply
+from orchestratord.infra.engines.http1 import HIDDEN, Connection, Reply
 from orchestratord.ports import Clock, EngineError
 
 __all__ = ["MIB", "ErrorKind", "Reply", "Transport"]
@@ -52,7 +52,7 @@ class Transport:
             host, port, secure = _address(url)
             async with self._clock.limit(CONNECT_S):
                 _, connection = await loop.create_connection(
-                    partial(Connection, self._where),
+                    partial(Connection, self._where, (self._api_key or "").encode()),
                     host,
                     port,
                     ssl=self._tls if secure else None,
@@ -146,8 +146,13 @@ class Transport:
             if reply.headers.get("content-encoding", "identity").lower() != "identity":
                 raise EngineError("protocol", f"{path} answers with a compressed body that was not asked for")
             yield reply
+        except EngineError as error:
+            raise EngineError(error.kind, self._hidden(error.message)) from None  # it may quote the engine
         finally:
             self._give_back(connection, reply, keep)
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self._api_key, HIDDEN.decode()) if self._api_key else text
 
     def post(self, path: str, body: bytes, *, keep: bool = True) -> AbstractAsyncContextManager[Reply]:
         """POST a JSON document: an async context manager that gives the `Reply` once its head has arrived.
