@@ -207,7 +207,7 @@ class Daemon:
             RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
         )
         self.pools = Pools(self.core, _limits(settings), contract.api_version(), self.models.progress)
-        self.operations = Operations(self.core, self.clock, self.telemetry)
+        self.operations = Operations(self.core, self.clock, self.telemetry, self.replicas.revive)
         self.reloads = Reloads(
             self.operations,
             self.core,
@@ -491,6 +491,7 @@ def _replica_spec(pool: PoolSettings, replica: ReplicaSettings) -> ReplicaSpec:
         replica.device_mask,
         memory_bytes=replica.memory_bytes,
         vram_bytes=replica.vram_bytes,
+        restarts=(pool.restarts.limit, pool.restarts.window_ms / 1000),
     )
 
 

@@ -141,6 +141,13 @@ class WatchdogSettings(Section, frozen=True):
     wall_ms: Annotated[int, Meta(ge=0)] = 0
 
 
+class RestartSettings(Section, frozen=True):
+    """How often an engine of ours is restarted within a window before it stays down."""
+
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 20
+    window_ms: Millis = 600_000
+
+
 class PinSettings(Section, frozen=True):
     """What every replica of a pool has to be; one that is not gets no work."""
 
@@ -201,6 +208,7 @@ class PoolSettings(Section, frozen=True):
     queue: QueueSettings = field(default_factory=QueueSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
     watchdogs: WatchdogSettings = field(default_factory=WatchdogSettings)
+    restarts: RestartSettings = field(default_factory=RestartSettings)
     load: Literal["always", "on_demand"] = "always"
     min_resident_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 5_000
     idle_unload_ms: Annotated[int, Meta(ge=0, le=7 * 86_400_000)] = 0

@@ -71,6 +71,8 @@ TABLE: dict[str, Series] = {
     ),
     "orchestratord_preloads_total": Series("counter", ("pool_id", "outcome"), "Attempts to make a replica ready."),
     "orchestratord_replica_losses_total": Series("counter", ("pool_id",), "Ready replicas that were lost."),
+    "orchestratord_replica_restarts_total": Series("counter", ("pool_id",), "Engines started anew after a failure."),
+    "orchestratord_engine_faults_total": Series("counter", ("pool_id", "code"), "Failures of engines we run, by kind."),
     "orchestratord_task_retries_total": Series("counter", ("pool_id",), "Tasks tried again before any output."),
     "orchestratord_model_loads_total": Series("counter", ("pool_id", "outcome"), "Loads of on-demand models."),
     "orchestratord_model_unloads_total": Series("counter", ("pool_id", "reason"), "Unloads of on-demand models."),

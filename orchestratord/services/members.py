@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from orchestratord.domain.operation import Model
@@ -26,6 +27,7 @@ class ReplicaSpec:
     memory_bytes: int | None = None  # what it takes, as declared
     vram_bytes: int | None = None  # the same of its devices, together
     model: Model | None = None  # put in place of the configured one
+    restarts: tuple[int, float] = (20, 600.0)  # so many within so many seconds, then it stays down
 
     @property
     def model_is_foreign(self) -> bool:
@@ -76,6 +78,24 @@ class Trial:
             self.up.exception()  # somebody may have stopped waiting
 
 
+class Restarts:
+    """How often a replica was restarted lately: `limit` times within `window_s`, and no more."""
+
+    def __init__(self, limit: int, window_s: float) -> None:
+        self.limit, self.window_s = limit, window_s
+        self._times: deque[float] = deque(maxlen=limit)
+
+    def allows(self, now: float) -> bool:
+        """Whether it may be restarted once more now; if so, that counts."""
+        if len(self._times) == self.limit and now - self._times[0] < self.window_s:
+            return False
+        self._times.append(now)
+        return True
+
+    def clear(self) -> None:
+        self._times.clear()
+
+
 @dataclass(slots=True)
 class Member:
     """A replica and what runs for it."""
@@ -87,6 +107,11 @@ class Member:
     process: ReplicaProcess | None = None
     supervisor: asyncio.Task[None] | None = None
     leaving: asyncio.Future[None] | None = None  # the last stop of its engine
+    restarts: Restarts = field(init=False)
+    revived: asyncio.Event = field(default_factory=asyncio.Event)  # of one that was restarted too often
+
+    def __post_init__(self) -> None:
+        self.restarts = Restarts(*self.spec.restarts)
 
 
 async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:

@@ -50,7 +50,7 @@ def test_an_idle_model_makes_room() -> None:
 
 def test_those_that_would_not_help_stay() -> None:
     """One on another card is older, and has nothing to do with it."""
-    other = Tenant("other", {"gpu:1": 6}, "in", used_at=-5.0)
+    other = Tenant("other", {"gpu:1": 6}, "in", since=-9.0, used_at=-5.0)
     found = decide(out("a"), other, loaded("b"), now=10.0, capacity={"gpu:0": 10, "gpu:1": 10})
     assert found.unload == (("b", "room"),)
 
