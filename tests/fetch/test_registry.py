@@ -152,6 +152,25 @@ def test_a_token_for_the_pull_comes_from_the_realm(tmp_path: Path, site: Site, p
         assert [a.headers.get("authorization") for a in realm.asked] == [password]
 
 
+def test_a_token_for_the_pull_does_not_follow_the_blob_elsewhere(tmp_path: Path, site: Site) -> None:
+    """ORCH-3091"""
+    with serving() as realm, serving() as cdn:
+        registry = RegistrySite(site, realm=realm)
+        registry.push("acme/coder", "latest", [layer(MODEL, "q4.gguf")], MODEL)
+        cdn.files["/blob"] = MODEL
+        whole = site.answer
+
+        def answer(asked: Asked) -> Reply:
+            if "/blobs/" in asked.target:
+                return Reply(307, headers={"Location": cdn.at("/blob")})
+            return whole(asked)
+
+        site.answer = answer  # type: ignore[method-assign]
+        assert Lab(tmp_path, site, realm, cdn).fetch(ref(site, "acme/coder")).read_bytes() == MODEL
+        assert site.asked[-1].headers["authorization"] == "Bearer pull-token"
+        assert [asked.headers.get("authorization") for asked in cdn.asked] == [None]
+
+
 def test_a_realm_that_refuses(tmp_path: Path, site: Site) -> None:
     with serving() as realm:
         RegistrySite(site, realm=realm, password="Basic x")
