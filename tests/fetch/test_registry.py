@@ -112,6 +112,7 @@ def test_a_layer_without_a_proper_digest_is_refused(lab: Lab, site: Site, regist
         ([], "0 layers"),
         ([layer(b"a"), layer(b"b")], "2 layers"),
         ([layer(b"a", "a.gguf"), layer(b"b", "b.gguf")], "a.gguf, b.gguf"),
+        ([layer(b"a", "a\n.gguf"), layer(b"b", "..gguf"), layer(b"c", "b" * 300 + ".gguf")], "3 layers"),
         ([layer(b"a", "../a-00001-of-00002.gguf"), layer(b"b", "../a-00002-of-00002.gguf")], ""),
     ],
 )
