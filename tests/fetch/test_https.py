@@ -271,6 +271,23 @@ def test_one_digest_under_fifty_names_is_one_download(lab: Lab, site: Site) -> N
     assert len(site.asked) == 1
 
 
+def test_one_reference_with_and_without_a_digest(lab: Lab, site: Site) -> None:
+    async def both(models: Models) -> set[str]:
+        ref = site.at("/m.gguf")
+        return set(await asyncio.gather(models.resolve(ref), models.resolve(ref, digest(MODEL))))
+
+    assert len(lab.run(both)) == 1
+
+
+@pytest.mark.parametrize("step", ["known", "remember", "partial", "keep"])
+def test_a_disk_that_fails_at_any_step_is_said(lab: Lab, site: Site, monkeypatch: Any, step: str) -> None:
+    def fail(*_: Any) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(lab.cache, step, fail)
+    assert lab.refusal(site.at("/m.gguf")).code == "DISK_FULL"
+
+
 def test_one_content_under_two_names_is_kept_once(lab: Lab, site: Site) -> None:
     site.files["/twin.gguf"] = MODEL
     assert lab.fetch(site.at("/m.gguf")) == lab.fetch(site.at("/twin.gguf"))

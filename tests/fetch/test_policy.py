@@ -154,6 +154,16 @@ def test_a_name_is_asked_once_and_the_connection_goes_where_it_led(tmp_path: Pat
     assert site.asked[0].headers["host"] == f"a.test:{site.port}", "the server is told the name"
 
 
+def test_the_certificate_is_that_of_the_name_and_not_of_the_address(tmp_path: Path) -> None:
+    """ORCH-3091: connecting by number changes nothing of whom we talk to."""
+    with serving(hosts=("a.test",)) as site:
+        site.files["/m.gguf"] = MODEL
+        lab = Lab(tmp_path, site)
+        assert lab.fetch(site.at("/m.gguf", "a.test")).read_bytes() == MODEL
+        assert lab.refusal(site.at("/m.gguf", "b.test")).code == "UNTRUSTED_ARTIFACT"
+        assert lab.refusal(site.at("/m.gguf")).code == "UNTRUSTED_ARTIFACT"
+
+
 def test_a_name_that_changes_between_redirects_is_judged_again(tmp_path: Path, site: Site) -> None:
     """ORCH-3091: DNS rebinding within one fetch."""
     site.routes["/first"] = lambda _: Reply(307, headers={"Location": "/m.gguf"})
@@ -193,7 +203,7 @@ def test_an_address_that_does_not_answer_gives_way_to_the_next(tmp_path: Path, s
 def test_no_proxy_of_the_environment_is_used(tmp_path: Path, site: Site, monkeypatch: Any, variable: str) -> None:
     """ORCH-3091"""
     with serving() as proxy:
-        monkeypatch.setenv(variable, proxy.at(""))
+        monkeypatch.setenv(variable, f"http://127.0.0.1:{proxy.port}")
         assert Lab(tmp_path, site).fetch(site.at("/m.gguf")).read_bytes() == MODEL
         assert proxy.connections == 0
 

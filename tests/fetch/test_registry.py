@@ -112,6 +112,7 @@ def test_a_layer_without_a_proper_digest_is_refused(lab: Lab, site: Site, regist
         ([], "0 layers"),
         ([layer(b"a"), layer(b"b")], "2 layers"),
         ([layer(b"a", "a.gguf"), layer(b"b", "b.gguf")], "a.gguf, b.gguf"),
+        ([layer(b"a", "a\n.gguf"), layer(b"b", "..gguf"), layer(b"c", "b" * 300 + ".gguf")], "3 layers"),
         ([layer(b"a", "../a-00001-of-00002.gguf"), layer(b"b", "../a-00002-of-00002.gguf")], ""),
     ],
 )
@@ -150,6 +151,25 @@ def test_a_token_for_the_pull_comes_from_the_realm(tmp_path: Path, site: Site, p
         assert lab.fetch(ref(site, "acme/coder")).read_bytes() == MODEL
         assert [a.headers.get("authorization") for a in site.asked] == [None, "Bearer pull-token", "Bearer pull-token"]
         assert [a.headers.get("authorization") for a in realm.asked] == [password]
+
+
+def test_a_token_for_the_pull_does_not_follow_the_blob_elsewhere(tmp_path: Path, site: Site) -> None:
+    """ORCH-3091"""
+    with serving() as realm, serving() as cdn:
+        registry = RegistrySite(site, realm=realm)
+        registry.push("acme/coder", "latest", [layer(MODEL, "q4.gguf")], MODEL)
+        cdn.files["/blob"] = MODEL
+        whole = site.answer
+
+        def answer(asked: Asked) -> Reply:
+            if "/blobs/" in asked.target:
+                return Reply(307, headers={"Location": cdn.at("/blob")})
+            return whole(asked)
+
+        site.answer = answer  # type: ignore[method-assign]
+        assert Lab(tmp_path, site, realm, cdn).fetch(ref(site, "acme/coder")).read_bytes() == MODEL
+        assert site.asked[-1].headers["authorization"] == "Bearer pull-token"
+        assert [asked.headers.get("authorization") for asked in cdn.asked] == [None]
 
 
 def test_a_realm_that_refuses(tmp_path: Path, site: Site) -> None:

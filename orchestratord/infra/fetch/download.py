@@ -90,7 +90,7 @@ class Downloads:
                 "was. More time is models.fetch.total_ms.",
             ) from None
         except OSError as error:
-            raise _disk(error, source) from error
+            raise disk_trouble(error, source.url.shown) from error
 
     async def _whole(
         self, source: Source, partial: Partial, progress: Progress, known: Known | None
@@ -220,9 +220,7 @@ def _goes_on(answer: Answer, partial: Partial) -> bool:
     return found is not None and int(found[1]) == partial.size and found[3] in ("*", str(int(found[2]) + 1))
 
 
-def _disk(error: OSError, source: Source) -> ModelUnavailable:
+def disk_trouble(error: OSError, what: str) -> ModelUnavailable:
     if error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return ModelUnavailable(
-            "DISK_FULL", f"No room for {source.url.shown}: {error.strerror}. Make room, and try again."
-        )
-    return ModelUnavailable("FETCH_FAILED", f"{source.url.shown} cannot be written: {error.strerror or error}.")
+        return ModelUnavailable("DISK_FULL", f"No room for {what}: {error.strerror}. Make room, and try again.")
+    return ModelUnavailable("FETCH_FAILED", f"{what} cannot be written: {error.strerror or error}.")

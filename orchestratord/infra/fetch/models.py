@@ -8,7 +8,7 @@ from orchestratord.domain.modelref import BucketRef, FileRef, HubRef, ModelRef, 
 from orchestratord.domain.url import BadReference
 from orchestratord.infra.fetch.buckets import Buckets
 from orchestratord.infra.fetch.cache import DIGEST, Cache, Known, file_digest
-from orchestratord.infra.fetch.download import ATTEMPTS, Downloads, Progress, Source, off_loop
+from orchestratord.infra.fetch.download import ATTEMPTS, Downloads, Progress, Source, disk_trouble, off_loop
 from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.infra.fetch.https import Https, Interrupted
 from orchestratord.infra.fetch.hub import Hub, parts
@@ -89,6 +89,12 @@ class Models:
     # -- from elsewhere ----------------------------------------------------------------------------------
     async def _fetch(self, ref: ModelRef, digest: str | None) -> str:
         """The reference's file or folder in the cache. What is there already serves when nobody can be asked."""
+        try:
+            return await self._cached(ref, digest)
+        except OSError as error:
+            raise disk_trouble(error, str(ref)) from error
+
+    async def _cached(self, ref: ModelRef, digest: str | None) -> str:
         name = str(ref)
         if digest is not None and await off_loop(self._cache.has, digest):
             return str(self._cache.path(digest))
@@ -106,7 +112,7 @@ class Models:
         except BadReference as error:
             raise refused(f"{name} leads to what is no address: {error}.") from None
         finally:
-            del self._progress[name]
+            self._progress.pop(name, None)
         if digest is not None and found.digest != digest:
             raise refused(f"{name} has digest {found.digest}, and {digest} was asked for.")
         await off_loop(self._cache.remember, found)

@@ -14,7 +14,7 @@ import msgspec
 
 from orchestratord.domain.modelref import RegistryRef
 from orchestratord.domain.url import BadReference, Url, parse_url
-from orchestratord.infra.fetch.cache import DIGEST
+from orchestratord.infra.fetch.cache import DIGEST, NAME
 from orchestratord.infra.fetch.download import Source
 from orchestratord.infra.fetch.https import Answer, Https
 from orchestratord.infra.fetch.hub import only
@@ -39,7 +39,9 @@ class Layer(msgspec.Struct, rename="camel"):
 
     @property
     def title(self) -> str:
-        return (self.annotations or {}).get(TITLE, "")
+        """The file's name, if it is a plain word; of a path its last word."""
+        word = (self.annotations or {}).get(TITLE, "").rpartition("/")[2]
+        return word if NAME.fullmatch(word) else ""
 
 
 class Manifest(msgspec.Struct, rename="camel"):
@@ -129,7 +131,7 @@ def _models(ref: RegistryRef, manifest: Manifest) -> dict[str, Layer]:
             raise refused(f"{ref}: a layer has {layer.digest[:80]!r} for a sha256 digest.")
     titled = {layer.title: layer for layer in manifest.layers if layer.title.endswith(".gguf")}
     if titled:
-        return {name.rpartition("/")[2]: titled[name] for name in only(ref, sorted(titled))}
+        return {name: titled[name] for name in only(ref, sorted(titled))}
     typed = [layer for layer in manifest.layers if layer.media_type.startswith(MODELS)] or manifest.layers
     if len(typed) != 1:
         raise ModelUnavailable(
