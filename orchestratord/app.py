@@ -446,7 +446,7 @@ def driver_options(make: Callable[..., Any], replica: ReplicaSettings) -> dict[s
 
 def _access(settings: Settings) -> Access:
     auth = settings.auth
-    documents = tuple(f"/openapi/{name}.json" for name in contract.CONTRACTS)
+    documents = tuple(f"/openapi/{name}.{kind}" for name in contract.CONTRACTS for kind in ("json", "yaml"))
     names = {"healthz": ("/healthz",), "readyz": ("/readyz",), "docs": ("/docs",), "openapi": documents}
     hosts = Access().hosts
     assert hosts is not None

@@ -88,6 +88,7 @@ class Inspection:
         self._expect("getReadiness", 200 if any(pool["ready"] for pool in self._pools()) else 503, "GET", "/readyz")
         for document in contract.CONTRACTS:
             self._expect("getContract", 200, "GET", f"/openapi/{document}.json")
+            self._expect("getContract", 200, "GET", f"/openapi/{document}.yaml")
         for name, path in (("listTasks", "/v1/tasks"), ("listArtifacts", "/v1/artifacts"), ("listPools", "/v1/pools")):
             self._expect(name, 200, "GET", path, params={"limit": "5"})
         for pool in self._pools():
