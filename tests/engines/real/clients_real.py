@@ -1,4 +1,4 @@
-"""The fake TGI against two real clients of it: what they understand is TGI's protocol, whoever speaks it. `tox -e clients`.
+"""The fake TGI against two real clients of it: what they understand is TGI's protocol. `tox -e clients`.
 
 The clients run in an environment of their own (venvs.py), as a program that prints what it got.
 """
@@ -23,7 +23,8 @@ from huggingface_hub import InferenceClient
 from huggingface_hub.errors import HfHubHTTPError
 client = InferenceClient(sys.argv[1])
 out = client.text_generation("ba fi gono", max_new_tokens=6, seed=7, temperature=0.7, details=True)
-stream = list(client.text_generation("ba fi gono", max_new_tokens=6, seed=7, temperature=0.7, details=True, stream=True))
+asked = {"max_new_tokens": 6, "seed": 7, "temperature": 0.7, "details": True}
+stream = list(client.text_generation("ba fi gono", stream=True, **asked))
 try:
     client.text_generation("ba", max_new_tokens=100_000)
     error = None
