@@ -16,7 +16,7 @@ from orchestratord.domain.diagnosis import Diagnosis, diagnose
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.pool import Lease, Pool, Replica
 from orchestratord.ports import Clock, Engine, EngineError, EngineProps, ReplicaHost, ReplicaProcess, Telemetry
-from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, prove
+from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, patiently, prove
 
 POLL_S = 2.0
 LOADING_POLL_S = 0.1
@@ -232,7 +232,8 @@ class Replicas:
         spec, engine = member.spec, member.engine
         assert engine is not None
         await self._until_loaded(member, engine)
-        props = await engine.props()
+        async with self._clock.limit(PROBE_LIMIT_S):
+            props = await patiently(engine.props)
         if trial is not None:
             trial.probing()
         async with self._clock.limit(PROBE_LIMIT_S):
