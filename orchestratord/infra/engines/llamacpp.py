@@ -119,10 +119,10 @@ def _frame(payload: bytes) -> _Frame:
     return frame
 
 
-async def _chunks(reply: Reply) -> AsyncGenerator[Chunk, None]:
-    """What each read brought, up to and including the end. Raises EngineError."""
+async def _chunks(reply: Reply, max_tokens: int) -> AsyncGenerator[Chunk, None]:
+    """What each read brought, up to and including the end. Raises EngineError; a count that cannot be is protocol."""
     decoder = SSEDecoder()
-    tokens = 0
+    tokens = frames = 0
     async for data in reply.chunks():
         texts: list[str] = []
         end: JobEnd | None = None
@@ -131,6 +131,11 @@ async def _chunks(reply: Reply) -> AsyncGenerator[Chunk, None]:
             for payload in decoder.feed(data):
                 frame = _frame(payload)
                 tokens = max(tokens, frame.tokens_predicted)
+                frames += bool(frame.content)
+                if tokens > max_tokens or (frame.stop and tokens < frames):
+                    raise EngineError(
+                        "protocol", f"llama-server counts {tokens} tokens in {frames} frames, asked for {max_tokens}"
+                    )
                 if frame.content:  # empty: half a character, a text held back for a stop string, or the end
                     texts.append(frame.content)
                 if frame.stop:
@@ -216,7 +221,7 @@ class LlamaCpp:
             kind = reply.headers.get("Content-Type", "")
             if not kind.lower().startswith("text/event-stream"):
                 raise EngineError("protocol", f"llama-server answers /completion with {kind or 'no type'!r}")
-            async with aclosing(_chunks(reply)) as chunks:
+            async with aclosing(_chunks(reply, job.max_tokens)) as chunks:
                 yield chunks
 
     async def _failure(self, reply: Reply) -> EngineError:
