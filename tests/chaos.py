@@ -104,6 +104,7 @@ class Faults:
     draw: Random
     wanted: int
     chaos: Chaos
+    told: dict[str, str]  # prompt -> lie, of the scripted engines
     done: Counter[str] = field(default_factory=Counter)
     hit: dict[str, str] = field(default_factory=dict)  # task id -> kind of the last fault
     hurting: set[asyncio.Task[None]] = field(default_factory=set)
@@ -111,30 +112,41 @@ class Faults:
 
     @property
     def enough(self) -> bool:
-        return all(self.done[kind] >= self.wanted for kind in KINDS)
+        told = Counter(self.told.values())
+        hurt = all(self.done[kind] >= self.wanted for kind in KINDS)
+        return hurt and all(told[lie] >= self.wanted for lie in LIES)
 
     async def rage(self) -> None:
         while True:
             await self.chaos.clock.sleep(self.draw.uniform(0.02, 0.2))
             kind = min(KINDS, key=lambda each: (self.done[each], self.draw.random()))
-            pid, tasks = await asyncio.to_thread(self.app.call, self._victim)
+            pid = await asyncio.to_thread(self.app.call, self._victim)
             if pid is not None:
-                self.hit.update(dict.fromkeys(tasks, kind))
+                await self._mark(kind, pid)
                 self.done[kind] += 1
                 self.hurt.add(pid)
                 job = asyncio.ensure_future(self._hurt(kind, pid))
                 self.hurting.add(job)
                 job.add_done_callback(self.hurting.discard)
 
-    def _victim(self) -> tuple[int | None, list[str]]:
-        """An engine that works, and for whom."""
+    async def _mark(self, kind: str, pid: int) -> None:
+        """Tasks the engine has now, also those that came to it after the fault began."""
+        self.hit.update(dict.fromkeys(await asyncio.to_thread(self.app.call, lambda: self._tasks(pid)), kind))
+
+    def _tasks(self, pid: int) -> list[str]:
+        members = self.app.daemon.replicas._members.values()
+        found = [m.replica for m in members if m.process is not None and m.process.pid == pid]
+        return [lease.task.task_id for replica in found for lease in replica.leases.values()]
+
+    def _victim(self) -> int | None:
+        """An engine that works."""
         members = self.app.daemon.replicas._members.values()
         able = [m for m in members if m.process is not None and m.process.pid not in self.hurt and m.replica.leases]
         if not able:
-            return None, []
+            return None
         victim = self.draw.choice(able)
         assert victim.process is not None
-        return victim.process.pid, [lease.task.task_id for lease in victim.replica.leases.values()]
+        return victim.process.pid
 
     async def _hurt(self, kind: str, pid: int) -> None:
         clock = self.chaos.clock
@@ -143,12 +155,15 @@ class Faults:
                 os.kill(pid, signal.SIGKILL)
             elif kind == "frozen":
                 os.kill(pid, signal.SIGSTOP)
-                await clock.sleep(self.draw.choice([0.1, 0.5, 1.0, 20.0]))
+                for _ in range(self.draw.choice([1, 5, 10, 200])):
+                    await clock.sleep(0.1)
+                    await self._mark(kind, pid)
                 os.kill(pid, signal.SIGCONT)
             else:
                 for _ in range(30):
                     os.kill(pid, signal.SIGSTOP)
                     await clock.sleep(0.04)
+                    await self._mark(kind, pid)
                     os.kill(pid, signal.SIGCONT)
                     await clock.sleep(0.01)
         self.hurt.discard(pid)
@@ -263,7 +278,7 @@ async def _whole(count: int, seed: int) -> Report:
         await asyncio.to_thread(app.start)
         try:
             chaos = Chaos(Http(app.url))
-            faults = Faults(app, draw, max(2, count // 20), chaos)
+            faults = Faults(app, draw, max(2, count // 20), chaos, told)
             await asyncio.to_thread(app.call, lambda: watch_leases(app, chaos.record))
             await _run(app, faults, chaos, count, seed)
             findings = await asyncio.to_thread(app.call, lambda: list(_books(app, chaos)))
