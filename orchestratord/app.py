@@ -187,7 +187,11 @@ class Daemon:
             LiveFrames(sse.encode_live, budgets_body, sse.KEEP_ALIVE, sse.RETRY),
         )
         self.sweeps = Sweeps(
-            self.core, self.clock, self.journal, {pool.id: _watchdogs(pool) for pool in settings.pools}
+            self.core,
+            self.clock,
+            self.journal,
+            {pool.id: _watchdogs(pool) for pool in settings.pools},
+            self.runs.silent,
         )
         self.admission = Admission(
             self.core,

@@ -86,7 +86,7 @@ class Runs:
                 self._suspect(lease, str(error))
                 again = self._may_retry(lease.task)
             if error.kind not in ("refused", "full"):
-                self._blame(lease, error)
+                self._blame(lease, str(error))
         except Exception as error:  # the last resort of the run: a bug must not leak a slot
             self._telemetry.event("run_failed", "a bug ended a run", error=repr(error), job_id=lease.task.task_id)
         finally:
@@ -113,10 +113,16 @@ class Runs:
             replica_id=lease.replica.id,
         )
 
-    def _blame(self, lease: Lease, error: EngineError) -> None:
+    def silent(self, lease: Lease, why: str) -> None:
+        """A watchdog gives up on the engine behind this lease."""
+        self._suspect(lease, why)
+        self._blame(lease, why)
+
+    def _blame(self, lease: Lease, why: str) -> None:
+        """The engine failed the lease's task. Too often in a row, and its replica gets no more."""
         fault = Fault(
             "REPLICA_EXHAUSTED",
-            f"{error}; too many tasks failed in a row, so it gets no work until a probe succeeds",
+            f"{why}; too many tasks failed in a row, so it gets no work until a probe succeeds",
             self._clock.wall_ms(),
         )
         if self._core.blame(lease, fault, self._clock.now()):

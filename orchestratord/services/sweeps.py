@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from orchestratord.domain.core import Core
@@ -22,28 +23,36 @@ class Watchdogs:
     idle_s: float = 60.0
     wall_s: float = 0.0
 
-    def verdict(self, lease: Lease, now: float) -> str | None:
-        """Why this task has to be given up, or None."""
+    def verdict(self, lease: Lease, now: float) -> tuple[str, bool] | None:
+        """Why this task has to be given up, and whether the engine is to blame; None if it has not."""
         task = lease.task
         if task.terminal or task.started is None or task.last_output is None:
             return None
         if self.wall_s and now - task.started >= self.wall_s:
-            return f"It ran for {self.wall_s:g} s, the limit of pool {lease.pool.id}."
+            return f"It ran for {self.wall_s:g} s, the limit of pool {lease.pool.id}.", False
         if task.first_token is None:
             if self.first_token_s and now - task.started >= self.first_token_s:
-                return f"The engine gave no token within {self.first_token_s:g} s."
+                return f"The engine gave no token within {self.first_token_s:g} s.", True
         elif self.idle_s and now - task.last_output >= self.idle_s:
-            return f"The engine gave nothing for {self.idle_s:g} s."
+            return f"The engine gave nothing for {self.idle_s:g} s.", True
         return None
 
 
 class Sweeps:
-    def __init__(self, core: Core, clock: Clock, journal: Journal, watchdogs: dict[str, Watchdogs]) -> None:
+    def __init__(
+        self,
+        core: Core,
+        clock: Clock,
+        journal: Journal,
+        watchdogs: dict[str, Watchdogs],
+        blame: Callable[[Lease, str], None],
+    ) -> None:
         self._core = core
         self._clock = clock
         self._journal = journal
         self._trimming: asyncio.Future[None] | None = None
         self._watchdogs = watchdogs
+        self._blame = blame
         self._running: Timer | None = None
         self._retention: Timer | None = None
 
@@ -85,8 +94,11 @@ class Sweeps:
         leases = [lease for pool in self._core.pools.values() for lease in pool.leases if not lease.quarantined]
         for lease in leases:
             self._core.flush(lease.task)
-            why = self._watchdogs[lease.pool.id].verdict(lease, now)
-            if why is not None:
+            verdict = self._watchdogs[lease.pool.id].verdict(lease, now)
+            if verdict is not None:
+                why, silent = verdict
+                if silent:  # its health may be fine: only its tasks tell
+                    self._blame(lease, why)
                 failure = Failure("DECODE_TIMEOUT", why, lease.task.request.engine, retriable=True)
                 self._core.fail(lease.task, failure, now, wall_ms, "watchdog")
         self._trim()

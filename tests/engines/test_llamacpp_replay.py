@@ -65,9 +65,9 @@ async def served(
             await engine.close()
 
 
-async def replay(reply: bytes | None, *, step: int = 1 << 20) -> Collected:
+async def replay(reply: bytes | None, *, step: int = 1 << 20, max_tokens: int = 400) -> Collected:
     async with served(reply, step=step) as (engine, _):
-        return await collect(engine, job())
+        return await collect(engine, job(max_tokens=max_tokens))
 
 
 STREAMS = [
@@ -146,7 +146,7 @@ def test_every_cut_is_lost() -> None:
         cuts = [*range(reply.index(b"\r\n\r\n") + 4, end, 37), end]
         async with served(*(reply[:cut] for cut in cuts)) as (engine, _):
             for _ in cuts:
-                collected = await collect(engine, job())
+                collected = await collect(engine, job(max_tokens=400))
                 assert collected.kind == "lost"
                 assert collected.end is None
                 assert collected.texts == texts[: len(collected.texts)]
@@ -232,7 +232,7 @@ def test_the_end_is_the_end() -> None:
     async def body() -> None:
         tail = frame("late", 9) + LAST + b"data: garbage\n\n"
         async with served(stream(frame("a", 1) + LAST + tail, LAST, end=False), stall=True) as (engine, raw):
-            collected = await collect(engine, job())
+            collected = await collect(engine, job(max_tokens=400))
             assert (collected.text, collected.kind) == ("a", None)
             await raw.closed.wait()
 
@@ -256,7 +256,7 @@ def test_cancelling_while_queued_closes_the_connection() -> None:
 
     async def body() -> None:
         async with served(b"", stall=True) as (engine, raw):
-            task = asyncio.create_task(collect(engine, job()))
+            task = asyncio.create_task(collect(engine, job(max_tokens=400)))
             while not raw.requests:
                 await asyncio.wait([task], timeout=0)
             task.cancel()
@@ -365,6 +365,24 @@ def test_a_build_that_ignores_schemas() -> None:
         async with served(recorded("props"), OFF, recorded("loading")) as (engine, _):
             with pytest.raises(EngineError, match="full"):
                 await engine.props()
+
+    run(body())
+
+
+@pytest.mark.parametrize(
+    ("counts", "last"),
+    [((1, 2, 9), None), ((1, 2), 9), ((0, 0), 0), ((1, 1), 1), ((-1,), None), ((1,), 10**20)],
+    ids=["too many", "too many at the end", "none", "fewer than frames", "negative", "absurd"],
+)
+def test_counts_that_cannot_be(counts: tuple[int, ...], last: int | None) -> None:
+    """D4, D6: no engine wrote more than it was asked for, or fewer tokens than it sent; what came before stays."""
+
+    async def body() -> None:
+        frames = [frame(" ba", count) for count in counts]
+        if last is not None:
+            frames.append(LAST.replace(b'"tokens_predicted":2', b'"tokens_predicted":%d' % last))
+        collected = await replay(stream(*frames), max_tokens=8)
+        assert (collected.kind, collected.end) == ("protocol", None)
 
     run(body())
 

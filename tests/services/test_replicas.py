@@ -339,3 +339,72 @@ def test_an_attempt_that_was_given_up_keeps_its_slot_until_the_engine_lets_go() 
         app.advance(5)
         assert state_of(session, task_id) == "ended"
         assert (engine.overcommitted, leases(app)) == (0, 0)
+
+
+# -- what is tried again, and what is held against a replica ---------------------------------------------------
+def retries(app: LiveApp) -> int:
+    return len(list(records(app, "task_retried")))
+
+
+@pytest.mark.parametrize(
+    ("script", "calls", "trips"),
+    [
+        (MockScript(jobs=100, refuse="no"), 1, False),
+        (MockScript(jobs=100, full=True), ATTEMPTS, False),
+        (MockScript(jobs=100, die_after=0), ATTEMPTS, True),
+        (MockScript(jobs=100, garbage_after=0), ATTEMPTS, True),
+        (MockScript(jobs=100, error_after=0), ATTEMPTS, True),
+        (MockScript(jobs=100, die_after=1), 1, False),
+        (MockScript(jobs=100, error_after=1), 1, False),
+    ],
+    ids=str,
+)
+def test_what_is_tried_again_and_what_is_held_against_a_replica(script: MockScript, calls: int, trips: bool) -> None:
+    """OD-24, OD-25, D5: never a client's fault, never after output; a full engine is busy, not broken."""
+    with prepared(slots=1) as (app, engine, session):
+        before = engine.calls
+        engine.play(script)
+        submit(session)
+        for _ in range(12):  # less than an open breaker's pause in all
+            app.advance(0.1)
+        assert engine.calls - before == calls
+        assert retries(app) == calls - 1
+        replica = app.call(lambda: app.daemon.core.pools["home"].replicas["r0"])
+        assert replica.breaker.open is trips
+        engine.clear()
+
+
+def test_a_client_cannot_open_a_breaker() -> None:
+    """OD-25: however often an engine refuses what it is asked; and a task of somebody else runs in between."""
+    with prepared(slots=1) as (app, engine, session):
+        for _ in range(10):
+            engine.play(MockScript(refuse="no"))
+            refused = submit(session)
+            app.settle()
+            assert session.get(f"/v1/tasks/{refused}").json()["error"]["code"] == "INVALID_PARAMS"
+        assert health(session)["ready"] is True
+        assert retries(app) == 0
+        assert len(list(records(app, "breaker_opened"))) == 0
+
+
+def test_pauses_before_another_attempt_are_jittered_and_grow() -> None:
+    """OD-24: anything up to 0.25 s, then up to 0.5 s: what failed together does not come back together."""
+    with prepared(slots=1) as (app, engine, session):
+        asked: list[float] = []
+
+        def longest(seconds: float) -> float:
+            asked.append(seconds)
+            return seconds
+
+        app.daemon.runs._jitter = longest
+        engine.play(MockScript(jobs=2, die_after=0))
+        task_id = submit(session)
+        app.settle()
+        before = engine.calls
+        app.advance(0.2)
+        assert engine.calls == before, "the first pause is not over"
+        app.advance(0.1)
+        assert engine.calls == before + 1
+        app.advance(0.6)
+        assert asked == [0.25, 0.5]
+        assert state_of(session, task_id) == "ended"

@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 
+from orchestratord.domain.breaker import TRIP_AFTER
 from orchestratord.infra.engines.mock import MockScript
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
@@ -145,3 +146,37 @@ def test_a_deadline_that_cannot_be_met_is_refused_at_once() -> None:
         assert (refusal.status_code, refusal.json()["code"]) == (400, "DEADLINE_UNMET")
         assert refusal.json()["retriable"] is True
         assert refusal.json()["details"]["predicted_end_ms"] > 50
+
+
+@pytest.mark.parametrize("after", [0, 1], ids=["no first token", "silence"])
+def test_an_engine_that_hangs_task_after_task_gets_no_more(after: int) -> None:
+    """OD-25, D10: its health is fine, so only tasks tell; no more work until a probe succeeds."""
+    with watched(first_token_ms=1000, idle_ms=1000) as app, app.session() as session:
+        engine = app.engine()
+        engine.play(MockScript(jobs=1000, hang_after=after))
+        for left in reversed(range(TRIP_AFTER)):
+            task_id = submit(session)
+            app.advance(1.5)
+            assert failure(session, task_id)["code"] == "DECODE_TIMEOUT"
+            assert session.get("/v1/pools/home/health").json()["ready"] is (left > 0)
+        answer = session.post("/v1/tasks", json=task())
+        assert (answer.status_code, answer.json()["code"]) == (503, "REPLICA_EXHAUSTED")
+        app.advance(30)
+        assert session.get("/v1/pools/home/health").json()["ready"] is False
+        engine.clear()
+        app.advance(120)
+        assert session.get("/v1/pools/home/health").json()["ready"] is True
+        task_id = submit(session)
+        app.settle()
+        assert state_of(session, task_id) == "ended"
+
+
+def test_a_long_run_is_not_held_against_the_engine() -> None:
+    """OD-25: it gave all it was asked for; the limit is ours."""
+    with watched(wall_ms=1000) as app, app.session() as session:
+        app.engine().token_ms = 100
+        for _ in range(TRIP_AFTER + 1):
+            task_id = submit(session, max_tokens=400, ctx=1000, deadline_ms=86_400_000)
+            app.advance(2)
+            assert failure(session, task_id)["code"] == "DECODE_TIMEOUT"
+        assert session.get("/v1/pools/home/health").json()["ready"] is True

@@ -121,14 +121,27 @@ def _frame(payload: bytes) -> _Frame:
 class _Stream(Frames):
     """A completion. It ends with the frame that says `stop`."""
 
-    __slots__ = ()
+    __slots__ = ("_frames", "_max_tokens")
+
+    def __init__(self, max_tokens: int) -> None:
+        super().__init__()
+        self._max_tokens = max_tokens
+        self._frames = 0
 
     def take(self, payload: bytes) -> None:
         frame = _frame(payload)
         if frame.tokens_predicted > self.tokens:
             self.tokens = frame.tokens_predicted
-        if frame.content:  # empty: half a character, a text held back for a stop string, or the end
-            self.texts.append(frame.content)
+        content = frame.content
+        if content:
+            self._frames += 1
+        if self.tokens > self._max_tokens or (frame.stop and self.tokens < self._frames):
+            raise EngineError(
+                "protocol",
+                f"llama-server counts {self.tokens} tokens in {self._frames} frames, asked for {self._max_tokens}",
+            )
+        if content:  # empty: half a character, a text held back for a stop string, or the end
+            self.texts.append(content)
         if frame.stop:
             reason: FinishReason = "length" if frame.stop_type == "limit" else "stop"
             self.end = JobEnd(reason, frame.tokens_evaluated, self.tokens)
@@ -197,7 +210,7 @@ class LlamaCpp:
             kind = reply.headers.get("content-type", "")
             if not kind.lower().startswith("text/event-stream"):
                 raise EngineError("protocol", f"llama-server answers /completion with {kind or 'no type'!r}")
-            await relay(reply, _Stream(), deliver, "llama-server")
+            await relay(reply, _Stream(job.max_tokens), deliver, "llama-server")
 
     async def _failure(self, reply: Reply) -> EngineError:
         try:
