@@ -7,6 +7,7 @@ import inspect
 import os
 import random
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,6 +24,7 @@ from orchestratord.config import (
     ReplicaSettings,
     Settings,
     TariffSettings,
+    TrustSettings,
     is_loopback,
 )
 from orchestratord.domain.budget import Budget, Tariff
@@ -31,10 +33,11 @@ from orchestratord.domain.eta import Prior
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.hooks import Hooks, Limits
 from orchestratord.domain.outcome import Failure
-from orchestratord.domain.pool import PoolSpec
+from orchestratord.domain.pool import Pool, PoolSpec
 from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.request import Sampling
+from orchestratord.domain.trust import TrustPolicy
 from orchestratord.framework import App
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
 from orchestratord.infra import prometheus
@@ -48,10 +51,13 @@ from orchestratord.infra.process import ProcessHost
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.infra.telemetry import StandardTelemetry, make_logger
+from orchestratord.infra.trust.proofs import FileProofs, load_roots
+from orchestratord.infra.trust.signatures import BadKey, Root
 from orchestratord.middleware import Access, BodyLimit, Edge, Guard
 from orchestratord.ports import Artifact, ArtifactStore, Clock, Engine, Journal, JournalUnavailable, ProcessSpec
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
+from orchestratord.services.catalog import CatalogModels
 from orchestratord.services.dispatch import Dispatch
 from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.narration import Narrator
@@ -64,6 +70,8 @@ from orchestratord.services.sessions import Sessions
 from orchestratord.services.streams import LiveFrames, Streams, StreamSettings
 from orchestratord.services.sweeps import Sweeps, Watchdogs
 from orchestratord.services.tasks import Tasks
+from orchestratord.services.trust import Trust
+from orchestratord.services.verification import Verification
 from orchestratord.wire import canonical, sse
 from orchestratord.wire.tasks import MICRO, budgets_body
 
@@ -91,6 +99,7 @@ class Daemon:
         self.journal = journal or self._journal()
         self.store = store or self._store()
         self.mocks: dict[tuple[str, str], MockEngine] = {}
+        self.proofs = FileProofs(_roots(settings.trust.roots))
         names = {p.driver or p.engine for p in settings.pools if not any(r.mock for r in p.replicas)}
         self._drivers = {name: driver(name) for name in names}
         self.stopping = False
@@ -128,6 +137,12 @@ class Daemon:
                 ended=lambda task, phase, reason: self.narrator.ended(task, phase, reason),
                 archive=lambda task_id, artifact: self.artifacts.archive(task_id, artifact),
             ),
+            _trust_policy(settings.trust),
+        )
+        self.trust = Trust(
+            self.core.catalog,
+            self.proofs,
+            {pool.id: pool.model_digest for pool in settings.pools if pool.model_digest is not None},
         )
         self.narrator = Narrator(self.telemetry, self.core.pools)
         self.dispatch.bind(self.core, self.narrator)
@@ -139,6 +154,7 @@ class Daemon:
             ProcessHost(self.clock),
             self._connect,
             _jitter,
+            self._vet,
         )
         self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
         s = settings.streams
@@ -170,14 +186,25 @@ class Daemon:
         )
         self.pools = Pools(self.core, _limits(settings), contract.api_version())
         self.operations = Operations(self.core, self.clock, self.telemetry)
+        files = LocalFiles(
+            settings.models.roots,
+            (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
+        )
+        self.catalog = CatalogModels(
+            self.core,
+            self.operations,
+            Verification(files, self.proofs, self.clock, self.core.catalog.policy),
+            self.proofs,
+            self.clock,
+            self.telemetry,
+            settings.models.drain_ms,
+        )
         self.reloads = Reloads(
             self.operations,
             self.core,
             self.replicas,
-            LocalFiles(
-                settings.models.roots,
-                (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
-            ),
+            files,
+            self.trust,
             ProcMemory(),
             self.clock,
             self.telemetry,
@@ -196,6 +223,7 @@ class Daemon:
             operations=self.operations,
             reloads=self.reloads,
             artifacts=self.artifacts,
+            catalog=self.catalog,
             metrics=lambda: (prometheus.CONTENT_TYPE, self.metrics.render()),
             readiness=self.not_ready,
         )
@@ -228,6 +256,7 @@ class Daemon:
         if isinstance(self.store, FileArtifacts):
             await self.store.open()
         now, wall_ms = self.clock.now(), self.clock.wall_ms()
+        self.core.catalog.restore(self.journal.catalog())
         self.core.restore_pools(self.journal.changed_pools(), wall_ms)
         self.core.restore(journaled, self.journal.deleted_sessions(), sse.split, now, wall_ms)
         for task_id, artifact in self.journal.transcripts():
@@ -237,6 +266,7 @@ class Daemon:
         )
         self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
         self.sweeps.start()
+        self.catalog.start()
         self.telemetry.event("daemon_started", f"serving {len(self.core.pools)} pools", recovered=len(journaled))
 
     async def drain(self, grace_s: float) -> None:
@@ -271,6 +301,7 @@ class Daemon:
         self.runs.give_up()
         self.dispatch.abort_all()
         await self.dispatch.drained()
+        await self.catalog.stop()
         await self.operations.stop()
         await self.replicas.stop()
         self._archiver.cancel()
@@ -291,6 +322,11 @@ class Daemon:
     async def _run(self, lease: Any) -> None:
         self.sweeps.leased()
         await self.runs.run(lease)
+
+    async def _vet(self, pool: Pool, spec: ReplicaSpec) -> str | None:
+        assert spec.process is not None, "only files of this machine can be looked at"
+        ref = spec.model.ref if spec.model is not None else pool.configured
+        return await self.trust.vet(pool, ref, spec.process.model_path)
 
     def _archive(self, source: TranscriptSource) -> Artifact:
         full = self.settings.artifacts.transcripts == "full"
@@ -338,6 +374,9 @@ class Daemon:
                 yield "queue_depth", {**labels, "priority": priority}, pool.queue.depth(priority)
             yield "active_leases", labels, len(pool.leases)
             yield "pool_ready", labels, float(pool.ready)
+        states = Counter((self.core.catalog.label(e.id), e.state) for e in self.core.catalog.oldest())
+        for (model_id, state), count in states.items():
+            yield "model_state", {"model_id": model_id, "state": state}, count
 
 
 def handler_table(services: Services) -> dict[str, Callable[..., Awaitable[Any]]]:
@@ -400,6 +439,7 @@ def _replica_spec(pool: PoolSettings, replica: ReplicaSettings) -> ReplicaSpec:
         _process_spec(pool, replica),
         replica.device_mask,
         memory_bytes=replica.memory_bytes,
+        model_digest=pool.model_digest,
     )
 
 
@@ -418,6 +458,20 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         env=dict(process.env),
         device_mask=replica.device_mask,
     )
+
+
+def _trust_policy(trust: TrustSettings) -> TrustPolicy:
+    return TrustPolicy(trust.mode, trust.allowed_registries, trust.require_signature, trust.require_sbom)
+
+
+def _roots(paths: dict[str, str]) -> list[Root]:
+    """Raises ConfigError."""
+    try:
+        return load_roots(paths)
+    except BadKey as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"trust.roots: cannot read {error.filename}: {error.strerror}") from None
 
 
 def _budget(budgets: BudgetSettings) -> Budget:

@@ -20,6 +20,7 @@ import yaml
 from msgspec import Meta, Struct, field
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 Positive = Annotated[int, Meta(ge=1)]
 Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
 
@@ -180,6 +181,7 @@ class PoolSettings(Section, frozen=True):
     id: Name
     engine: Literal["llamacpp", "vllm", "tgi", "triton"]
     model: str
+    model_digest: Digest | None = None
     driver: str | None = None
     aliases: tuple[str, ...] = ()
     queue: QueueSettings = field(default_factory=QueueSettings)
@@ -195,6 +197,16 @@ class ModelSettings(Section, frozen=True):
     drain_ms: Millis = 300_000
     load_ms: Millis = 600_000
     memory_bytes: Positive | None = None
+
+
+class TrustSettings(Section, frozen=True):
+    """What is asked of models. Entries of the catalog and clients may ask for more, never for less."""
+
+    mode: Literal["permissive", "strict"] = "permissive"
+    require_signature: bool = False
+    require_sbom: bool = False
+    allowed_registries: tuple[str, ...] | None = None
+    roots: dict[Name, str] = {}
 
 
 class ProfileSettings(Section, frozen=True):
@@ -231,6 +243,7 @@ class Settings(Section, frozen=True):
     streams: StreamSettings = field(default_factory=StreamSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     models: ModelSettings = field(default_factory=ModelSettings)
+    trust: TrustSettings = field(default_factory=TrustSettings)
     pools: tuple[PoolSettings, ...] = ()
     profiles: dict[Name, ProfileSettings] = {}
     allow_mock: bool = False
@@ -244,6 +257,11 @@ class Settings(Section, frozen=True):
             _unique(f"replica in pool {pool.id}", [replica.id for replica in pool.replicas])
             if not self.allow_mock and (pool.driver == "mock" or any(r.mock for r in pool.replicas)):
                 raise ValueError(f"pool {pool.id!r} uses the mock engine; set `allow_mock = true` if that is meant")
+            if pool.model_digest is not None and any(r.url for r in pool.replicas):
+                raise ValueError(
+                    f"pool {pool.id!r} has a model_digest and a replica with `url`: what such an engine has loaded "
+                    "cannot be checked from here. Leave the digest out, or let the daemon start the engine"
+                )
         if "v1" in self.profiles:
             raise ValueError("profile 'v1' is built in and never changes; choose another name")
 

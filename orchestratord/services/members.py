@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, replace
 
 from orchestratord.domain.operation import Model
-from orchestratord.domain.pool import Replica
+from orchestratord.domain.pool import Pool, Replica
 from orchestratord.domain.request import Sampling
 from orchestratord.ports import Clock, Engine, EngineError, EngineProps, Job, ProcessSpec, ReplicaProcess
 
@@ -41,6 +41,7 @@ class ReplicaSpec:
 
 
 Connect = Callable[[ReplicaSpec, str], Engine]  # (spec, url) -> engine client
+Vet = Callable[[Pool, ReplicaSpec], Awaitable[str | None]]  # the digest of its model, if it had to have one; or raises
 
 
 class Down(Exception):
@@ -77,6 +78,7 @@ class Member:
     nudge: asyncio.Event
     engine: Engine | None = None
     process: ReplicaProcess | None = None
+    digest: str | None = None  # of its model, where one had to be checked
     supervisor: asyncio.Task[None] | None = None
     leaving: asyncio.Future[None] | None = None  # the last stop of its engine
 

@@ -21,6 +21,7 @@ from orchestratord.services.durability import durable
 from orchestratord.services.members import Down, ReplicaSpec
 from orchestratord.services.operations import Operations
 from orchestratord.services.replicas import Replicas
+from orchestratord.services.trust import Trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,6 +43,7 @@ class Reloads:
         core: Control,
         replicas: Replicas,
         files: ModelFiles,
+        trust: Trust,
         memory: HostMemory,
         clock: Clock,
         telemetry: Telemetry,
@@ -52,6 +54,7 @@ class Reloads:
         self._core = core
         self._replicas = replicas
         self._files = files
+        self._trust = trust
         self._memory = memory
         self._clock = clock
         self._telemetry = telemetry
@@ -62,7 +65,8 @@ class Reloads:
     async def reload(self, pool_id: str, ref: str) -> Operation:
         """Begin to change the model; returns once that is journaled.
 
-        Raises NotFound, Conflict, InvalidParams (a reference that no policy allows) and StorageUnavailable.
+        Raises NotFound, Conflict, InvalidParams (a reference that no policy allows), ModelDeprecated,
+        UntrustedArtifact and StorageUnavailable.
         """
         pool = self._operations.pool(pool_id)
         if (known := self._operations.running(pool, "reload", ref, None)) is not None:
@@ -73,8 +77,10 @@ class Reloads:
                 f"Pool {pool.id} has engines this daemon did not start: change their model where they were started.",
                 pool_id=pool.id,
             )
-        if self._alias(ref) is None:
+        named = self._alias(ref)
+        if named is None:
             self._check(pool, ref)
+        self._trust.check(named.spec.model_ref if named is not None else ref)
         return await self._operations.begin(
             pool, "reload", lambda: self._work(pool, ref, specs), draining=pool.draining, to_ref=ref
         )
@@ -144,7 +150,8 @@ class Reloads:
         self._core.advance(pool, "verifying")
         if path is None:
             return Model(ref)
-        return Model(ref, path, await self._files.verify(path))
+        digest = await self._files.verify(path)
+        return Model(ref, path, await self._trust.vet(pool, ref, path) or digest)
 
     async def _make_room(self, pool: Pool) -> None:
         self._core.hold(pool, draining=True)

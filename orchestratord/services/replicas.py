@@ -14,7 +14,7 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.pool import Lease, Pool, Replica
 from orchestratord.ports import Clock, Engine, EngineError, EngineProps, ReplicaHost, ReplicaProcess, Telemetry
-from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, prove
+from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, Vet, prove
 
 POLL_S = 2.0
 LOADING_POLL_S = 0.1
@@ -33,6 +33,7 @@ class Replicas:
         host: ReplicaHost,
         connect: Connect,
         jitter: Callable[[float], float],
+        vet: Vet,
     ) -> None:
         self._core = core
         self._clock = clock
@@ -40,6 +41,7 @@ class Replicas:
         self._host = host
         self._connect = connect
         self._jitter = jitter
+        self._vet = vet
         self._members: dict[Replica, Member] = {}
 
     # -- what the rest of the services needs -------------------------------------------------------------
@@ -140,6 +142,7 @@ class Replicas:
             was_ready = False
             try:
                 if spec.process is not None:
+                    member.digest = await self._vet(self._core.pools[spec.pool_id], spec)
                     member.process = await self._host.start(spec.process)
                 url = member.process.url if member.process is not None else spec.url
                 assert url is not None
@@ -184,7 +187,8 @@ class Replicas:
             trial.probing()
         async with self._clock.limit(PROBE_LIMIT_S):
             await prove(engine, props, self._clock)
-        self._core.replica_ready(spec.pool_id, member.replica, **_facts(props), model_digest=spec.model_digest)
+        digest = member.digest or spec.model_digest
+        self._core.replica_ready(spec.pool_id, member.replica, **_facts(props), model_digest=digest)
         self._telemetry.event(
             "replica_ready",
             f"{spec.pool_id}/{spec.id} decodes and cancels; {props.slots} slots of {props.ctx} tokens",

@@ -33,6 +33,7 @@ SECTIONS: dict[type[config.Section], str] = {
     config.StreamSettings: "streams",
     config.RetentionSettings: "retention",
     config.ModelSettings: "models",
+    config.TrustSettings: "trust",
     config.PoolSettings: "pools",
     config.QueueSettings: "queue",
     config.PriorSettings: "prior",
