@@ -66,6 +66,9 @@ class Held:
             raise
         return await self._whole(path, fresh=fresh)
 
+    def reached(self) -> None:
+        wait_for(lambda: self.read, "the model is being read")
+
     def let_go(self) -> None:
         self._app.call(self._gate.set)
 
@@ -111,6 +114,7 @@ def test_a_stop_gives_a_check_up(root: Path) -> None:
     with catalog(root) as (app, session):
         held = Held(app)
         verify(session)
+        held.reached()
     assert held.given_up == 1
 
 
@@ -119,6 +123,7 @@ def test_removing_a_model_gives_its_check_up(root: Path) -> None:
     with catalog(root) as (app, session):
         held = Held(app)
         verify(session)
+        held.reached()
         assert session.delete(f"{PATH}/m").status_code == 204
         wait_for(lambda: held.given_up == 1, "the check is given up")
         assert session.post(PATH, json={"id": "m", "source_url": "file:m.gguf"}).status_code == 201
