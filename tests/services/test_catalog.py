@@ -18,7 +18,7 @@ from orchestratord.domain.pool import Pool, PoolSpec
 from orchestratord.domain.trust import Findings, TrustPolicy
 from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.infra.trust.proofs import FileProofs
-from orchestratord.ports import ModelUnavailable
+from orchestratord.ports import ModelUnavailable, ProcessSpec, ReplicaProcess
 from orchestratord.services.trust import Trust
 from orchestratord.services.verification import Verification
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
@@ -250,36 +250,45 @@ def test_another_digest_keeps_a_model_out(
     assert DIGEST in str(error.value)
 
 
-@contextmanager
-def child(root: Path, digest: str) -> Iterator[tuple[LiveApp, VerifyingSession, Path]]:
-    """A daemon whose one engine is a program that leaves a mark when it is run."""
-    mark, program = root / "ran", root / "engine"
-    program.write_text(f"#!/bin/sh\ntouch {mark}\nexit 1\n")
-    program.chmod(0o700)
-    process = {"model_path": str(root / "m.gguf"), "binary": str(program)}
-    pool = mock_pool(model_digest=digest)
-    pool["replicas"] = [{"id": "r0", "process": process}]
-    app = LiveApp(mock_settings(pools=[pool])).start(ready=False)
+class Host:
+    """Starts nothing, and knows what it was asked to start."""
+
+    def __init__(self) -> None:
+        self.asked: list[str] = []
+
+    async def start(self, spec: ProcessSpec) -> ReplicaProcess:
+        self.asked.append(spec.model_path)
+        raise OSError("not today")
+
+
+def asked(root: Path, digest: str) -> tuple[list[str], str]:
+    """Which models a daemon with this digest in its configuration starts engines with, and its pool's last error."""
+    host, pool = Host(), mock_pool(model_digest=digest)
+    pool["replicas"] = [{"id": "r0", "process": {"model_path": str(root / "m.gguf")}}]
+    app = LiveApp(mock_settings(pools=[pool]))
+    app.daemon.replicas._host = host
+    app.start(ready=False)
     try:
         with app.session() as session:
-            yield app, session, mark
+            fault = wait_for(lambda: health(session).get("last_error"), "it was tried")
+            app.advance(60)
+            return host.asked, fault["message"]
     finally:
         app.stop()
 
 
 def test_an_engine_is_not_started_with_the_wrong_file(root: Path) -> None:
     """ORCH-3037: and health says why."""
-    with child(root, WRONG) as (app, session, mark):
-        wait_for(lambda: health(session).get("last_error"), "it was looked at")
-        assert WRONG in health(session)["last_error"]["message"]
-        app.advance(60)
-        app.settle()
-        assert not mark.exists()
+    started, why = asked(root, WRONG)
+    assert started == []
+    assert WRONG in why
+    assert "the configuration of pool home" in why
 
 
 def test_an_engine_is_started_with_the_right_file(root: Path) -> None:
-    with child(root, DIGEST) as (_, _, mark):
-        wait_for(mark.exists, "the engine is run")
+    started, why = asked(root, DIGEST)
+    assert set(started) == {str(root / "m.gguf")}
+    assert why == "not today"
 
 
 def test_the_digest_of_an_engine_elsewhere_cannot_be_promised(root: Path) -> None:
