@@ -139,8 +139,13 @@ class Daemon:
             ),
             _trust_policy(settings.trust),
         )
+        files = LocalFiles(
+            settings.models.roots,
+            (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
+        )
         self.trust = Trust(
             self.core.catalog,
+            files,
             self.proofs,
             {pool.id: pool.model_digest for pool in settings.pools if pool.model_digest is not None},
         )
@@ -186,10 +191,6 @@ class Daemon:
         )
         self.pools = Pools(self.core, _limits(settings), contract.api_version())
         self.operations = Operations(self.core, self.clock, self.telemetry)
-        files = LocalFiles(
-            settings.models.roots,
-            (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
-        )
         self.catalog = CatalogModels(
             self.core,
             self.operations,

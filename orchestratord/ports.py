@@ -326,8 +326,8 @@ class ModelUnavailable(Exception):
 
 @dataclass(frozen=True, slots=True)
 class Measured:
-    """What the bytes of a model are. `digest` is that of the file, or, for a folder, of the list `sha256sum` makes of
-    its files, sorted by path: `<64 hex>  <path>` and a line feed each.
+    """What the bytes of a model are. `digest` is that of the file, or, for a folder and for numbered files, of the list
+    `sha256sum` makes of them, sorted by path: `<64 hex>  <path>` and a line feed each.
     """
 
     digest: str

@@ -97,7 +97,7 @@ Feature: Checking models
 
     Scenario: A model with files of another size fails
       Given an operator enters model "qwen" of file "qwen.gguf", with a manifest of another size
-      When an operator has model "qwen" checked
+      When model "qwen" has been checked
       Then the figures are
         | series                       | labels                                     | value |
         | catalog_verifications_total  | result=failed, reason=manifest, engine=none  | 1     |
@@ -177,7 +177,7 @@ Feature: Checking models
 
     Scenario: A signature nobody here can check counts as missing
       Given an operator enters model "qwen" of file "qwen.gguf", signed by "acme"
-      When an operator has model "qwen" checked
+      When model "qwen" has been checked
       Then the figures are
         | series                      | labels                                       | value |
         | catalog_verifications_total | result=passed, reason=sbom_missing, engine=none | 1     |

@@ -205,7 +205,7 @@ def operator_verifies(context: Any, name: str) -> None:
     context.world.send("POST", f"{path(context, name)}/verify")
 
 
-@given('model "{name:Text}" has been checked')
+@step('model "{name:Text}" has been checked')
 def has_been_checked(context: Any, name: str) -> None:
     operator_verifies(context, name)
     settled(context, name)

@@ -24,6 +24,11 @@ def normalise(source: str) -> str:
     return _file(source, rest) if scheme == "file" else _url(source, scheme)
 
 
+def is_reference(text: str) -> bool:
+    """False for paths and for names of pools."""
+    return _SCHEME.match(text) is not None
+
+
 @lru_cache(maxsize=4096)
 def key(ref: str) -> str:
     """What a model reference is compared by: its one spelling, or itself if it is the name of a pool."""

@@ -144,7 +144,7 @@ class Verification:
         try:
             return await what
         except ModelUnavailable as error:
-            raise _Fault("not_found" if error.code == "NOT_FOUND" else "not_allowed", str(error)) from error
+            raise _Fault("not_allowed" if error.code == "UNTRUSTED_ARTIFACT" else "not_found", str(error)) from error
 
     @staticmethod
     async def _sound(reason: Reason, what: Awaitable[T]) -> T:

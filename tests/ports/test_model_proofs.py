@@ -71,6 +71,20 @@ def test_a_folder_is_measured_as_sha256sum_would(tmp_path: Path) -> None:
     assert found.files == ((f"sha256:{one}", 3), (f"sha256:{two}", 3))
 
 
+def test_numbered_files_are_one_model(tmp_path: Path) -> None:
+    """ORCH-3037: an engine loads them all, so the digest of the first alone says nothing."""
+    for number in (1, 2):
+        (tmp_path / f"m-0000{number}-of-00002.gguf").write_bytes(b"%d" % number)
+    (tmp_path / "m-00003-of-00002.gguf").write_bytes(b"not of it")
+    first = tmp_path / "m-00001-of-00002.gguf"
+    hashes = [hashlib.sha256(b"%d" % number).hexdigest() for number in (1, 2)]
+    listing = f"{hashes[0]}  m-00001-of-00002.gguf\n{hashes[1]}  m-00002-of-00002.gguf\n"
+    assert measured(first).digest == f"sha256:{hashlib.sha256(listing.encode()).hexdigest()}"
+    assert measured(first).files == tuple((f"sha256:{h}", 1) for h in hashes)
+    (tmp_path / "m-00002-of-00002.gguf").unlink()
+    assert refused(first).code == "NOT_FOUND"
+
+
 def test_a_folder_with_a_link_is_refused(tmp_path: Path, model: Path) -> None:
     """It could lead to any file of the machine."""
     folder = tmp_path / "folder"

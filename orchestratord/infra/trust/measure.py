@@ -5,10 +5,11 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 import stat
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 from typing import Protocol, TypeVar
 
@@ -18,6 +19,7 @@ T = TypeVar("T")
 
 PIECE = 1 << 20
 REMEMBERED = 1024
+NUMBERED = re.compile(r"(?P<stem>.+)-00001-of-(?P<total>\d{5})\.gguf")
 MAX_FILES = 4096  # of one model
 SMALL = 16 << 20  # the largest signature or bill of materials that is read
 
@@ -54,18 +56,18 @@ class Measure:
     def __call__(self, path: str, stopped: Callable[[], bool], *, fresh: bool) -> Measured:
         """Raises ModelUnavailable and Cancelled."""
         try:
-            if not os.path.isdir(path):
+            if (parts := _parts(path)) is None:
                 digest, size = self._file(path, stopped, fresh=fresh)
                 return Measured(digest, ((digest, size),))
-            listing, files = self._folder(path, stopped, fresh=fresh)
+            listing, files = self._list(*parts, stopped, fresh=fresh)
             return Measured(f"sha256:{hashlib.sha256(listing).hexdigest()}", tuple(files))
         except OSError as error:
             raise ModelUnavailable("NOT_FOUND", f"{path} cannot be read: {error.strerror or error}.") from error
 
     def content(self, path: str, algo: Callable[[], Hash], stopped: Callable[[], bool]) -> bytes:
         """Another hash of what `Measured.digest` is the SHA-256 of."""
-        if os.path.isdir(path):
-            listing, _ = self._folder(path, stopped, fresh=False)
+        if (parts := _parts(path)) is not None:
+            listing, _ = self._list(*parts, stopped, fresh=False)
             hashed = algo()
             hashed.update(listing)
             return hashed.digest()
@@ -73,17 +75,19 @@ class Measure:
         with open(descriptor, "rb", buffering=0) as file:
             return _read(file.readinto, algo, stopped)
 
-    def _folder(self, path: str, stopped: Callable[[], bool], *, fresh: bool) -> tuple[bytes, list[tuple[str, int]]]:
+    def _list(
+        self, folder: str, names: Iterable[str], stopped: Callable[[], bool], *, fresh: bool
+    ) -> tuple[bytes, list[tuple[str, int]]]:
         lines: list[str] = []
         files: list[tuple[str, int]] = []
-        for name in sorted(_inside(Path(path))):
+        for name in sorted(names):
             if len(files) >= MAX_FILES:
-                raise ModelUnavailable("UNTRUSTED_ARTIFACT", f"{path} has more than {MAX_FILES} files.")
-            digest, size = self._file(os.path.join(path, name), stopped, fresh=fresh)
+                raise ModelUnavailable("UNTRUSTED_ARTIFACT", f"{folder} has more than {MAX_FILES} files.")
+            digest, size = self._file(os.path.join(folder, name), stopped, fresh=fresh)
             lines.append(f"{digest.removeprefix('sha256:')}  {name}\n")
             files.append((digest, size))
         if not files:
-            raise ModelUnavailable("NOT_FOUND", f"{path} is an empty folder.")
+            raise ModelUnavailable("NOT_FOUND", f"{folder} is an empty folder.")
         return "".join(lines).encode("utf-8", "surrogateescape"), files
 
     def _file(self, path: str, stopped: Callable[[], bool], *, fresh: bool) -> tuple[str, int]:
@@ -104,6 +108,21 @@ class Measure:
             while len(self._known) > REMEMBERED:
                 self._known.popitem(last=False)
         return digest, before.st_size
+
+
+def _parts(path: str) -> tuple[str, Iterable[str]] | None:
+    """The folder and the files of a model that is several files, None if it is one.
+
+    An engine that is given the first of numbered files loads the others as well: they are one model.
+    """
+    if os.path.isdir(path):
+        return path, _inside(Path(path))
+    folder, name = os.path.split(path)
+    found = NUMBERED.fullmatch(name)
+    if found is None:
+        return None
+    total = found["total"]
+    return folder, [f"{found['stem']}-{number:05}-of-{total}.gguf" for number in range(1, int(total) + 1)]
 
 
 def _open(path: str) -> int:
