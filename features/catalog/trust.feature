@@ -87,7 +87,7 @@ Feature: Trusting models
       When the engine of "home" is let go
       Then "waiting" fails as UNTRUSTED_ARTIFACT
 
-    Scenario: A repeated check can clear a model
+    Scenario: A model that is served is not cleared by removing what is known of it
       Given model "qwen" has been checked
       And an operator deletes model "qwen"
       When a task arrives

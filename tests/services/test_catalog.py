@@ -13,10 +13,11 @@ import pytest
 
 from orchestratord.domain.catalog import Catalog
 from orchestratord.domain.entry import CatalogEntry
-from orchestratord.domain.operation import OVER
+from orchestratord.domain.operation import OVER, Operation, PoolChanged
 from orchestratord.domain.pool import Pool, PoolSpec
 from orchestratord.domain.trust import Findings, TrustPolicy
 from orchestratord.infra.fetch.files import LocalFiles
+from orchestratord.infra.journal.memory import MemoryJournal, MemoryStore
 from orchestratord.infra.trust.proofs import FileProofs
 from orchestratord.ports import ModelUnavailable, ProcessSpec, ReplicaProcess
 from orchestratord.services.trust import Trust
@@ -176,6 +177,26 @@ def test_a_retirement_drains_as_soon_as_that_can_be_written(root: Path) -> None:
         app.call(journal.mend)
         app.advance(2)
         assert health(session)["draining"] is True
+
+
+@pytest.mark.parametrize("resumed", [False, True])
+def test_a_drain_that_a_crash_has_kept_from_beginning_begins_at_the_start(*, resumed: bool) -> None:
+    """ORCH-3062: unless an operator has resumed the pool since."""
+    retired = CatalogEntry("m", "file:home.gguf", 1, state="Retired", state_ms=5)
+    pool_store = MemoryStore(catalog={"m": retired})
+    if resumed:
+        resume = Operation(
+            "2d1c0b9a-8f7e-4d6c-9b5a-4f3e2d1c0b9a", "home", "resume", "succeeded", "file:home.gguf", 1, 6, ended_ms=7
+        )
+        pool_store.pools["home"] = PoolChanged("home", "file:home.gguf", False, 1, None, resume)
+    journal = MemoryJournal(lambda source: pytest.fail("nothing is archived"), store=pool_store)
+    app = LiveApp(mock_settings(), journal=journal).start(ready=False)
+    try:
+        with app.session() as session:
+            app.advance(1)
+            assert health(session)["draining"] is not resumed
+    finally:
+        app.stop()
 
 
 # -- the order and the words of a check ----------------------------------------------------------------------
