@@ -7,6 +7,7 @@ import inspect
 import os
 import random
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -23,6 +24,7 @@ from orchestratord.config import (
     ReplicaSettings,
     Settings,
     TariffSettings,
+    TrustSettings,
     is_loopback,
 )
 from orchestratord.domain.budget import Budget, Tariff
@@ -32,10 +34,11 @@ from orchestratord.domain.hooks import Hooks, Limits
 from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pins import Pins
-from orchestratord.domain.pool import PoolSpec, Replica
+from orchestratord.domain.pool import Pool, PoolSpec, Replica
 from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.request import Sampling
+from orchestratord.domain.trust import TrustPolicy
 from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.framework import App
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
@@ -44,7 +47,6 @@ from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines import registry
 from orchestratord.infra.engines.mock import MockEngine
 from orchestratord.infra.fetch.cache import Cache
-from orchestratord.infra.fetch.digest import Digests
 from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.infra.fetch.host import FetchingHost
 from orchestratord.infra.fetch.models import Fetches, Models
@@ -57,6 +59,8 @@ from orchestratord.infra.process import ProcessHost
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.infra.telemetry import StandardTelemetry, make_logger
+from orchestratord.infra.trust.proofs import FileProofs, load_roots
+from orchestratord.infra.trust.signatures import BadKey, Root
 from orchestratord.middleware import Access, BodyLimit, Edge, Guard
 from orchestratord.ports import (
     Artifact,
@@ -71,6 +75,7 @@ from orchestratord.ports import (
 )
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
+from orchestratord.services.catalog import CatalogModels
 from orchestratord.services.dispatch import Dispatch
 from orchestratord.services.gauges import Gauges
 from orchestratord.services.members import ReplicaSpec
@@ -86,6 +91,8 @@ from orchestratord.services.sessions import Sessions
 from orchestratord.services.streams import LiveFrames, Streams, StreamSettings
 from orchestratord.services.sweeps import Sweeps, Watchdogs
 from orchestratord.services.tasks import Tasks
+from orchestratord.services.trust import Trust
+from orchestratord.services.verification import Verification
 from orchestratord.wire import canonical, sse
 from orchestratord.wire.tasks import MICRO, budgets_body
 
@@ -114,6 +121,7 @@ class Daemon:
         self.journal = journal or self._journal()
         self.store = store or self._store()
         self.mocks: dict[tuple[str, str], MockEngine] = {}
+        self.proofs = FileProofs(_roots(settings.trust.roots))
         self._drivers = drivers(settings)
         self.stopping = False
         self.failure: str | None = None  # why it could not start
@@ -151,7 +159,14 @@ class Daemon:
                 ended=lambda task, phase, reason: self.narrator.ended(task, phase, reason),
                 archive=lambda task_id, artifact: self.artifacts.archive(task_id, artifact),
             ),
+            _trust_policy(settings.trust),
             settings.models.starve_ms / 1000,
+        )
+        self.trust = Trust(
+            self.core.catalog,
+            self.models,
+            self.proofs,
+            {pool.id: pool.pins.model_digest for pool in settings.pools if pool.pins.model_digest is not None},
         )
         self.narrator = Narrator(self.telemetry, self.core.pools)
         self.dispatch.bind(self.core, self.narrator, lambda: self.residents.step())
@@ -163,7 +178,7 @@ class Daemon:
             FetchingHost(ProcessHost(self.clock), self.models),
             self._connect,
             _jitter,
-            Digests().of,
+            self._vet,
         )
         models = settings.models
         self.room = Room(ProcMemory(), RoomSettings(models.memory_bytes, models.vram_bytes), self.replicas.all_pids)
@@ -205,11 +220,21 @@ class Daemon:
         )
         self.pools = Pools(self.core, _limits(settings), contract.api_version(), self.models.progress)
         self.operations = Operations(self.core, self.clock, self.telemetry, self.replicas.revive)
+        self.catalog = CatalogModels(
+            self.core,
+            self.operations,
+            Verification(self.models, self.proofs, self.clock, self.core.catalog.policy),
+            self.proofs,
+            self.clock,
+            self.telemetry,
+            settings.models.drain_ms,
+        )
         self.reloads = Reloads(
             self.operations,
             self.core,
             self.replicas,
             self.models,
+            self.trust,
             self.residents,
             self.room,
             self.clock,
@@ -227,6 +252,7 @@ class Daemon:
             operations=self.operations,
             reloads=self.reloads,
             artifacts=self.artifacts,
+            catalog=self.catalog,
             metrics=lambda: (prometheus.CONTENT_TYPE, self.metrics.render()),
             readiness=self.not_ready,
         )
@@ -259,6 +285,7 @@ class Daemon:
         if isinstance(self.store, FileArtifacts):
             await self.store.open()
         now, wall_ms = self.clock.now(), self.clock.wall_ms()
+        self.core.catalog.restore(self.journal.catalog())
         self.core.restore_pools(self.journal.changed_pools(), wall_ms)
         self.core.restore(journaled, self.journal.deleted_sessions(), sse.split, now, wall_ms)
         for task_id, artifact in self.journal.transcripts():
@@ -269,6 +296,7 @@ class Daemon:
         self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
         self.gauges.start()
         self.sweeps.start()
+        self.catalog.start()
         self.telemetry.event("daemon_started", f"serving {len(self.core.pools)} pools", recovered=len(journaled))
 
     async def drain(self, grace_s: float) -> None:
@@ -303,6 +331,7 @@ class Daemon:
         self.runs.give_up()
         self.dispatch.abort_all()
         await self.dispatch.drained()
+        await self.catalog.stop()
         await self.operations.stop()
         await self.residents.stop()
         await self.gauges.stop()
@@ -326,6 +355,11 @@ class Daemon:
     async def _run(self, lease: Any) -> None:
         self.sweeps.leased()
         await self.runs.run(lease)
+
+    async def _vet(self, pool: Pool, spec: ReplicaSpec) -> str | None:
+        assert spec.process is not None, "only files of this machine can be looked at"
+        ref = spec.model.ref if spec.model is not None else pool.configured
+        return await self.trust.vet(pool, ref, spec.process.model_path)
 
     def _archive(self, source: TranscriptSource) -> Artifact:
         full = self.settings.artifacts.transcripts == "full"
@@ -398,6 +432,9 @@ class Daemon:
                 yield "orchestratord_model_resident", labels, float(pool.stay.phase == "in")
             for replica in pool.ready_replicas:
                 yield from _gauges(replica, {**labels, "engine_version": replica.engine_version})
+        states = Counter((self.core.catalog.label(e.id), e.state) for e in self.core.catalog.oldest())
+        for (model_id, state), count in states.items():
+            yield "model_state", {"model_id": model_id, "state": state}, count
 
 
 def _gauges(replica: Replica, pool: dict[str, str]) -> Iterable[prometheus.Sample]:
@@ -529,6 +566,20 @@ def _remote(policy: FetchPolicy, cache: Cache, clock: Clock) -> Fetches | None:
     from orchestratord.infra.fetch.remote import Remote
 
     return Remote(policy, cache, clock)
+
+
+def _trust_policy(trust: TrustSettings) -> TrustPolicy:
+    return TrustPolicy(trust.mode, trust.allowed_registries, trust.require_signature, trust.require_sbom)
+
+
+def _roots(paths: dict[str, str]) -> list[Root]:
+    """Raises ConfigError."""
+    try:
+        return load_roots(paths)
+    except BadKey as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"trust.roots: cannot read {error.filename}: {error.strerror}") from None
 
 
 def _budget(budgets: BudgetSettings) -> Budget:

@@ -112,7 +112,7 @@ def malformed_ids(context: Any) -> None:
 
 @when("every list is asked for with a cursor it did not make")
 def foreign_cursors(context: Any) -> None:
-    lists = [c for c in calls() if "cursor" in c.operation.rules and c.operation.until is None]
+    lists = [c for c in calls() if "cursor" in c.operation.rules]
     context.world.send_all(lists, params={"cursor": "not-a-cursor"})
 
 
@@ -137,17 +137,6 @@ def plain_bodies(context: Any) -> None:
 @when("every operation with a body gets an empty object")
 def empty_bodies(context: Any) -> None:
     context.world.send_all([c for c in calls() if c.operation.body_schema is not None], json={})
-
-
-@when("every operation on the whole catalog is called")
-def announced_on_catalog(context: Any) -> None:
-    context.world.send_all([c for c in calls() if c.operation.until and c.path == "/v1/catalog/models"])
-
-
-@then("all {count:d} are refused as {code:Code}")
-def all_so_many_are_refused(context: Any, count: int, code: str) -> None:
-    every_one_is_refused(context, code)
-    equal(len(context.world.answers), count, "how many there are")
 
 
 @then("all operations of the contracts are refused as {code:Code}")

@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from orchestratord.domain.budget import Amounts
+from orchestratord.domain.catalog import Catalog
 from orchestratord.domain.facts import Fact, Finished, Frames, Started
 from orchestratord.domain.hooks import Hooks, Limits, Ticket
 from orchestratord.domain.operation import Fault
@@ -15,6 +16,7 @@ from orchestratord.domain.pool import Lease, Pool, PoolSpec
 from orchestratord.domain.roster import Roster
 from orchestratord.domain.session import Sessions
 from orchestratord.domain.task import Task
+from orchestratord.domain.trust import TrustPolicy
 from orchestratord.domain.views import terminal_payload, transcript_source
 
 FLUSH_BYTES = 64 * 1024  # the journal lags a stream by no more than this
@@ -23,13 +25,18 @@ FLUSH_BYTES = 64 * 1024  # the journal lags a stream by no more than this
 class Lives:
     """The state of the core, and every step that moves an admitted task on."""
 
-    def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks) -> None:
+    def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks, trust: TrustPolicy | None = None) -> None:
+        self.catalog = Catalog(hooks.record, trust or TrustPolicy(), self._catalog_changed)
         self.pools = {spec.id: Pool(spec) for spec in pools}
         self.limits = limits
         self.sessions = Sessions(limits.session_ttl_s, limits.turns_max, limits.budget)
         self.tasks = Roster()
         self.closing: dict[str, Ticket] = {}  # the undecided `Admitted` or `Finished` of a task
         self._hooks = hooks
+
+    def _catalog_changed(self) -> None:
+        """What may be used has changed."""
+        self._hooks.wake()
 
     def _gate(self, task: Task, fact: Fact, then: Callable[[Task, Ticket], None]) -> Ticket:
         """Record a fact that somebody waits for; `closing` knows its ticket until it is decided."""

@@ -10,7 +10,7 @@ from typing import TypeVar
 from urllib.parse import urlsplit
 
 from orchestratord.domain.operation import Model
-from orchestratord.domain.pool import Replica
+from orchestratord.domain.pool import Pool, Replica
 from orchestratord.domain.request import Sampling, Workload
 from orchestratord.ports import Chunk, Clock, Engine, EngineError, EngineProps, Job, ProcessSpec, ReplicaProcess
 
@@ -53,6 +53,7 @@ class ReplicaSpec:
 
 
 Connect = Callable[[ReplicaSpec, str], Engine]  # (spec, url) -> engine client
+Vet = Callable[[Pool, ReplicaSpec], Awaitable[str | None]]  # the digest of its model, if it had to have one; or raises
 
 
 class Down(Exception):
@@ -108,6 +109,7 @@ class Member:
     nudge: asyncio.Event
     engine: Engine | None = None
     process: ReplicaProcess | None = None
+    digest: str | None = None  # of its model, where one had to be checked
     supervisor: asyncio.Task[None] | None = None
     leaving: asyncio.Future[None] | None = None  # the last stop of its engine
     restarts: Restarts = field(init=False)

@@ -7,7 +7,7 @@ One supervisor task per replica. A replica is ready only after a minimal decode 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -16,8 +16,8 @@ from orchestratord.domain.diagnosis import Diagnosis, diagnose
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.pool import Lease, Pool, Replica
 from orchestratord.ports import Clock, Engine, EngineError, EngineProps, ReplicaHost, ReplicaProcess, Telemetry
-from orchestratord.services.fitness import digest_if_fit, replaced
-from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, patiently, prove
+from orchestratord.services.fitness import known_digest, replaced
+from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, Vet, patiently, prove
 
 POLL_S = 2.0
 LOADING_POLL_S = 0.1
@@ -37,7 +37,7 @@ class Replicas:
         host: ReplicaHost,
         connect: Connect,
         jitter: Callable[[float], float],
-        digest_of: Callable[[str], Awaitable[str]],
+        vet: Vet,
     ) -> None:
         self._core = core
         self._clock = clock
@@ -45,7 +45,7 @@ class Replicas:
         self._host = host
         self._connect = connect
         self._jitter = jitter
-        self._digest_of = digest_of
+        self._vet = vet
         self._members: dict[Replica, Member] = {}
 
     # -- what the rest of the services needs -------------------------------------------------------------
@@ -191,6 +191,7 @@ class Replicas:
             was_ready = False
             try:
                 if spec.process is not None:
+                    member.digest = await self._vet(self._core.pools[spec.pool_id], spec)
                     member.process = await self._host.start(spec.process)
                 url = member.process.url if member.process is not None else spec.url
                 assert url is not None
@@ -242,7 +243,7 @@ class Replicas:
         await self._until_loaded(member, engine)
         async with self._clock.limit(PROBE_LIMIT_S):
             props = await patiently(engine.props)
-        digest = await digest_if_fit(self._core.pools[spec.pool_id].spec.pins, spec, props, self._digest_of)
+        digest = known_digest(self._core.pools[spec.pool_id].spec.pins, member, props)
         if trial is not None:
             trial.probing()
         async with self._clock.limit(PROBE_LIMIT_S):

@@ -27,6 +27,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestratord.domain.entry import CatalogEntry
 from orchestratord.domain.facts import Fact, Finished, JournaledTask, SessionDeleted, TranscriptSource
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
@@ -68,7 +69,7 @@ class SqliteJournal:
         self._archive = archive
         self._durability: Durability = durability
         self._fault = fault
-        self._loaded = Loaded([], [], [], [])
+        self._loaded = Loaded([], [], [], [], [])
         self._thread: threading.Thread | None = None
         # Only the loop uses the intake and the tickets; the rest is shared with the writer, under `_wake`.
         self._intake = Intake(backlog_limit)
@@ -134,6 +135,9 @@ class SqliteJournal:
 
     def changed_pools(self) -> list[PoolChanged]:
         return self._loaded.pools
+
+    def catalog(self) -> list[CatalogEntry]:
+        return self._loaded.catalog
 
     @property
     def healthy(self) -> bool:
