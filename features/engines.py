@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import Callable
 from typing import Any
 
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.infra.engines.mock import MockEngine, MockScript
 from orchestratord.infra.storage.memory import MemoryArtifacts
-from orchestratord.ports import Artifact, ArtifactCorrupt, Chunk, Clock, Job, JobEnd
+from orchestratord.ports import Artifact, ArtifactCorrupt, Chunk, Clock, Deliver, Job, JobEnd
 from orchestratord.services.artifacts import transcript
 from orchestratord.services.runs import ATTEMPTS
 from orchestratord.wire import canonical, sse
@@ -32,25 +31,23 @@ class Speaking(MockEngine):
         """Change what answers probes."""
         change(self._twin)
 
-    def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
+    async def run(self, job: Job, deliver: Deliver) -> None:
         if job.prompt == "ping":
-            return self._twin.stream(job)
-        return self._speak(job) if self.says else super().stream(job)
+            await self._twin.run(job, deliver)
+        elif self.says:
+            await self._speak(deliver)
+        else:
+            await super().run(job, deliver)
 
-    @asynccontextmanager
-    async def _speak(self, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def _speak(self, deliver: Deliver) -> None:
         self.calls += 1
         self.busy_slots += 1
         try:
-            async with aclosing(self._words(job)) as chunks:
-                yield chunks
+            for count, text in enumerate(self.says, 1):
+                deliver(Chunk([text], tokens_out=count))
+            deliver(Chunk(end=JobEnd("stop", 1, len(self.says))))
         finally:
             self.busy_slots -= 1
-
-    async def _words(self, job: Job) -> AsyncGenerator[Chunk, None]:
-        for count, text in enumerate(self.says, 1):
-            yield Chunk([text], tokens_out=count)
-        yield Chunk(end=JobEnd("stop", 1, len(self.says)))
 
 
 class Flaky(MemoryArtifacts):

@@ -127,6 +127,7 @@ class Plan:
             slots=replica.mock.slots,
             ctx=replica.mock.ctx,
             token_ms=replica.mock.token_ms,
+            load_ms=replica.mock.load_ms,
         )
         for change in changes:
             change(engine)

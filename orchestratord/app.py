@@ -18,6 +18,7 @@ from orchestratord import contract
 from orchestratord.config import (
     BudgetSettings,
     ConfigError,
+    FetchSettings,
     PoolSettings,
     QueueSettings,
     ReplicaSettings,
@@ -26,23 +27,31 @@ from orchestratord.config import (
     is_loopback,
 )
 from orchestratord.domain.budget import Budget, Tariff
-from orchestratord.domain.control import Control
 from orchestratord.domain.eta import Prior
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.hooks import Hooks, Limits
+from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pins import Pins
 from orchestratord.domain.pool import PoolSpec, Replica
 from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.request import Sampling
+from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.framework import App
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
 from orchestratord.infra import prometheus
 from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines.mock import MockEngine
+from orchestratord.infra.fetch.buckets import Buckets
+from orchestratord.infra.fetch.cache import Cache
 from orchestratord.infra.fetch.digest import Digests
+from orchestratord.infra.fetch.download import Downloads
 from orchestratord.infra.fetch.files import LocalFiles
+from orchestratord.infra.fetch.host import FetchingHost
+from orchestratord.infra.fetch.https import Https
+from orchestratord.infra.fetch.models import Models
+from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
 from orchestratord.infra.gpu import NvmlProbe
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
@@ -60,6 +69,7 @@ from orchestratord.ports import (
     GpuProbe,
     Journal,
     JournalUnavailable,
+    ModelUnavailable,
     ProcessSpec,
 )
 from orchestratord.services.admission import Admission
@@ -72,6 +82,8 @@ from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
 from orchestratord.services.reload import Reloads, ReloadSettings
 from orchestratord.services.replicas import Replicas
+from orchestratord.services.residents import Residents
+from orchestratord.services.room import Room, RoomSettings
 from orchestratord.services.runs import Runs
 from orchestratord.services.sessions import Sessions
 from orchestratord.services.streams import LiveFrames, Streams, StreamSettings
@@ -107,10 +119,14 @@ class Daemon:
         self.mocks: dict[tuple[str, str], MockEngine] = {}
         names = {p.driver or p.engine for p in settings.pools if not any(r.mock for r in p.replicas)}
         self._drivers = {name: driver(name) for name in names}
+        for pool in settings.pools:
+            for replica in pool.replicas if (pool.driver or pool.engine) in self._drivers else ():
+                driver_options(self._drivers[pool.driver or pool.engine], replica)
         self.stopping = False
         self.failure: str | None = None  # why it could not start
 
         profiles = {name: _sampling(profile) for name, profile in settings.all_profiles.items()}
+        self.models = self._models()
         self.dispatch = Dispatch(self.clock, self._run)
         self.runs = Runs(
             self.clock,
@@ -120,7 +136,7 @@ class Daemon:
             profiles,
             _jitter,
         )
-        self.core = Control(
+        self.core = Lodging(
             [_pool_spec(pool, profiles) for pool in settings.pools],
             Limits(
                 session_ttl_s=settings.sessions.ttl_ms / 1000,
@@ -142,18 +158,24 @@ class Daemon:
                 ended=lambda task, phase, reason: self.narrator.ended(task, phase, reason),
                 archive=lambda task_id, artifact: self.artifacts.archive(task_id, artifact),
             ),
+            settings.models.starve_ms / 1000,
         )
         self.narrator = Narrator(self.telemetry, self.core.pools)
-        self.dispatch.bind(self.core, self.narrator)
+        self.dispatch.bind(self.core, self.narrator, lambda: self.residents.step())
         self.runs.bind(self.core)
         self.replicas = Replicas(
             self.core,
             self.clock,
             self.telemetry,
-            ProcessHost(self.clock),
+            FetchingHost(ProcessHost(self.clock), self.models),
             self._connect,
             _jitter,
             Digests().of,
+        )
+        models = settings.models
+        self.room = Room(ProcMemory(), RoomSettings(models.memory_bytes, models.vram_bytes), self.replicas.all_pids)
+        self.residents = Residents(
+            self.core, self.replicas, self.room, self.clock, self.telemetry, models.load_ms / 1000
         )
         self.gauges = Gauges(self.core, self.clock, gpus or NvmlProbe(), self.replicas.serving, self.runs.proving)
         self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
@@ -188,22 +210,18 @@ class Daemon:
             draw_seed or (lambda: secrets.randbelow(SEEDS)),
             RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
         )
-        self.pools = Pools(self.core, _limits(settings), contract.api_version())
-        self.operations = Operations(self.core, self.clock, self.telemetry)
+        self.pools = Pools(self.core, _limits(settings), contract.api_version(), self.models.progress)
+        self.operations = Operations(self.core, self.clock, self.telemetry, self.replicas.revive)
         self.reloads = Reloads(
             self.operations,
             self.core,
             self.replicas,
-            LocalFiles(
-                settings.models.roots,
-                (r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None),
-            ),
-            ProcMemory(),
+            self.models,
+            self.residents,
+            self.room,
             self.clock,
             self.telemetry,
-            ReloadSettings(
-                settings.models.drain_ms / 1000, settings.models.load_ms / 1000, settings.models.memory_bytes
-            ),
+            ReloadSettings(models.drain_ms / 1000, models.load_ms / 1000),
             self.admission.forget_counts,
         )
         self.metrics.watch(self._state)
@@ -252,7 +270,7 @@ class Daemon:
         self.core.restore(journaled, self.journal.deleted_sessions(), sse.split, now, wall_ms)
         for task_id, artifact in self.journal.transcripts():
             self.artifacts.archive(task_id, artifact)
-        self.replicas.start(
+        self.residents.start(
             [_replica_spec(p, r).serving(self.core.pools[p.id].model) for p in self.settings.pools for r in p.replicas]
         )
         self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
@@ -293,8 +311,10 @@ class Daemon:
         self.dispatch.abort_all()
         await self.dispatch.drained()
         await self.operations.stop()
+        await self.residents.stop()
         await self.gauges.stop()
         await self.replicas.stop()
+        await self.models.close()
         self._archiver.cancel()
         await asyncio.gather(self._archiver, return_exceptions=True)
         await self.journal.close()
@@ -329,6 +349,22 @@ class Daemon:
             return MemoryArtifacts()
         return FileArtifacts(self.settings.data_path / "artifacts", canonical.id_of)
 
+    def _models(self) -> Models:
+        settings, fetch = self.settings, self.settings.models.fetch
+        policy = _fetch_policy(fetch)
+        named = [r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None]
+        local = LocalFiles(settings.models.roots, filter(None, named))
+        cache = Cache(settings.data_path / "models")
+        https = Https(policy, self.clock)
+        models = Models(local, policy, cache, https, Downloads(https, cache, policy, self.clock), Buckets(policy.s3))
+        for pool in settings.pools:
+            if any(r.process is not None and r.process.model_path is None for r in pool.replicas):
+                try:
+                    models.check(pool.model)
+                except ModelUnavailable as error:
+                    raise ConfigError(f"pool {pool.id!r}: {error}") from None
+        return models
+
     def _connect(self, spec: ReplicaSpec, url: str) -> Engine:
         pool = next(p for p in self.settings.pools if p.id == spec.pool_id)
         replica = next(r for r in pool.replicas if r.id == spec.id)
@@ -346,11 +382,14 @@ class Daemon:
                     ctx=mock.ctx,
                     token_ms=mock.token_ms,
                     prefill_ms=mock.prefill_ms,
+                    load_ms=mock.load_ms,
                 )
+            self.mocks[key].start()
             return self.mocks[key]
         key_name = replica.api_key_env
         api_key = os.environ.get(key_name) if key_name else None
-        engine: Engine = self._drivers[pool.driver or pool.engine](url, clock=self.clock, api_key=api_key)
+        make = self._drivers[pool.driver or pool.engine]
+        engine: Engine = make(url, clock=self.clock, api_key=api_key, **driver_options(make, replica))
         return engine
 
     def _state(self) -> Iterable[prometheus.Sample]:
@@ -360,6 +399,8 @@ class Daemon:
                 yield "queue_depth", {**labels, "priority": priority}, pool.queue.depth(priority)
             yield "active_leases", labels, len(pool.leases)
             yield "pool_ready", labels, float(pool.ready)
+            if pool.spec.on_demand:
+                yield "orchestratord_model_resident", labels, float(pool.stay.phase == "in")
             for replica in pool.ready_replicas:
                 yield from _gauges(replica, {**labels, "engine_version": replica.engine_version})
 
@@ -395,9 +436,21 @@ def driver(name: str) -> Callable[..., Any]:
     return loaded
 
 
+def driver_options(make: Callable[..., Any], replica: ReplicaSettings) -> dict[str, int | str]:
+    """What to make a replica's driver with: its `options`, and of its process what the driver may want to know of an
+    engine that does not tell. Raises ConfigError."""
+    takes = set(inspect.signature(make).parameters) - {"url", "clock", "api_key"}
+    if unknown := sorted(replica.options.keys() - takes):
+        there = f"It takes {', '.join(sorted(takes))}." if takes else "It takes none."
+        raise ConfigError(f"replica {replica.id!r}: its driver has no option {unknown[0]!r}. {there}")
+    process = replica.process
+    known: dict[str, int | str] = {} if process is None else {"slots": process.slots, "ctx": process.ctx}
+    return {**{name: value for name, value in known.items() if name in takes}, **replica.options}
+
+
 def _access(settings: Settings) -> Access:
     auth = settings.auth
-    documents = tuple(f"/openapi/{name}.json" for name in contract.CONTRACTS)
+    documents = tuple(f"/openapi/{name}.{kind}" for name in contract.CONTRACTS for kind in ("json", "yaml"))
     names = {"healthz": ("/healthz",), "readyz": ("/readyz",), "docs": ("/docs",), "openapi": documents}
     hosts = Access().hosts
     assert hosts is not None
@@ -424,7 +477,10 @@ def _pool_spec(pool: PoolSettings, profiles: dict[str, Sampling]) -> PoolSpec:
         queue=QueueSpec(
             pool.queue.capacity, pool.queue.full_policy, pool.queue.batch_capacity, pool.queue.batch_age_ms / 1000
         ),
-        prior=Prior(prior.overhead_ms, prior.ms_per_unit, prior.fraction),
+        prior=Prior(prior.overhead_ms, prior.ms_per_unit, prior.fraction, prior.load_ms),
+        on_demand=pool.load == "on_demand",
+        min_resident_s=pool.min_resident_ms / 1000,
+        idle_unload_s=pool.idle_unload_ms / 1000,
         pins=Pins(pins.engine_version, pins.model_digest, pins.profile, knobs),
     )
 
@@ -438,6 +494,8 @@ def _replica_spec(pool: PoolSettings, replica: ReplicaSettings) -> ReplicaSpec:
         _process_spec(pool, replica),
         replica.device_mask,
         memory_bytes=replica.memory_bytes,
+        vram_bytes=replica.vram_bytes,
+        restarts=(pool.restarts.limit, pool.restarts.window_ms / 1000),
     )
 
 
@@ -447,7 +505,7 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         return None
     return ProcessSpec(
         driver=pool.driver or pool.engine,
-        model_path=str(Path(process.model_path).expanduser()),
+        model_path=pool.model if process.model_path is None else str(Path(process.model_path).expanduser()),
         slots=process.slots,
         ctx=process.ctx,
         threads=process.threads,
@@ -456,6 +514,23 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         env=dict(process.env),
         device_mask=replica.device_mask,
         mode=process.mode,
+    )
+
+
+def _fetch_policy(fetch: FetchSettings) -> FetchPolicy:
+    s3 = fetch.s3
+    return FetchPolicy(
+        schemes=frozenset(fetch.schemes),
+        hosts=tuple(host_pattern(host, wildcard=True) for host in fetch.hosts),
+        private=frozenset(map(host_pattern, fetch.allow_private)),
+        tokens={host_pattern(host): name for host, name in fetch.tokens.items()},
+        ca_roots=tuple(str(Path(path).expanduser()) for path in fetch.ca_roots.values()),
+        hub=parse_url(fetch.hub),
+        s3=S3Access(parse_url(s3.endpoint), s3.region, s3.access_key_env, s3.secret_key_env, s3.session_token_env),
+        max_bytes=fetch.max_bytes,
+        connect_s=fetch.connect_ms / 1000,
+        idle_s=fetch.idle_ms / 1000,
+        total_s=fetch.total_ms / 1000,
     )
 
 

@@ -1,8 +1,9 @@
-"""The command line: `serve`, `run`, `status`, `config`."""
+"""The command line: `serve`, `run`, `status`, `verify`, `config`."""
 
 from __future__ import annotations
 
 import argparse
+import importlib
 import json
 import os
 import sys
@@ -42,6 +43,12 @@ def main(argv: list[str] | None = None) -> int:
 
     commands.add_parser("status", help="show the pools of a running daemon")
 
+    verify = commands.add_parser("verify", help="check that a running daemon keeps its contracts (extra `testing`)")
+    verify.add_argument("url", help="http://host:port")
+    verify.add_argument("--token", default=os.environ.get("AUTH_TOKEN"), help="by default AUTH_TOKEN")
+    verify.add_argument("--model-ref", help="model of the one small task; by default the first ready pool's")
+    verify.add_argument("--json", action="store_true", help="a report for programs")
+
     config = commands.add_parser("config", help="check a configuration file, or print its JSON Schema")
     config.add_argument("action", choices=["check", "schema"])
     config.add_argument("file", nargs="?", type=Path)
@@ -50,7 +57,8 @@ def main(argv: list[str] | None = None) -> int:
         client.add_argument("--url", default=os.environ.get("ORCHD_URL", DEFAULT_URL))
 
     arguments = parser.parse_args(argv)
-    return {"serve": _serve, "run": _run, "status": _status, "config": _config}[arguments.command](arguments)
+    table = {"serve": _serve, "run": _run, "status": _status, "verify": _verify, "config": _config}
+    return table[arguments.command](arguments)
 
 
 def _complain(text: str, code: int) -> int:
@@ -210,6 +218,22 @@ def _progress(event: Any, admission: dict[str, Any]) -> None:
     position = data.get("queue_position", admission["queue_position"])
     line = f"position {position}, expected to start in {start_ms / 1000:.1f} s"
     print(f"\r\x1b[K{line}", end="", file=sys.stderr, flush=True)
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """0: every answer was as declared; 1: not so; 69: nobody answers."""
+    try:  # by name: the kit stands above the command line, and its libraries are an extra
+        provider = importlib.import_module("orchestratord.testing.provider")
+    except ImportError as error:
+        return _complain(f"{error.name} is missing: pip install 'orchestratord[testing]'", USAGE)
+    try:
+        report = provider.inspect(arguments.url, arguments.token, arguments.model_ref)
+    except ValueError as error:
+        return _complain(str(error), USAGE)
+    except OSError as error:  # of requests too
+        return _reach(arguments, error)
+    print(report.json() if arguments.json else "\n".join(report.table()))
+    return 1 if report.failed else 0
 
 
 def _config(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,9 @@ import platformdirs
 import yaml
 from msgspec import Meta, Struct, field
 
+from orchestratord.domain.modelref import parse as parse_ref
+from orchestratord.domain.url import BadReference, host_pattern, parse_url
+
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Positive = Annotated[int, Meta(ge=1)]
 Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
@@ -127,6 +130,7 @@ class PriorSettings(Section, frozen=True):
     overhead_ms: Annotated[float, Meta(ge=0)] = 100.0
     ms_per_unit: Annotated[float, Meta(gt=0)] = 20.0
     fraction: Annotated[float, Meta(gt=0, le=1)] = 0.5
+    load_ms: Annotated[float, Meta(ge=0)] = 10_000.0
 
 
 class WatchdogSettings(Section, frozen=True):
@@ -135,6 +139,13 @@ class WatchdogSettings(Section, frozen=True):
     first_token_ms: Annotated[int, Meta(ge=0)] = 120_000
     idle_ms: Annotated[int, Meta(ge=0)] = 60_000
     wall_ms: Annotated[int, Meta(ge=0)] = 0
+
+
+class RestartSettings(Section, frozen=True):
+    """How often an engine of ours is restarted within a window before it stays down."""
+
+    limit: Annotated[int, Meta(ge=1, le=10_000)] = 20
+    window_ms: Millis = 600_000
 
 
 class PinSettings(Section, frozen=True):
@@ -146,9 +157,9 @@ class PinSettings(Section, frozen=True):
 
 
 class ProcessSettings(Section, frozen=True):
-    """An engine the daemon starts and supervises."""
+    """An engine the daemon starts and supervises. Without `model_path` its model is what the pool's reference means."""
 
-    model_path: str
+    model_path: str | None = None
     mode: Literal["completion", "embedding", "rerank"] = "completion"
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
     ctx: Annotated[int, Meta(ge=64)] = 4096
@@ -165,6 +176,7 @@ class MockSettings(Section, frozen=True):
     ctx: Annotated[int, Meta(ge=64)] = 4096
     token_ms: Annotated[float, Meta(ge=0)] = 0.0
     prefill_ms: Annotated[float, Meta(ge=0)] = 0.0
+    load_ms: Annotated[float, Meta(ge=0)] = 0.0
 
 
 class ReplicaSettings(Section, frozen=True):
@@ -176,7 +188,9 @@ class ReplicaSettings(Section, frozen=True):
     mock: MockSettings | None = None
     device_mask: str | None = None
     memory_bytes: Positive | None = None
+    vram_bytes: Positive | None = None
     api_key_env: str | None = None
+    options: dict[str, int | str] = {}
 
     def __post_init__(self) -> None:
         if sum(x is not None for x in (self.url, self.process, self.mock)) != 1:
@@ -194,8 +208,50 @@ class PoolSettings(Section, frozen=True):
     queue: QueueSettings = field(default_factory=QueueSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
     watchdogs: WatchdogSettings = field(default_factory=WatchdogSettings)
+    restarts: RestartSettings = field(default_factory=RestartSettings)
+    load: Literal["always", "on_demand"] = "always"
+    min_resident_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 5_000
+    idle_unload_ms: Annotated[int, Meta(ge=0, le=7 * 86_400_000)] = 0
     pins: PinSettings = field(default_factory=PinSettings)
     replicas: tuple[ReplicaSettings, ...] = ()
+
+
+class BucketSettings(Section, frozen=True):
+    """Where `s3://` is. Keys come from the environment; without them requests are not signed."""
+
+    endpoint: str = "https://s3.amazonaws.com"
+    region: str = "us-east-1"
+    access_key_env: str = "AWS_ACCESS_KEY_ID"
+    secret_key_env: str = "AWS_SECRET_ACCESS_KEY"  # noqa: S105 - a name
+    session_token_env: str = "AWS_SESSION_TOKEN"  # noqa: S105 - a name
+
+    def __post_init__(self) -> None:
+        _root_url("models.fetch.s3.endpoint", self.endpoint)
+
+
+class FetchSettings(Section, frozen=True):
+    """What models may be fetched, and from where. Nothing unless `schemes` names something."""
+
+    schemes: tuple[Literal["hf", "https", "s3", "oci"], ...] = ()
+    hosts: tuple[str, ...] = ()
+    allow_private: tuple[str, ...] = ()
+    max_bytes: Positive = 256 * 1024**3
+    connect_ms: Millis = 10_000
+    idle_ms: Millis = 60_000
+    total_ms: Millis = 86_400_000
+    ca_roots: dict[Name, str] = {}
+    tokens: dict[str, str] = {}
+    hub: str = "https://huggingface.co"
+    s3: BucketSettings = field(default_factory=BucketSettings)
+
+    def __post_init__(self) -> None:
+        for name, hosts in (("allow_private", self.allow_private), ("tokens", self.tokens), ("hosts", self.hosts)):
+            for host in hosts:
+                try:
+                    host_pattern(host, wildcard=name == "hosts")
+                except BadReference as error:
+                    raise ValueError(f"models.fetch.{name}: {host!r} is no host or host:port ({error})") from None
+        _root_url("models.fetch.hub", self.hub)
 
 
 class ModelSettings(Section, frozen=True):
@@ -205,6 +261,9 @@ class ModelSettings(Section, frozen=True):
     drain_ms: Millis = 300_000
     load_ms: Millis = 600_000
     memory_bytes: Positive | None = None
+    vram_bytes: dict[str, Positive] = {}
+    starve_ms: Millis = 60_000
+    fetch: FetchSettings = field(default_factory=FetchSettings)
 
 
 class ProfileSettings(Section, frozen=True):
@@ -255,6 +314,7 @@ class Settings(Section, frozen=True):
                 known = ", ".join(sorted(self.all_profiles))
                 raise ValueError(f"pool {pool.id!r} is pinned to profile {pool.pins.profile!r}; there are {known}")
             _unique(f"replica in pool {pool.id}", [replica.id for replica in pool.replicas])
+            _needs_reference(pool)
             if not self.allow_mock and (pool.driver == "mock" or any(r.mock for r in pool.replicas)):
                 raise ValueError(f"pool {pool.id!r} uses the mock engine; set `allow_mock = true` if that is meant")
         if "v1" in self.profiles:
@@ -267,6 +327,26 @@ class Settings(Section, frozen=True):
     @property
     def all_profiles(self) -> dict[str, ProfileSettings]:
         return {"v1": V1, **self.profiles}
+
+
+def _needs_reference(pool: PoolSettings) -> None:
+    lacking = [r.id for r in pool.replicas if r.process is not None and r.process.model_path is None]
+    if lacking:
+        try:
+            parse_ref(pool.model)
+        except BadReference as error:
+            raise ValueError(
+                f"replica {lacking[0]!r} of pool {pool.id!r} needs process.model_path, or the pool a model that can be "
+                f"fetched. {error}"
+            ) from None
+
+
+def _root_url(setting: str, text: str) -> None:
+    try:
+        if parse_url(text).target != "/":
+            raise BadReference("a path is not wanted")
+    except BadReference as error:
+        raise ValueError(f"{setting}: {text!r} must be https://host or https://host:port ({error})") from None
 
 
 def _unique(what: str, ids: list[str]) -> None:

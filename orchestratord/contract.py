@@ -88,6 +88,13 @@ def load(name: str) -> dict[str, Any]:
     return bundle_document(_read(f"{name}.yaml"), _read(_SHARED))
 
 
+@cache
+def as_yaml(name: str) -> bytes:
+    """One contract as a self-contained YAML document, UTF-8."""
+    dumper = getattr(yaml, "CSafeDumper", yaml.SafeDumper)
+    return bytes(yaml.dump(load(name), Dumper=dumper, sort_keys=False, allow_unicode=True, encoding="utf-8"))
+
+
 def bundle(name: str) -> dict[str, Any]:
     """A copy of one contract that the caller may change."""
     return copy.deepcopy(load(name))

@@ -5,7 +5,7 @@ Every implementation of a port, the test doubles included, passes the same suite
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Callable, Generator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -184,7 +184,7 @@ class JobEnd:
     tokens_out: int
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Chunk:
     """Everything one read from the engine brought: texts in order, then results, then perhaps the end.
 
@@ -192,10 +192,13 @@ class Chunk:
     frames, since a token may come without one.
     """
 
-    texts: Sequence[str] = ()
-    results: Sequence[dict[str, Any]] = ()  # payloads of `result` events
+    texts: list[str] = field(default_factory=list)
+    results: list[dict[str, Any]] = field(default_factory=list)  # payloads of `result` events
     tokens_out: int = 0
     end: JobEnd | None = None
+
+
+Deliver = Callable[[Chunk], bool]  # False: nothing more is wanted
 
 
 class EngineError(Exception):
@@ -225,10 +228,14 @@ class Engine(Protocol):
     async def props(self) -> EngineProps:
         """Identity and limits of the loaded model. Raises EngineError."""
 
-    def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
-        """Run a job. The iterator ends after a chunk with `end`; an end of bytes without one raises
-        EngineError(lost). Leaving the context early aborts the job: the connection is closed at once, without
-        waiting for the engine. Raises EngineError on entering (refused, full, lost) or while iterating."""
+    async def run(self, job: Job, deliver: Deliver) -> None:
+        """Run a job to its end.
+
+        `deliver` is called on the event loop with what each read brought, in the call that read it; the chunk with
+        `end` is the last. When it returns False, or when `run` is cancelled, the job is aborted: the connection is
+        closed at once, without waiting for the engine. Bytes that end before the engine's own end raise
+        EngineError(lost); EngineError also for a job that is not taken (refused, full) or fails.
+        """
 
     async def busy(self) -> frozenset[int] | None:
         """The slots the engine is working on right now; None if it cannot tell. Raises EngineError."""
@@ -283,7 +290,7 @@ class ProcessSpec:
     """How to run an engine: its own options, as the configuration gives them."""
 
     driver: str
-    model_path: str
+    model_path: str  # or a model reference, which is resolved first
     slots: int
     ctx: int  # per slot
     threads: int
@@ -317,13 +324,23 @@ class HostMemory(Protocol):
     def resident(self, pid: int) -> int | None:
         """Bytes a process has in memory."""
 
+    def private(self, pid: int) -> int | None:
+        """Of these, the bytes that come back when it ends: without files, which the system may drop at any time."""
+
     def file_size(self, path: str) -> int:
         """Bytes of a local file; 0 if it cannot be seen."""
 
 
 # -- models ------------------------------------------------------------------------------------------------
 class ModelUnavailable(Exception):
-    """A model cannot be had. `code`: UNTRUSTED_ARTIFACT (policy or content), NOT_FOUND."""
+    """A model cannot be had; the message says what to do. `code` is one of
+
+    UNTRUSTED_ARTIFACT: the policy forbids it, or it is not what was asked for;
+    NOT_FOUND: there is nothing, or nothing definite, under the reference;
+    FETCH_FAILED: it cannot be reached or read now; what came of it already is gone on with the next time;
+    DISK_FULL: there is no room for it;
+    NOT_INSTALLED: an optional part of the package is needed.
+    """
 
     def __init__(self, code: str, message: str) -> None:
         self.code = code
@@ -331,19 +348,32 @@ class ModelUnavailable(Exception):
 
 
 class ModelFiles(Protocol):
-    """From a model reference to a file on this machine."""
+    """From a model reference (`domain.modelref`) to a file or folder on this machine.
+
+    What is fetched lies in a cache addressed by content: no name from outside becomes a path. Fetching is off unless
+    the configuration allows the scheme and the host; it reaches no private address that is not named as such.
+    """
 
     def check(self, ref: str) -> None:
         """Whether the policy allows the reference at all, without looking anywhere. Raises ModelUnavailable."""
 
-    async def resolve(self, ref: str) -> str:
-        """The path of the model, fetched if need be. Raises ModelUnavailable."""
+    async def resolve(self, ref: str, digest: str | None = None) -> str:
+        """The path of the model, fetched if need be. `digest` (sha256:<64 hex>) is what it must have.
+
+        A model of several files is a folder, or the first of its numbered files. Whoever asks for what is being
+        fetched already joins; when nobody waits any more, fetching stops and can be gone on with. What an earlier
+        fetch of the reference brought serves while its server cannot be asked. Raises ModelUnavailable; a file with
+        another digest than was asked for is never left behind.
+        """
 
     async def verify(self, path: str) -> str | None:
         """The file is whole and of a kind engines load; its digest (sha256:<64 hex>) where one had to be checked.
 
         Raises ModelUnavailable.
         """
+
+    def progress(self, ref: str) -> tuple[int, int] | None:
+        """Bytes there and bytes in all (0: not known) of a reference that is being fetched; None if it is not."""
 
 
 # -- telemetry ---------------------------------------------------------------------------------------------

@@ -11,6 +11,7 @@ import resource
 import socket
 import threading
 import uuid
+from collections.abc import Callable
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from orchestratord.app import Daemon
 from orchestratord.wire.errors import HttpError, render
+from orchestratord.wire.responses import WIRE
 
 URL_BYTES = 8 * 1024
 HEAD_BYTES = 16 * 1024
@@ -44,6 +46,7 @@ class Protocol(HttpToolsProtocol):
         self._working: RequestResponseCycle | None = None  # uvicorn's `cycle` is the newest, perhaps still queued
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
+        self._bound: tuple[Callable[[], object], Callable[[], object]] | None = None  # drained, lost
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
@@ -59,6 +62,8 @@ class Protocol(HttpToolsProtocol):
             working.disconnected = True
             working.message_event.set()
         super().connection_lost(exc)
+        if self._bound is not None:
+            self._bound[1]()
 
     def data_received(self, data: bytes) -> None:
         if self.parser is not None and self._refused is None and not self.transport.is_closing():
@@ -121,12 +126,40 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._working = cycle
+        cycle.scope["extensions"] = {WIRE: self}  # type: ignore[dict-item]
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
         if self._refused is not None and self._idle:
             self._answer(self._refused)
+
+    # -- the body of a stream, past ASGI (wire.responses.Wire) ----------------------------------------------
+    @property
+    def full(self) -> bool:
+        return self.flow.write_paused
+
+    def bind(self, drained: Callable[[], object], lost: Callable[[], object]) -> None:
+        self._bound = drained, lost
+        if self.transport.is_closing():
+            lost()
+        self.flow.resume_reading()  # else nobody would notice that the client has left
+
+    def unbind(self) -> None:
+        self._bound = None
+
+    def write(self, data: bytes) -> None:
+        working = self._working
+        assert working is not None
+        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if working.chunked_encoding else data)
+
+    def abort(self) -> None:
+        self.transport.abort()
+
+    def resume_writing(self) -> None:
+        super().resume_writing()
+        if self._bound is not None:
+            self._bound[0]()
 
     # -- answers of our own --------------------------------------------------------------------------------
     def send_400_response(self, msg: str) -> None:

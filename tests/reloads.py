@@ -181,7 +181,7 @@ process = {{ model_path = "{self._models[0]}", slots = 1, ctx = 1024, threads = 
         body = {"new_model_ref": f"file:{self._models[1 - self._serving]}"}
         with contextlib.suppress(OSError):  # killed before it could answer
             session.post("/v1/pools/home/reload", json=body)
-        daemon.ended(30)
+        daemon.ended()
         self.kills[step] += 1
 
     def _inspect(self, session: VerifyingSession) -> None:

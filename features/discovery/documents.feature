@@ -16,6 +16,16 @@ Feature: Documents
         | control  | listPools  |
 
     @portable
+    Scenario Outline: The <document> contract says the same in YAML
+      When somebody fetches the "<document>" contract in YAML
+      Then it is the document that is served as JSON
+
+      Examples: contracts in YAML
+        | document |
+        | data     |
+        | control  |
+
+    @portable
     Scenario: A contract that does not exist is refused
       When somebody fetches the "other" contract
       Then it is refused as INVALID_PARAMS
@@ -24,6 +34,7 @@ Feature: Documents
     Scenario: The reference page has every operation
       When somebody opens the reference page
       Then the page has every operation
+      And it loads nothing from elsewhere
 
   @OC-CTRL-2062
   Rule: Nothing else is served

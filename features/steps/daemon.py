@@ -5,10 +5,12 @@ from __future__ import annotations
 import contextlib
 import io
 import os
+import re
 from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Any
 from unittest.mock import patch
+from urllib.parse import urlsplit
 
 import yaml
 from behave import given, step, then, when
@@ -270,9 +272,30 @@ def page_has_every_operation(context: Any) -> None:
     assert not missing, f"the page lacks {missing}"
 
 
+@then("it loads nothing from elsewhere")
+def page_is_alone(context: Any) -> None:
+    page = context.world.answer.text
+    loads = re.findall(r"<(?:script|link|img|iframe|object)|@import|url\(|(?:src|href)=['\"]?(?:https?:)?//", page)
+    assert not loads, f"the page has {loads}"
+
+
 @when('somebody fetches the "{document:Text}" contract')
 def contract_is_fetched(context: Any, document: str) -> None:
     context.world.send("GET", f"/openapi/{document}.json")
+
+
+@when('somebody fetches the "{document:Text}" contract in YAML')
+def fetch_yaml(context: Any, document: str) -> None:
+    context.world.send("GET", f"/openapi/{document}.yaml")
+
+
+@then("it is the document that is served as JSON")
+def is_same_document(context: Any) -> None:
+    answer = context.world.answer
+    assert answer.headers["Content-Type"] == "application/yaml"
+    told = yaml.safe_load(answer.content)
+    context.world.send("GET", urlsplit(answer.url).path.replace(".yaml", ".json"))
+    assert told == context.world.answer.json(), "the two notations differ"
 
 
 @then("it is a whole OpenAPI document with operation {operation:Word}")

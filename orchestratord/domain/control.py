@@ -150,7 +150,7 @@ class Control(Core):
         """The pool the task belongs to now: its own if that can take it, else what placement says, or raises."""
         snapshots = self._snapshots(task.request, now)
         own = [s for s in snapshots if s.id == pool.id]
-        if own[0].serves and not pool.draining:
+        if own[0].serves and not pool.draining and not pool.stay.shut:
             try:
                 return place(task.request, own).pool_id
             except Refusal as refusal:

@@ -68,7 +68,7 @@ class Core(Lives):
         decision = place(request, self._snapshots(request, now))
         pool = self.pools[decision.pool_id]
         position = forecast.position(pool, request.priority)
-        start = forecast.start_ms(pool, request.priority)
+        start = forecast.start_ms(pool, request.priority, now=now)
         end = start + pool.service.estimate_ms(request)
         if end > request.deadline_ms:
             raise DeadlineUnmet(
@@ -213,9 +213,9 @@ class Core(Lives):
         """Lease every free slot that the heads of the queues can use."""
         leases: list[Lease] = []
         for pool in self.pools.values():
-            if not pool.draining:
+            if pool.takes_work:
                 leases += [self._lease(pool, r, 0, task, now, wall_ms) for r, task in _kept(pool)]
-            while not pool.draining and (task := pool.queue.head(now)) is not None:
+            while pool.takes_work and (task := pool.queue.head(now)) is not None:
                 session = self.sessions.get(task.session_id, now)
                 warm = session.warm if session is not None and session.kv_warm else None
                 strict = task.request.determinism == "strict"

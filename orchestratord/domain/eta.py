@@ -33,6 +33,7 @@ class Prior:
     overhead_ms: float = 100.0
     ms_per_unit: float = 20.0  # per output token, or per input of embedding and rerank
     fraction: float = 0.5  # of the units asked for that a task really uses
+    load_ms: float = 10_000.0  # to load the model, if it is loaded on demand
 
 
 def kind_of(request: TaskRequest) -> Kind:

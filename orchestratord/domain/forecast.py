@@ -21,16 +21,40 @@ def position(pool: Pool, priority: Priority, task: Task | None = None) -> int:
     return pool.queue.retrying + (len(pool.queue) if priority == "batch" else pool.queue.depth(priority))
 
 
-def start_ms(pool: Pool, priority: Priority, task: Task | None = None) -> float:
+def start_ms(pool: Pool, priority: Priority, task: Task | None = None, now: float | None = None) -> float:
     """Predicted wait of `task`, or of a newcomer of `priority`, in milliseconds.
 
     Batch work is also overtaken by interactive work that is still to come: it gets what that leaves of the slots.
+    A model that is not in memory has to be loaded first; without `now` that is taken to begin only then.
     """
     near = [other.admitted.request for other in islice(pool.queue.ahead_of(priority, task), NEAR)]
     ahead = pool.service.estimates_ms(near)
     rest = _rest_ms(pool, priority, task, near, ahead) if len(near) == NEAR else 0.0
-    start = eta.start_ms(pool.slots, _running(pool), ahead, rest)
-    return start / (1 - pool.service.interactive_load) if priority == "batch" else start
+    start = eta.start_ms(pool.slots_when_loaded, _running(pool), ahead, rest)
+    share = 1 - pool.service.interactive_load if priority == "batch" else 1.0
+    return opening_ms(pool, now) + start / share
+
+
+def opening_ms(pool: Pool, now: float | None) -> float:
+    """Until the model of an on-demand pool is in memory: what makes room for it, and its load."""
+    stay = pool.stay
+    if not pool.spec.on_demand or (stay.phase == "in" and not stay.yielding):
+        return 0.0
+    if now is not None and stay.opens_at is not None:
+        return max(0.0, (stay.opens_at - now) * 1000)
+    return (stay.load_s if stay.opens_in_s is None else stay.opens_in_s) * 1000
+
+
+def empties_ms(pool: Pool) -> float:
+    """Until all that runs and waits now is done."""
+    near = pool.service.estimates_ms(task.admitted.request for task in islice(pool.queue, NEAR))
+    whole = sum(near) * len(pool.queue) / len(near) if near else 0.0
+    return runs_ms(pool) + whole / max(1, pool.slots_when_loaded)
+
+
+def runs_ms(pool: Pool) -> float:
+    """Until all that runs now is done: at most the longest of the services, half over on average."""
+    return max(_running(pool), default=0.0) / 2
 
 
 def _running(pool: Pool) -> list[float]:
@@ -51,16 +75,16 @@ def _rest_ms(pool: Pool, priority: Priority, task: Task | None, near: list[TaskR
 
 def room_ms(pool: Pool) -> float:
     """When the next seat in the queue comes free, in milliseconds: when the next task is dispatched."""
-    return eta.start_ms(pool.slots, _running(pool), ())
+    return opening_ms(pool, None) + eta.start_ms(pool.slots_when_loaded, _running(pool), ())
 
 
 def backoff_ms(pool: Pool) -> int:
     """Advice for the next submission: until the queue has drained to half; 0 below half full."""
     over = len(pool.queue) + 1 - pool.queue.capacity // 2
-    if over <= 0 or not pool.slots:
+    if over <= 0 or not pool.slots_when_loaded:
         return 0
     near = pool.service.estimates_ms(task.admitted.request for task in islice(pool.queue, NEAR))
-    return int(over * sum(near) / len(near) / pool.slots) if near else 0
+    return int(over * sum(near) / len(near) / pool.slots_when_loaded) if near else 0
 
 
 def on_time_probability(pool: Pool, task: Task, now: float) -> float:
@@ -69,7 +93,7 @@ def on_time_probability(pool: Pool, task: Task, now: float) -> float:
         return 0.0 if task.state is TaskState.FAILED else 1.0
     needed, spent = pool.service.estimate_ms(task.request), 0.0
     if task.started is None:
-        needed += start_ms(pool, task.request.priority, task)
+        needed += start_ms(pool, task.request.priority, task, now)
     else:
         spent = (now - task.started) * 1000
     return eta.on_time_probability((task.deadline - now) * 1000, needed, pool.service.spread(task.request), spent)
@@ -81,24 +105,28 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
     ready = pool.ready_replicas
     probes = [max(1, int((r.breaker.open_until - now) * 1000)) for r in ready if r.breaker.open_until is not None]
     known = [r for r in pool.replicas.values() if r.ctx]
+    opens_at = pool.stay.not_before if pool.stay.shut else pool.opens_at
     hinted = serves and (request.expected_tokens is not None or pool.service.observations > 0)
     return PoolSnapshot(
         id=pool.id,
         engine=pool.spec.engine,
         serves=serves,
-        ready=any(r.available for r in ready),
+        ready=pool.dormant or any(r.available for r in ready),
+        resident=not pool.spec.on_demand or pool.stay.phase == "in",
         probe_in_ms=min(probes, default=None) if not any(r.available for r in ready) else None,
         loading=any(r.state == "loading" for r in pool.replicas.values()),
         draining=pool.draining,
         ctx=max((r.ctx for r in known), default=None),
         workloads=frozenset().union(*(r.workloads for r in known)) if known else None,
         device_masks=frozenset(r.device_mask for r in pool.replicas.values() if r.device_mask),
-        exact=any(r.strict for r in ready),
-        predicted_end_ms=(start_ms(pool, request.priority) + pool.service.estimate_ms(request) if hinted else None),
+        exact=any(r.strict for r in ready or known) or (pool.dormant and not known),
+        predicted_end_ms=(
+            start_ms(pool, request.priority, now=now) + pool.service.estimate_ms(request) if hinted else None
+        ),
         holds_session=holds_session,
-        load=(len(pool.queue) + len(pool.leases)) / max(1, pool.slots),
+        load=(len(pool.queue) + len(pool.leases)) / max(1, pool.slots_when_loaded),
         vram_free=sum(r.vram_free for r in ready),
         tokens_per_s=pool.service.units_per_s or 0.0,
         pinned_profile=pool.spec.pins.profile,
-        opens_ms=max(1, int((pool.opens_at - now) * 1000)) if pool.opens_at is not None else None,
+        opens_ms=max(1, int((opens_at - now) * 1000)) if opens_at is not None else None,
     )

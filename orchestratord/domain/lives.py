@@ -138,6 +138,7 @@ class Lives:
         A slot that could not be proven free (`slot_free` false) stays taken until `release`.
         """
         task = lease.task
+        lease.pool.stay.used_at = now
         lease.quarantined = not slot_free
         if slot_free:
             self.release(lease)

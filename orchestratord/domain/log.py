@@ -13,7 +13,7 @@ from __future__ import annotations
 from array import array
 from collections.abc import Callable
 
-Watcher = Callable[[], None]
+Watcher = Callable[[], object]
 
 
 class EventLog:
@@ -26,7 +26,7 @@ class EventLog:
         self._ends = array("Q")
         self._visible = 0  # events readers may see
         self._following = False
-        self._watchers: set[Watcher] = set()
+        self._watchers: tuple[Watcher, ...] = ()
         self.evicted = False  # the frames are in the journal only
         self.sealed: int | None = None  # id of the last event below the seal
         self.terminal_id: int | None = None
@@ -152,15 +152,15 @@ class EventLog:
 
     # -- watching ----------------------------------------------------------------------------------------
     def watch(self, watcher: Watcher) -> None:
-        self._watchers.add(watcher)
+        self._watchers = (*self._watchers, watcher)
 
     def unwatch(self, watcher: Watcher) -> None:
-        self._watchers.discard(watcher)
+        self._watchers = tuple(known for known in self._watchers if known != watcher)
 
     @property
     def watchers(self) -> int:
         return len(self._watchers)
 
     def _notify(self) -> None:
-        for watcher in tuple(self._watchers):
+        for watcher in self._watchers:
             watcher()

@@ -47,6 +47,7 @@ class PoolSnapshot:
     tokens_per_s: float
     pinned_profile: str | None = None  # the one sampler profile it serves
     opens_ms: int | None = None  # of a closed pool: when it is expected to take work again
+    resident: bool = True  # its model is in memory
 
 
 def static_obstacle(job: TaskRequest, pool: PoolSnapshot) -> tuple[str, str] | None:
@@ -163,6 +164,7 @@ def suits(replica: Replica, job: TaskRequest) -> bool:
 _Key = Callable[[PoolSnapshot], float | str]
 _POOL_ORDER: tuple[tuple[str, _Key], ...] = (
     ("predicted_end", lambda p: p.predicted_end_ms or 0.0),
+    ("resident", lambda p: not p.resident),
     ("affinity", lambda p: not p.holds_session),
     ("least_loaded", lambda p: p.load),
     ("free_vram", lambda p: -p.vram_free),
@@ -217,6 +219,7 @@ def _raise_closed(job: TaskRequest, pools: Sequence[PoolSnapshot], *, pinned: bo
         f"{states}. GET /v1/pools/{{id}}/health shows the last error.",
         engine=job.engine,
         pool_id=pools[0].id if len(pools) == 1 else None,
+        retry_after_ms=min((p.opens_ms for p in pools if p.opens_ms is not None), default=None),
     )
 
 

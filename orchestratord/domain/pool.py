@@ -13,9 +13,10 @@ from orchestratord.domain.operation import Fault, Model, Operation
 from orchestratord.domain.pins import Pins
 from orchestratord.domain.queue import QueueSpec, TaskQueue
 from orchestratord.domain.request import DEFAULT_PROFILE, TaskRequest, Workload
+from orchestratord.domain.stay import Stay
 from orchestratord.domain.task import Task
 
-ReplicaState = Literal["loading", "ready", "retiring", "dead"]
+ReplicaState = Literal["unloaded", "loading", "ready", "retiring", "dead"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,6 +30,9 @@ class PoolSpec:
     aliases: tuple[str, ...] = ()
     queue: QueueSpec = field(default_factory=QueueSpec)
     prior: Prior = field(default_factory=Prior)
+    on_demand: bool = False  # loaded when somebody wants it, unloaded for others
+    min_resident_s: float = 0.0
+    idle_unload_s: float = 0.0  # 0: never by itself
     pins: Pins = field(default_factory=Pins)
 
     def serves(self, engine: str, model_ref: str) -> bool:
@@ -152,8 +156,10 @@ class Pool:
     opens_at: float | None = None  # monotonic seconds at which a closed pool is expected to take work again
     last_error: Fault | None = None
     on_release: list[Callable[[], object]] = field(default_factory=list)  # called when a slot is no longer worked on
+    stay: Stay = field(init=False)
 
     def __post_init__(self) -> None:
+        self.stay = Stay(self.spec.prior.load_ms / 1000)
         self.configured = self.spec.model_ref
         self.queue = TaskQueue(self.spec.queue)
         self.service = ServiceModel(self.spec.prior)
@@ -168,15 +174,38 @@ class Pool:
 
     @property
     def ready(self) -> bool:
-        return not self.draining and any(r.available for r in self.replicas.values())
+        return not self.draining and (self.dormant or any(r.available for r in self.replicas.values()))
+
+    @property
+    def dormant(self) -> bool:
+        """Not in memory, or not yet, but it will be for whoever wants it."""
+        return self.spec.on_demand and self.stay.phase != "in" and not self.stay.shut
+
+    @property
+    def takes_work(self) -> bool:
+        """Whether its queue is worked on."""
+        there = not self.spec.on_demand or self.stay.phase in ("coming", "in")
+        return there and not self.draining and not self.stay.yielding
 
     @property
     def ready_replicas(self) -> list[Replica]:
         return [r for r in self.replicas.values() if r.state == "ready"]
 
     @property
+    def known_replicas(self) -> list[Replica]:
+        """The ready ones; of a pool that is not loaded, those of whom an earlier life is known."""
+        return [r for r in self.replicas.values() if r.ctx] if self.dormant else self.ready_replicas
+
+    @property
     def slots(self) -> int:
         return sum(r.slots for r in self.ready_replicas)
+
+    @property
+    def slots_when_loaded(self) -> int:
+        """Of an on-demand pool that is not, those it had when it last was."""
+        if self.slots or not self.spec.on_demand:
+            return self.slots
+        return sum(r.slots for r in self.replicas.values())
 
     @property
     def leases(self) -> list[Lease]:

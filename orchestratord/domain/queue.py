@@ -60,6 +60,12 @@ class TaskQueue:
         """Tasks between two leases, in order."""
         return list(self._again.values())
 
+    @property
+    def waiting_since(self) -> float | None:
+        """When the task that has waited longest was admitted; None if nothing waits that could be dispatched."""
+        heads = [next((t for t in lane.values() if t.committed), None) for lane in self._lanes.values()]
+        return min((t.created for t in (*heads, *self._again.values()) if t is not None), default=None)
+
     def depth(self, priority: Priority) -> int:
         return len(self._lanes[priority])
 

@@ -6,7 +6,10 @@ from typing import Any
 
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.placement import Decision
+from orchestratord.domain.pool import Pool
 from orchestratord.domain.task import Task
+
+WHY_CHARS = 128  # of `waiting_for`, as the contract bounds it
 
 
 def terminal_payload(task: Task) -> dict[str, Any]:
@@ -67,3 +70,16 @@ def decision_view(decision: Decision) -> dict[str, Any]:
         "pinned": decision.pinned,
         "fallback_used": decision.fallback_used,
     }
+
+
+def waiting_for(pool: Pool) -> str | None:
+    """Why a queued task waits, when it is not only for its turn."""
+    running = pool.operation is not None and not pool.operation.over
+    if pool.draining:
+        return "reload" if running and pool.operation is not None and pool.operation.kind == "reload" else "resume"
+    stay = pool.stay
+    if pool.spec.on_demand and stay.yielding:
+        return f"yield: {', '.join(stay.waits_for)}"[:WHY_CHARS]
+    if pool.spec.on_demand and stay.phase != "in":
+        return f"room: {', '.join(stay.waits_for)}"[:WHY_CHARS] if stay.waits_for else "load"
+    return None if any(r.available for r in pool.replicas.values()) else "replica"

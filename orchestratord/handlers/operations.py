@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+
 from orchestratord import contract
 from orchestratord.handlers import Services
 from orchestratord.wire.docs import docs_page
@@ -27,4 +29,8 @@ async def get_docs(app: Services) -> Reply:
 
 
 async def get_contract(app: Services, name: str) -> Reply:
-    return Reply(200, contract.load(name.removesuffix(".json")))
+    document, _, notation = name.partition(".")
+    if notation == "json":
+        return Reply(200, contract.load(document))
+    text = await asyncio.to_thread(contract.as_yaml, document)  # the first time it takes a while
+    return Reply(200, text, media_type=b"application/yaml")

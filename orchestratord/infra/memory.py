@@ -14,6 +14,9 @@ class ProcMemory:
     def resident(self, pid: int) -> int | None:
         return _kilobytes(f"/proc/{pid}/status", "VmRSS:")
 
+    def private(self, pid: int) -> int | None:
+        return _kilobytes(f"/proc/{pid}/status", "RssAnon:")
+
     def file_size(self, path: str) -> int:
         try:
             return os.stat(path).st_size

@@ -12,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from orchestratord.infra.engines import llamacpp_process
+from orchestratord.infra.engines import llamacpp_process, triton_process, vllm_process
 from orchestratord.ports import Clock, ProcessSpec
 
 WARDEN = Path(__file__).with_name("warden.py")
@@ -22,6 +22,8 @@ Command = Callable[[ProcessSpec, int], list[str]]
 Environment = Callable[[ProcessSpec], dict[str, str]]
 DRIVERS: dict[str, tuple[Command, Environment]] = {
     "llamacpp": (llamacpp_process.command, llamacpp_process.environment),
+    "triton": (triton_process.command, triton_process.environment),
+    "vllm": (vllm_process.command, vllm_process.environment),
 }
 
 

@@ -71,7 +71,19 @@ TABLE: dict[str, Series] = {
     ),
     "orchestratord_preloads_total": Series("counter", ("pool_id", "outcome"), "Attempts to make a replica ready."),
     "orchestratord_replica_losses_total": Series("counter", ("pool_id",), "Ready replicas that were lost."),
+    "orchestratord_replica_restarts_total": Series("counter", ("pool_id",), "Engines started anew after a failure."),
+    "orchestratord_engine_faults_total": Series("counter", ("pool_id", "code"), "Failures of engines we run, by kind."),
     "orchestratord_task_retries_total": Series("counter", ("pool_id",), "Tasks tried again before any output."),
+    "orchestratord_model_loads_total": Series("counter", ("pool_id", "outcome"), "Loads of on-demand models."),
+    "orchestratord_model_unloads_total": Series("counter", ("pool_id", "reason"), "Unloads of on-demand models."),
+    "orchestratord_model_thrash_total": Series("counter", ("pool_id",), "Models back within a minute of making room."),
+    "orchestratord_model_resident": Series("state", ("pool_id",), "1 while an on-demand model is in memory."),
+    "orchestratord_model_load_ms": Series(
+        "histogram",
+        ("pool_id",),
+        "What loading an on-demand model took.",
+        (250, 500, 1000, 2500, 5000, 10_000, 20_000, 40_000, 80_000, 160_000),
+    ),
     "orchestratord_breaker_trips_total": Series("counter", ("pool_id",), "Replicas that failed too often in a row."),
 }
 

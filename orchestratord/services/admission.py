@@ -13,10 +13,11 @@ from orchestratord.domain.errors import InvalidParams, Overloaded, PoolUnready, 
 from orchestratord.domain.hooks import Sized
 from orchestratord.domain.pool import Pool
 from orchestratord.domain.ratelimit import RateLimit
-from orchestratord.domain.request import Caller, Sampling, TaskRequest
+from orchestratord.domain.request import Caller, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Journal
 from orchestratord.services.durability import durable
+from orchestratord.services.late import assumed_bound, unknown_knob
 from orchestratord.services.narration import Narrator
 
 T = TypeVar("T")
@@ -116,8 +117,10 @@ class Admission:
         placement = request.placement
         if placement.mode == "pin" and placement.pin_pool_id is None:
             raise InvalidParams("placement.mode is pin: name the pool in pin_pool_id.", rule="pin_unknown_pool")
-        limits = [r.ctx for p in self._core.serving(request) for r in p.ready_replicas]
-        if limits and request.ctx > max(limits):
+        serving = self._core.serving(request)
+        limits = [r.ctx for p in serving for r in p.known_replicas]
+        unknown = any(p.dormant and not p.known_replicas for p in serving)
+        if limits and not unknown and request.ctx > max(limits):
             raise InvalidParams(
                 f"ctx {request.ctx} is more than {request.model_ref} offers here: at most {max(limits)} tokens.",
                 rule="ctx_exceeds_model",
@@ -126,19 +129,20 @@ class Admission:
 
     def _check_knobs(self, request: TaskRequest) -> None:
         """Engines ignore what they do not know, in silence: a knob that would be dropped is refused."""
-        replicas = [r for p in self._core.serving(request) for r in p.ready_replicas]
-        if not replicas:
-            return  # nothing is ready: placement says why
-        honoured = {f for r in replicas for f in r.features} if request.workload == "completion" else set()
-        for knob in Sampling.__slots__:
-            if getattr(request.sampling, knob) is not None and knob not in honoured:
-                raise InvalidParams(
-                    f"{request.model_ref} on {request.engine} cannot honour sampling.{knob} for a "
-                    f"{request.workload}. Leave it out.",
-                    rule="unsupported_sampling",
-                    field=f"sampling.{knob}",
-                    engine=request.engine,
-                )
+        serving = self._core.serving(request)
+        honoured = {f for p in serving for r in p.known_replicas for f in r.features}
+        if not honoured or any(p.dormant and not p.known_replicas for p in serving):
+            return  # nothing is ready: placement says why, or the run once the model is loaded
+        if request.workload != "completion":
+            honoured = set()
+        if (knob := unknown_knob(request, honoured)) is not None:
+            raise InvalidParams(
+                f"{request.model_ref} on {request.engine} cannot honour sampling.{knob} for a {request.workload}. "
+                "Leave it out.",
+                rule="unsupported_sampling",
+                field=f"sampling.{knob}",
+                engine=request.engine,
+            )
 
     # -- prompt size -------------------------------------------------------------------------------------
     async def _size(self, request: TaskRequest) -> tuple[TaskRequest, int]:
@@ -149,7 +153,7 @@ class Admission:
         pools = [p for p in self._core.serving(request) if p.ready_replicas]
         engine = self._engine_of(pools[0]) if pools else None
         if engine is None:
-            return request, 0  # nothing is ready: placement says why
+            return request, assumed_bound(request)  # nothing is ready: placement says why, or the model will be loaded
         if request.workload != "completion":
             return request, await self._check_inputs(engine, request)
         if request.messages is not None:

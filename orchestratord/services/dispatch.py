@@ -24,10 +24,14 @@ class Dispatch:
         self._timer: tuple[float, Timer] | None = None
         self._stopped = False
 
-    def bind(self, core: Core, narrator: Narrator) -> None:
-        """The core and its dispatcher need each other; this ties the knot at start-up."""
+    def bind(self, core: Core, narrator: Narrator, arrange: Callable[[], None]) -> None:
+        """The core and its dispatcher need each other; this ties the knot at start-up.
+
+        `arrange` decides who is in memory, before anything is dispatched.
+        """
         self._core = core
         self._narrator = narrator
+        self._arrange = arrange
 
     def wake(self) -> None:
         """Something may have become dispatchable, or a deadline nearer."""
@@ -41,6 +45,7 @@ class Dispatch:
             return
         now, wall_ms = self._clock.now(), self._clock.wall_ms()
         self._core.expire(now, wall_ms)
+        self._arrange()
         for lease in self._core.dispatch(now, wall_ms):
             if lease.task.attempts == 1:  # a task starts once, however often it is tried
                 self._narrator.started(lease)

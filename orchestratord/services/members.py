@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from urllib.parse import urlsplit
 
 from orchestratord.domain.operation import Model
 from orchestratord.domain.pool import Replica
 from orchestratord.domain.request import Sampling, Workload
-from orchestratord.ports import Clock, Engine, EngineError, EngineProps, Job, ProcessSpec, ReplicaProcess
+from orchestratord.ports import Chunk, Clock, Engine, EngineError, EngineProps, Job, ProcessSpec, ReplicaProcess
 
 
 @dataclass(frozen=True, slots=True)
@@ -24,7 +25,9 @@ class ReplicaSpec:
     device_mask: str | None = None
     model_digest: str | None = None
     memory_bytes: int | None = None  # what it takes, as declared
+    vram_bytes: int | None = None  # the same of its devices, together
     model: Model | None = None  # put in place of the configured one
+    restarts: tuple[int, float] = (20, 600.0)  # so many within so many seconds, then it stays down
 
     @property
     def model_is_foreign(self) -> bool:
@@ -52,8 +55,9 @@ Connect = Callable[[ReplicaSpec, str], Engine]  # (spec, url) -> engine client
 class Down(Exception):
     """The replica stopped being ready, or did not become it; with the engine's last lines, if it was a child."""
 
-    def __init__(self, reason: str, tail: tuple[str, ...] = ()) -> None:
+    def __init__(self, reason: str, tail: tuple[str, ...] = (), code: str = "POOL_UNAVAILABLE") -> None:
         self.tail = tail
+        self.code = code
         super().__init__(reason)
 
 
@@ -74,6 +78,24 @@ class Trial:
             self.up.exception()  # somebody may have stopped waiting
 
 
+class Restarts:
+    """How often a replica was restarted lately: `limit` times within `window_s`, and no more."""
+
+    def __init__(self, limit: int, window_s: float) -> None:
+        self.limit, self.window_s = limit, window_s
+        self._times: deque[float] = deque(maxlen=limit)
+
+    def allows(self, now: float) -> bool:
+        """Whether it may be restarted once more now; if so, that counts."""
+        if len(self._times) == self.limit and now - self._times[0] < self.window_s:
+            return False
+        self._times.append(now)
+        return True
+
+    def clear(self) -> None:
+        self._times.clear()
+
+
 @dataclass(slots=True)
 class Member:
     """A replica and what runs for it."""
@@ -85,6 +107,11 @@ class Member:
     process: ReplicaProcess | None = None
     supervisor: asyncio.Task[None] | None = None
     leaving: asyncio.Future[None] | None = None  # the last stop of its engine
+    restarts: Restarts = field(init=False)
+    revived: asyncio.Event = field(default_factory=asyncio.Event)  # of one that was restarted too often
+
+    def __post_init__(self) -> None:
+        self.restarts = Restarts(*self.spec.restarts)
 
 
 async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
@@ -96,18 +123,12 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
         for workload in sorted(props.workloads):
             await _one_result(engine, workload)
         return
-    job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=Sampling(temperature=0.0), keep_cache=False)
-    async with engine.stream(job) as chunks:
-        async for chunk in chunks:
-            if chunk.end is not None:
-                break
-        else:
-            raise EngineError("lost", "the probe's decode did not end")
+    greedy = Sampling(temperature=0.0) if "temperature" in props.features else Sampling()
+    job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=greedy, keep_cache=False)
+    await engine.run(job, lambda chunk: True)
     before = await engine.busy() or frozenset()  # somebody else may be using an engine we only attach
     long = Job("completion", max_tokens=props.ctx // 2, seed=1, prompt="ping", keep_cache=False)
-    async with engine.stream(long) as chunks:
-        async for _ in chunks:
-            break
+    await engine.run(long, lambda chunk: False)
     pause = 0.01
     while len(await engine.busy() or ()) > len(before):
         await clock.sleep(pause)
@@ -117,10 +138,13 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
 async def _one_result(engine: Engine, workload: Workload) -> None:
     results = 0
     prompt = "ping" if workload == "rerank" else ""
-    async with engine.stream(Job(workload, max_tokens=1, seed=1, prompt=prompt, inputs=("ping",))) as chunks:
-        async for chunk in chunks:
-            results += len(chunk.results)
-            if chunk.end is not None:
-                break
+    job = Job(workload, max_tokens=1, seed=1, prompt=prompt, inputs=("ping",))
+
+    def count(chunk: Chunk) -> bool:
+        nonlocal results
+        results += len(chunk.results)
+        return True
+
+    await engine.run(job, count)
     if results != 1:
         raise EngineError("protocol", f"the probe's {workload} gave {results} results for one input")

@@ -7,8 +7,8 @@ import uuid
 from collections.abc import Callable, Collection, Coroutine
 from typing import Any
 
-from orchestratord.domain.control import Control
 from orchestratord.domain.errors import Conflict, NotFound, StorageUnavailable
+from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.operation import Fault, Operation, OperationKind, OperationState
 from orchestratord.domain.pool import Pool, Replica
 from orchestratord.ports import Clock, Telemetry
@@ -16,13 +16,15 @@ from orchestratord.services.durability import durable
 
 
 class Operations:
-    """What operators start. Every method returns once the operation is journaled, and the work goes on behind it.
+    """What operators start. `revive`: what was given up is tried again.
 
+    Every method returns once the operation is journaled, and the work goes on behind it.
     Raises NotFound, Conflict (with `operation_id`, the running one) and StorageUnavailable.
     """
 
-    def __init__(self, core: Control, clock: Clock, telemetry: Telemetry) -> None:
+    def __init__(self, core: Lodging, clock: Clock, telemetry: Telemetry, revive: Callable[[Pool], object]) -> None:
         self._core = core
+        self._revive = revive
         self._clock = clock
         self._telemetry = telemetry
         self._work: dict[str, asyncio.Task[None]] = {}  # the last operation of each pool
@@ -56,6 +58,7 @@ class Operations:
         pool = self.pool(pool_id)
         last = pool.operation
         if not pool.draining and last is not None and last.kind == "resume":
+            self._try_again(pool)
             return await self.joined(pool, last)
         if last is not None and last.kind == "drain" and last.state == "draining":
             self._work[pool.id].cancel()
@@ -66,7 +69,13 @@ class Operations:
 
     async def _resume(self, pool: Pool) -> None:
         pool.last_error = None
+        self._try_again(pool)
         self.conclude(pool, "succeeded")
+
+    def _try_again(self, pool: Pool) -> None:
+        """What was given up, replicas or loads, gets another chance."""
+        self._revive(pool)
+        self._core.forgive(pool)
 
     # -- what reloads share ------------------------------------------------------------------------------
     async def emptied(self, pool: Pool, ends: float, message: str, only: Collection[Replica] | None = None) -> int:

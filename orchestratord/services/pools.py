@@ -2,21 +2,32 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import NotFound
 from orchestratord.domain.operation import Fault, Operation
 from orchestratord.domain.pool import Pool, Replica
+from orchestratord.domain.views import waiting_for
 
 REASON_CHARS = 256
 
 
 class Pools:
-    def __init__(self, core: Core, limits: dict[str, int], api_version: str) -> None:
+    """`fetched`: bytes there and bytes in all of a reference that is being fetched, see `ports.ModelFiles`."""
+
+    def __init__(
+        self,
+        core: Core,
+        limits: dict[str, int],
+        api_version: str,
+        fetched: Callable[[str], tuple[int, int] | None],
+    ) -> None:
         self._core = core
         self._limits = limits
         self._api_version = api_version
+        self._fetched = fetched
 
     def get(self, pool_id: str) -> Pool:
         """Raises NotFound."""
@@ -40,14 +51,19 @@ class Pools:
     def health(self, pool_id: str) -> dict[str, Any]:
         pool = self.get(pool_id)
         body = self.summary(pool)
-        del body["id"], body["driver"], body["load"]
+        del body["id"], body["driver"]
         rate = pool.service.units_per_s
         body["metrics"] = {
             "service_ms_per_unit": pool.service.ms_per_unit,
             "observations": pool.service.observations,
             **({"tokens_per_s": rate} if rate is not None else {}),
+            **self._fetching(pool),
             **_gauges(pool),
         }
+        if pool.spec.on_demand:
+            body["metrics"] |= {"load_ms": round(pool.stay.load_s * 1000, 1), "loads": pool.stay.loads}
+            if (why := waiting_for(pool)) is not None and len(pool.queue):
+                body["waiting_for"] = why
         body["replicas"] = [_replica(replica) for replica in pool.replicas.values()]
         if pool.engine_version != "unknown":
             body["engine_version"] = pool.engine_version
@@ -60,13 +76,24 @@ class Pools:
             body["operation"] = operation_body(pool.operation)
         return body
 
+    def _fetching(self, pool: Pool) -> dict[str, int]:
+        """How far the model is that the pool waits for, if it is being fetched."""
+        refs = [pool.spec.model_ref]
+        if pool.operation is not None and not pool.operation.over and pool.operation.to_model_ref is not None:
+            refs.insert(0, pool.operation.to_model_ref)
+        done, total = next(filter(None, map(self._fetched, refs)), (None, 0))
+        if done is None:
+            return {}
+        return {"fetch_bytes": done, **({"fetch_total_bytes": total} if total else {})}
+
     def summary(self, pool: Pool) -> dict[str, Any]:
         return {
             "id": pool.id,
             "engine": pool.spec.engine,
             "driver": pool.spec.driver,
             "model_ref": pool.spec.model_ref,
-            "load": "always",
+            "load": "on_demand" if pool.spec.on_demand else "always",
+            "resident": pool.stay.phase == "in",
             "live": pool.live,
             "ready": pool.ready,
             "draining": pool.draining,
@@ -77,6 +104,7 @@ class Pools:
                 "batch": pool.queue.depth("batch"),
                 "capacity": pool.queue.capacity,
             },
+            **({"swaps": pool.stay.swaps} if pool.spec.on_demand else {}),
         }
 
     def capabilities(self) -> dict[str, Any]:

@@ -12,25 +12,32 @@ from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
 
-from orchestratord.domain.control import Control
 from orchestratord.domain.errors import Conflict, InvalidParams, StorageUnavailable
+from orchestratord.domain.lodging import Lodging
+from orchestratord.domain.modelref import is_reference
 from orchestratord.domain.operation import Fault, Model, Operation
 from orchestratord.domain.pool import Pool, Replica
-from orchestratord.ports import Clock, HostMemory, ModelFiles, ModelUnavailable, Telemetry
+from orchestratord.domain.residency import Claim
+from orchestratord.ports import Clock, ModelFiles, ModelUnavailable, Telemetry
 from orchestratord.services.durability import durable
 from orchestratord.services.members import Down, ReplicaSpec
 from orchestratord.services.operations import Operations
 from orchestratord.services.replicas import Replicas
+from orchestratord.services.residents import Residents
+from orchestratord.services.room import Room
 
 
 @dataclass(frozen=True, slots=True)
 class ReloadSettings:
-    """`drain_s`: what running tasks get before they are ended; `load_s`: what a model gets to come up;
-    `memory_bytes`: what all engines of the daemon may take together, None: what the host has."""
+    """`drain_s`: what running tasks get before they are ended; `load_s`: what a model gets to come up, and what room
+    for it gets to become free."""
 
     drain_s: float = 300.0
     load_s: float = 600.0
-    memory_bytes: int | None = None
+
+
+class NoRoom(Exception):
+    """The new model does not fit, whoever makes room for it."""
 
 
 class Reloads:
@@ -39,10 +46,11 @@ class Reloads:
     def __init__(
         self,
         operations: Operations,
-        core: Control,
+        core: Lodging,
         replicas: Replicas,
         files: ModelFiles,
-        memory: HostMemory,
+        residents: Residents,
+        room: Room,
         clock: Clock,
         telemetry: Telemetry,
         settings: ReloadSettings,
@@ -52,12 +60,12 @@ class Reloads:
         self._core = core
         self._replicas = replicas
         self._files = files
-        self._memory = memory
+        self._residents = residents
+        self._room = room
         self._clock = clock
         self._telemetry = telemetry
         self._settings = settings
         self._swapped = swapped
-        self._promised: dict[str, int] = {}  # pool -> bytes its new model will take, while the old one is there
 
     async def reload(self, pool_id: str, ref: str) -> Operation:
         """Begin to change the model; returns once that is journaled.
@@ -97,26 +105,35 @@ class Reloads:
             self._operations.conclude(pool, "failed", self._fault(error.code, error))
             return
         new = [spec.serving(model) for spec in old]
-        beside = self._fit_beside(pool, old, new)
+        await self._residents.settled(pool)
+        claim = self._room.successor(pool.stay.claim, old, new)
+        beside = self._core.book(pool, claim, self._room.capacity)
         try:
-            await self._change(pool, model, old, new, beside=beside)
+            await self._change(pool, model, old, new, claim, beside=beside)
         finally:
-            self._promised.pop(pool.id, None)
+            self._core.give_back(pool)
 
     async def _change(
-        self, pool: Pool, model: Model, old: list[ReplicaSpec], new: list[ReplicaSpec], *, beside: bool
+        self,
+        pool: Pool,
+        model: Model,
+        old: list[ReplicaSpec],
+        new: list[ReplicaSpec],
+        claim: Claim,
+        *,
+        beside: bool,
     ) -> None:
-        was_draining = pool.draining
+        was_draining, was_loaded = pool.draining, pool.stay.phase == "in"
         shadows: list[Replica] = []
         try:
             if not beside:
-                await self._make_room(pool)
+                await self._make_room(pool, claim)
             self._core.advance(pool, "preloading")
             shadows = await self._bring_up(pool, new)
             ticket = self._core.commit(pool, model)
             await durable(ticket)
         except Exception as error:  # also a bug: whatever it was, the old model has to serve
-            await self._undo(pool, shadows, old, beside=beside, draining=was_draining)
+            await self._undo(pool, shadows, old, restore=was_loaded and not beside, draining=was_draining)
             self._operations.conclude(pool, "rolled_back", self._fault(_code(error), error))
             return
         former = self._core.swap(pool, model, shadows)
@@ -130,6 +147,8 @@ class Reloads:
             former,
         )
         await asyncio.gather(*(self._replicas.retire(pool.id, replica) for replica in former))
+        taken = self._room.claim(self._replicas.specs(pool), self._replicas.pids(pool))
+        self._core.move_in(pool, self._clock.now(), taken)
         self._operations.conclude(pool, "succeeded", beside=beside)
 
     async def _model(self, pool: Pool, ref: str, old: list[ReplicaSpec]) -> Model:
@@ -139,6 +158,8 @@ class Reloads:
             specs = self._replicas.specs(named)
             path = next((spec.process.model_path for spec in specs if spec.process is not None), None)
             ref = named.spec.model_ref
+            if path is not None and is_reference(path):
+                path = await self._files.resolve(path)
         else:
             path = await self._files.resolve(ref) if any(spec.process for spec in old) else None
         self._core.advance(pool, "verifying")
@@ -146,7 +167,8 @@ class Reloads:
             return Model(ref)
         return Model(ref, path, await self._files.verify(path))
 
-    async def _make_room(self, pool: Pool) -> None:
+    async def _make_room(self, pool: Pool, claim: Claim) -> None:
+        """Nothing of the old model is left in memory, and the new one has its room. Raises NoRoom."""
         self._core.hold(pool, draining=True)
         self._core.advance(pool, "draining")
         self._telemetry.count("drain_events_total", pool_id=pool.id, reason="reload")
@@ -155,6 +177,20 @@ class Reloads:
         for replica in pool.replicas.values():
             await self._replicas.stand_down(replica)
             self._core.replica_loading(pool.id, replica, "made room for a reload")
+        there: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def told(room: bool) -> None:
+            if not there.done():
+                there.set_result(room)
+
+        self._core.move_out(pool, claim, told, self._clock.now())
+        try:
+            async with self._clock.limit(self._settings.load_s):
+                room = await there
+        except TimeoutError:
+            room = False
+        if not room:
+            raise NoRoom("the new model does not fit into memory beside what has to stay there")
 
     async def _bring_up(self, pool: Pool, specs: list[ReplicaSpec]) -> list[Replica]:
         """Every replica of the new model, proven. Raises Down or TimeoutError, and then none of them is left."""
@@ -178,47 +214,20 @@ class Reloads:
                         await self._replicas.retire(pool.id, replica)
 
     async def _undo(
-        self, pool: Pool, shadows: list[Replica], old: list[ReplicaSpec], *, beside: bool, draining: bool
+        self, pool: Pool, shadows: list[Replica], old: list[ReplicaSpec], *, restore: bool, draining: bool
     ) -> None:
-        """As if nothing had been tried."""
+        """As if nothing had been tried; `restore`: the old model was loaded, and had to go."""
         for replica in shadows:
             await self._replicas.retire(pool.id, replica)
-        if not beside:
+        if restore:
+            self._core.move_in(pool, self._clock.now())
             back = [self._replicas.bring_back(*pair) for pair in zip(old, pool.replicas.values(), strict=True)]
             with suppress(TimeoutError):  # it is tried on and on; only this wait has an end
                 async with self._clock.limit(self._settings.load_s):
                     await asyncio.gather(*back, return_exceptions=True)
-            self._core.hold(pool, draining=draining)
-
-    # -- memory ------------------------------------------------------------------------------------------
-    def _fit_beside(self, pool: Pool, old: list[ReplicaSpec], new: list[ReplicaSpec]) -> bool:
-        """Whether the new model can be loaded while the old one serves; if so, that memory is promised to it."""
-        need = sum(self._need(pool, before, after) for before, after in zip(old, new, strict=True))
-        if self._settings.memory_bytes is not None:
-            used = sum(self._used(other) for other in self._core.pools.values())
-            if used + sum(self._promised.values()) + need > self._settings.memory_bytes:
-                return False
-        available = self._memory.available() if any(spec.process for spec in new) else None
-        if available is not None and sum(self._promised.values()) + need > available:
-            return False
-        self._promised[pool.id] = need
-        return True
-
-    def _used(self, pool: Pool) -> int:
-        """What the engines of a pool take: as declared, else as measured."""
-        specs = self._replicas.specs(pool)
-        declared = sum(spec.memory_bytes or 0 for spec in specs)
-        return declared or sum(self._memory.resident(pid) or 0 for pid in self._replicas.pids(pool))
-
-    def _need(self, pool: Pool, old: ReplicaSpec, new: ReplicaSpec) -> int:
-        """What the new one will take: as declared, else what the old one takes with one file for the other."""
-        if new.memory_bytes is not None:
-            return new.memory_bytes
-        if old.process is None or new.process is None:
-            return 0
-        size = self._memory.file_size
-        share = self._used(pool) // max(1, len(pool.replicas))
-        return max(share - size(old.process.model_path), 0) + size(new.process.model_path)
+        elif pool.stay.phase == "out" and pool.spec.on_demand:
+            self._core.unloaded(pool, self._clock.now())
+        self._core.hold(pool, draining=draining)
 
     def _fault(self, code: str, error: Exception) -> Fault:
         tail = error.tail if isinstance(error, Down) else ()
@@ -228,4 +237,6 @@ class Reloads:
 def _code(error: Exception) -> str:
     if isinstance(error, StorageUnavailable):
         return error.code
-    return "POOL_UNAVAILABLE" if isinstance(error, Down | TimeoutError) else "INTERNAL"
+    if isinstance(error, Down):
+        return error.code
+    return "POOL_UNAVAILABLE" if isinstance(error, NoRoom | TimeoutError) else "INTERNAL"

@@ -7,10 +7,12 @@ One supervisor task per replica. A replica is ready only after a minimal decode 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from typing import Any
 
 from orchestratord.domain.core import Core
+from orchestratord.domain.diagnosis import Diagnosis, diagnose
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.pool import Lease, Pool, Replica
 from orchestratord.ports import Clock, Engine, EngineError, EngineProps, ReplicaHost, ReplicaProcess, Telemetry
@@ -23,6 +25,7 @@ PROBE_LIMIT_S = 60.0
 HEALTH_LIMIT_S = 2.0
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 STOP_GRACE_S = 5.0
+LAST_WORDS_S = 0.5  # what an engine whose connection broke gets to die
 
 
 class Replicas:
@@ -71,17 +74,38 @@ class Replicas:
         """Of the replicas that serve the pool."""
         return [self._members[r].spec for r in pool.replicas.values()]
 
-    def pids(self, pool: Pool) -> list[int]:
-        """Of the engines that run for the pool as children of ours."""
-        found = [self._members[r].process for r in pool.replicas.values() if r in self._members]
-        return [process.pid for process in found if process is not None]
+    def pids(self, pool: Pool) -> dict[str, int]:
+        """Of the engines that run for the pool as children of ours, by replica."""
+        found = {r.id: self._members[r].process for r in pool.replicas.values() if r in self._members}
+        return {replica_id: process.pid for replica_id, process in found.items() if process is not None}
+
+    def all_pids(self) -> list[int]:
+        """Of every engine that runs as a child of ours."""
+        return [member.process.pid for member in self._members.values() if member.process is not None]
 
     # -- supervision -------------------------------------------------------------------------------------
-    def start(self, specs: list[ReplicaSpec]) -> None:
+    def register(self, specs: Iterable[ReplicaSpec]) -> None:
+        """Know these replicas; nothing is started yet."""
         for spec in specs:
             replica = Replica(spec.id, "process" if spec.process else "external", spec.device_mask)
             self._core.add_replica(spec.pool_id, replica)
-            self._join(spec, replica)
+            self._members[replica] = Member(spec, replica, asyncio.Event())
+
+    def supervise(self, pool: Pool) -> None:
+        """Bring up every replica of the pool, and bring it back whenever it falls."""
+        for replica in pool.replicas.values():
+            self._join(self._members[replica].spec, replica)
+
+    async def load(self, pool: Pool) -> None:
+        """The same; returns when each has come up or failed to, the first time. Raises Down when none has come up.
+
+        What failed is tried again until it is `stood_down`, too.
+        """
+        first = [self.bring_back(self._members[r].spec, r) for r in pool.replicas.values()]
+        outcomes = await asyncio.gather(*first, return_exceptions=True)
+        failures = [outcome for outcome in outcomes if isinstance(outcome, BaseException)]
+        if len(failures) == len(outcomes):
+            raise failures[0] if failures else Down("it has no replicas")
 
     async def try_out(self, spec: ReplicaSpec, probing: Callable[[], object]) -> Replica:
         """Bring up a replica that serves nobody yet; returns once it is proven. Raises Down, and then it is gone."""
@@ -113,6 +137,25 @@ class Replicas:
         member = self._members[replica] = Member(spec, replica, asyncio.Event())
         name = f"replica-{spec.pool_id}-{spec.id}"
         member.supervisor = asyncio.get_running_loop().create_task(self._supervise(member, trial), name=name)
+
+    def revive(self, pool: Pool) -> None:
+        """An operator wants replicas that were restarted too often to be tried again."""
+        for replica in pool.replicas.values():
+            if replica in self._members:
+                self._members[replica].revived.set()
+
+    def _stays_down(self, member: Member) -> None:
+        spec, replica, restarts = member.spec, member.replica, member.restarts
+        last = replica.last_error
+        message = (
+            f"It was restarted {restarts.limit} times within {restarts.window_s:g} s and stays down until the pool is "
+            f"resumed or reloaded. Last: {last.message if last is not None else replica.reason}"
+        )
+        fault = Fault("RESTART_STORM", message, self._clock.wall_ms(), last.log_tail if last is not None else ())
+        self._core.replica_failed(spec.pool_id, replica, fault)
+        self._telemetry.event(
+            "replica_given_up", f"{spec.pool_id}/{spec.id}: {message}", pool_id=spec.pool_id, replica_id=spec.id
+        )
 
     async def stand_down(self, replica: Replica) -> None:
         """Stop its engine; the replica stays where it is."""
@@ -159,6 +202,8 @@ class Replicas:
                     trial = None
                 await self._watch(member)
             except Exception as error:  # whatever it was, the replica is down and will be tried again
+                if member.process is not None:
+                    await self._last_words(member.process, error)
                 fallen = self._fell(member, error, was_ready)
                 if trial is not None:
                     trial.failed(fallen)
@@ -167,8 +212,16 @@ class Replicas:
                 await self._let_go(member)
             if self._core.pools[spec.pool_id].replicas.get(spec.id) is not replica:
                 return  # on trial, or retiring: nobody waits for it to come back
+            if spec.process is not None and not member.restarts.allows(self._clock.now()):
+                self._stays_down(member)
+                member.revived.clear()
+                await member.revived.wait()
+                member.restarts.clear()
+                backoff = BACKOFF_S
             await self._pause(member, self._jitter(backoff))
             backoff = min(backoff * 2, BACKOFF_MAX_S)
+            if spec.process is not None:
+                self._telemetry.count("orchestratord_replica_restarts_total", pool_id=spec.pool_id)
 
     async def _let_go(self, member: Member) -> None:
         """Stop what runs for it, whole: being cancelled twice must not leave an engine behind."""
@@ -277,19 +330,34 @@ class Replicas:
         if process.returncode is not None:
             raise Down(f"the engine process exited with code {process.returncode}")
 
+    async def _last_words(self, process: ReplicaProcess, error: Exception) -> None:
+        """A connection that broke may be the first sign of a death: give it a moment to show."""
+        if isinstance(error, EngineError) and error.kind == "lost":
+            with suppress(TimeoutError):
+                async with self._clock.limit(LAST_WORDS_S):
+                    await process.wait()
+
     def _fell(self, member: Member, error: Exception, was_ready: bool) -> Down:
         spec, process = member.spec, member.process
         reason = str(error) or type(error).__name__
         tail = tuple(process.tail()[-20:]) if process is not None else ()
-        fault = Fault("POOL_UNAVAILABLE", reason, self._clock.wall_ms(), tail)
+        found = Diagnosis("POOL_UNAVAILABLE", reason)
+        if process is not None and process.returncode is not None:
+            found = diagnose(process.returncode, tail)
+        elif spec.process is not None and process is None:
+            found = diagnose(None, (), reason)
+        reason = found.message
+        fault = Fault(found.code, reason, self._clock.wall_ms(), tail)
         self._core.replica_failed(spec.pool_id, member.replica, fault)
+        if spec.process is not None:
+            self._telemetry.count("orchestratord_engine_faults_total", pool_id=spec.pool_id, code=found.code)
         self._telemetry.event(
             "replica_down", f"{spec.pool_id}/{spec.id}: {reason}", pool_id=spec.pool_id, replica_id=spec.id
         )
         name = "orchestratord_replica_losses_total" if was_ready else "orchestratord_preloads_total"
         labels = {} if was_ready else {"outcome": "failed"}
         self._telemetry.count(name, pool_id=spec.pool_id, **labels)
-        return Down(reason, tail)
+        return Down(reason, tail, found.code)
 
 
 def _facts(props: EngineProps) -> dict[str, Any]:

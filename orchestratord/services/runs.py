@@ -12,9 +12,10 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
 from orchestratord.domain.pool import Lease, Replica
-from orchestratord.domain.request import Sampling
+from orchestratord.domain.request import Sampling, TaskRequest
 from orchestratord.domain.task import Task
-from orchestratord.ports import Clock, Engine, EngineError, Job, Telemetry
+from orchestratord.ports import Chunk, Clock, Engine, EngineError, Job, JobEnd, Telemetry
+from orchestratord.services.late import prepared
 
 ATTEMPTS = 3  # leases a task may have as long as no output of it was seen
 RETRY_S, RETRY_MAX_S = 0.25, 4.0  # pause before the second attempt, at most; doubles; full jitter
@@ -78,7 +79,7 @@ class Runs:
         except EngineError as error:
             code, retriable = FAILURES[error.kind]
             outcome = {
-                "failure": self._failure(lease.task, code, error.message, retriable),
+                "failure": self._failure(lease.task, code, error.message, retriable, getattr(error, "rule", None)),
                 "slot_free": error.kind not in UNPROVEN,
             }
             if error.kind != "refused":
@@ -134,25 +135,27 @@ class Runs:
             )
 
     async def _stream(self, engine: Engine, lease: Lease) -> dict[str, Any]:
-        core, clock = self._core, self._clock
-        async with engine.stream(self._job(lease)) as chunks:
-            async for chunk in chunks:
-                if not core.output(lease, chunk.texts, chunk.results, chunk.tokens_out, clock.now(), clock.wall_ms()):
-                    break
-                if chunk.end is not None:
-                    end = chunk.end
-                    return {
-                        "finish_reason": end.finish_reason,
-                        "usage": Usage(end.tokens_in, end.tokens_out),
-                    }
+        output, now, wall_ms = self._core.output, self._clock.now, self._clock.wall_ms
+        end: JobEnd | None = None
+        request = await prepared(engine, lease)
+
+        def deliver(chunk: Chunk) -> bool:
+            nonlocal end
+            end = chunk.end
+            return output(lease, chunk.texts, chunk.results, chunk.tokens_out, now(), wall_ms())
+
+        await engine.run(self._job(lease, request), deliver)
         if lease.task.terminal:
             return {}
-        raise EngineError("lost", "the stream stopped before the engine said it was done")
+        if end is None:
+            raise EngineError("lost", "the stream stopped before the engine said it was done")
+        return {"finish_reason": end.finish_reason, "usage": Usage(end.tokens_in, end.tokens_out)}
 
-    def _job(self, lease: Lease) -> Job:
+    def _job(self, lease: Lease, request: TaskRequest) -> Job:
         task = lease.task
-        request = task.request
         profile = self._profiles[lease.pool.spec.profile_of(request)]
+        # A default that this engine has no knob for is none; what the client asked for was checked at admission.
+        foreign = {k: None for k in Sampling.__slots__ if k not in lease.replica.features}
         given = {k: v for k in Sampling.__slots__ if (v := getattr(request.sampling, k)) is not None}
         return Job(
             workload=request.workload,
@@ -160,14 +163,15 @@ class Runs:
             seed=task.admitted.seed,
             prompt=request.prompt or "",
             inputs=request.inputs or (),
-            sampling=replace(profile, **given),
+            sampling=replace(profile, **{**foreign, **given}),
             keep_cache=not request.cold,
             slot=lease.slot,
         )
 
     @staticmethod
-    def _failure(task: Task, code: str, message: str, retriable: bool = False) -> Failure:
-        return Failure(code, message, task.request.engine, retriable)
+    def _failure(task: Task, code: str, message: str, retriable: bool = False, rule: str | None = None) -> Failure:
+        details = {"rule": rule} if rule is not None else None
+        return Failure(code, message, task.request.engine, retriable, details=details)
 
     async def _freed_unless_cancelled(self, engine: Engine, lease: Lease) -> bool:
         try:

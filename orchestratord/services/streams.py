@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,8 +11,8 @@ from orchestratord.domain.budget import Account
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import InvalidParams, NotFound, StorageUnavailable
 from orchestratord.domain.outcome import TaskState
-from orchestratord.domain.pool import Pool
 from orchestratord.domain.task import Task
+from orchestratord.domain.views import waiting_for
 from orchestratord.ports import Clock, Journal, JournalUnavailable, Timer
 
 WRITE_BYTES = 256 * 1024  # at most this much is handed to the socket at once
@@ -39,7 +38,11 @@ class LiveFrames:
 
 
 class Cursor:
-    """One reader's place in one log. `next` gives whatever can be written now; b"" ends the stream."""
+    """One reader's place in one log.
+
+    `take` gives whatever can be written now, b"" when that is nothing; once it is nothing and `over`, the stream ends.
+    Whoever writes begins with `follow`.
+    """
 
     def __init__(self, streams: Streams, task: Task, after: int) -> None:
         self.task = task
@@ -47,31 +50,36 @@ class Cursor:
         self._log = task.log
         self._offset = task.log.offset_after(after)
         self._live = not task.terminal  # a replay of a finished log brings no metrics frames
-        self._wake = asyncio.Event()
         self._first_token_seen = False
         self._asides = True  # something besides the log is to be written
         self._greeting = True
         self._metrics_due = self._keep_alive_due = False
         self._closing = self._parted = False
-        self.sending_since: float | None = None
-        self.abort: Callable[[], object] = self.cut  # the response puts its own way to break off here
+        self._blocked_since: float | None = None
+        self._watcher: Callable[[], object] | None = None
+        self._abort: Callable[[], object] = self.cut
         self.written_at = streams.clock.now()
         self.metrics_at = self.written_at
-        self._log.watch(self._wake.set)
 
-    async def next(self) -> bytes:
-        log = self._log
-        while True:
-            data = self._read() if log.visible_end != self._offset else b""
-            if self._asides:
-                data = self._with_asides(data)
-            if data:
-                self.written_at = self._streams.clock.now()
-                return data
-            if log.finished or self._closing:
-                return b""
-            self._wake.clear()
-            await self._wake.wait()
+    def follow(self, notify: Callable[[], object], abort: Callable[[], object]) -> None:
+        """Begin: `notify` is called whenever there may be something to take, `abort` to break the connection off."""
+        self._abort = abort
+        self._watcher = notify
+        self._log.watch(notify)
+
+    def take(self) -> bytes:
+        """Everything that can be written now, at most about WRITE_BYTES of it."""
+        data = self._read() if self._log.visible_end != self._offset else b""
+        if self._asides:
+            data = self._with_asides(data)
+        if data:
+            self.written_at = self._streams.clock.now()
+        return data
+
+    @property
+    def over(self) -> bool:
+        """Nothing more will come once `take` has given everything."""
+        return self._closing or (self._log.finished and self._log.visible_end == self._offset)
 
     def _read(self) -> bytes:
         """Log bytes not read yet, with `metrics` directly after the first token and directly before `end`."""
@@ -110,35 +118,42 @@ class Cursor:
             data = frames.retry + data
         return data
 
-    def sending(self) -> None:
-        """What `next` gave was handed to the socket; until `sent` it has not been taken."""
-        self.sending_since = self.written_at
+    def blocked(self) -> None:
+        """What was taken does not go out: the reader is slow, or gone without a word."""
+        if self._blocked_since is None:
+            self._blocked_since = self._streams.clock.now()
 
-    def sent(self) -> None:
-        self.sending_since = None
+    def unblocked(self) -> None:
+        self._blocked_since = None
 
     def tick(self, now: float) -> None:
         """The sweep's turn: ask for a metrics frame or a keep-alive when one is due; cut a reader that stalls."""
         settings = self._streams.settings
-        if self.sending_since is not None:
-            if now - self.sending_since >= settings.stall_s:
-                self.abort()
+        if self._blocked_since is not None:
+            if now - self._blocked_since >= settings.stall_s:
+                self._abort()
             return
         every = settings.metrics_queued_s if self.task.state is TaskState.QUEUED else settings.metrics_s
         self._metrics_due = self._live and now - self.metrics_at >= every - 1e-6
         self._keep_alive_due = now - self.written_at >= settings.keep_alive_s
         if self._metrics_due or self._keep_alive_due:
             self._asides = True
-            self._wake.set()
+            self._notify()
 
     def cut(self) -> None:
         """End the stream without a terminal event: the daemon is going away and the task will be back."""
         self._closing = self._asides = True
-        self._wake.set()
+        self._notify()
+
+    def _notify(self) -> None:
+        if self._watcher is not None:
+            self._watcher()
 
     def close(self) -> None:
         """The reader is gone. Idempotent."""
-        self._log.unwatch(self._wake.set)
+        if self._watcher is not None:
+            self._log.unwatch(self._watcher)
+            self._watcher = None
         self._streams.left(self)
 
 
@@ -245,7 +260,7 @@ class Streams:
             if budgets := self.frames.budgets(session.account):
                 payload["budgets"] = budgets
         if task.state is TaskState.QUEUED:
-            payload["predicted_start_ms"] = int(forecast.start_ms(pool, task.request.priority, task))
+            payload["predicted_start_ms"] = int(forecast.start_ms(pool, task.request.priority, task, self.clock.now()))
             if why := waiting_for(pool):
                 payload["waiting_for"] = why
         return payload
@@ -279,11 +294,3 @@ class Streams:
             for cursor in tuple(cursors):
                 if not cursor.task.terminal:
                     cursor.cut()
-
-
-def waiting_for(pool: Pool) -> str | None:
-    """Why a queued task waits, when it is not only for its turn."""
-    running = pool.operation is not None and not pool.operation.over
-    if pool.draining:
-        return "reload" if running and pool.operation is not None and pool.operation.kind == "reload" else "resume"
-    return None if any(r.available for r in pool.replicas.values()) else "replica"

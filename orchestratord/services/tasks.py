@@ -9,9 +9,9 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.errors import NotFound
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.task import Task
+from orchestratord.domain.views import waiting_for
 from orchestratord.ports import Clock
 from orchestratord.services.durability import durable
-from orchestratord.services.streams import waiting_for
 
 Waiting = tuple[int, int, str | None]  # queue_position, predicted_start_ms, waiting_for
 
@@ -36,7 +36,7 @@ class Tasks:
         priority = task.request.priority
         return (
             forecast.position(pool, priority, task),
-            int(forecast.start_ms(pool, priority, task)),
+            int(forecast.start_ms(pool, priority, task, self._clock.now())),
             waiting_for(pool),
         )
 

@@ -87,6 +87,7 @@ def _api(name: str) -> OpenAPI:
         "application/json": lambda value, **_: strict_json(value, repeats=True),
         "text/plain": lambda value, **_: value.decode("utf-8"),
         "text/html": lambda value, **_: value.decode("utf-8"),
+        "application/yaml": lambda value, **_: value.decode("utf-8"),
     }
     return OpenAPI.from_dict(document, config=Config(extra_media_type_deserializers=deserializers))  # type: ignore[arg-type]
 

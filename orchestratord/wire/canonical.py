@@ -31,6 +31,9 @@ def canonical(value: Any) -> bytes:
         return bytes(rfc8785.dumps(value))
     except RecursionError:
         raise ValueError("no canonical form (RFC 8785): nested too deeply") from None
+    except rfc8785.IntegerDomainError:
+        hint = "JSON readers disagree about integers beyond 2**53 - 1 (RFC 8785): send them as strings"
+        raise ValueError(hint) from None
     except ValueError as error:
         raise ValueError(f"no canonical form (RFC 8785): {error}") from error
 

@@ -42,20 +42,50 @@ class Reply:
 class Source(Protocol):
     """Where a stream's bytes come from (`services.streams.Cursor`)."""
 
-    abort: Callable[[], object]
-    sending_since: float | None
+    def follow(self, notify: Callable[[], object], abort: Callable[[], object]) -> None: ...
 
-    async def next(self) -> bytes: ...
+    def take(self) -> bytes: ...
 
-    def sending(self) -> None: ...
+    @property
+    def over(self) -> bool: ...
 
-    def sent(self) -> None: ...
+    def blocked(self) -> None: ...
+
+    def unblocked(self) -> None: ...
 
     def close(self) -> None: ...
 
 
+class Wire(Protocol):
+    """The client's connection below ASGI (`server.Protocol`), found in the scope's extensions under `WIRE`.
+
+    While a body is bound to it, the connection calls `drained` when a full buffer has emptied, and `lost` at its end.
+    """
+
+    @property
+    def full(self) -> bool:
+        """The client does not take what was written; nothing more should be."""
+
+    def bind(self, drained: Callable[[], object], lost: Callable[[], object]) -> None: ...
+
+    def unbind(self) -> None: ...
+
+    def write(self, data: bytes) -> None:
+        """Write a part of the body, not empty, whose head went out through ASGI."""
+
+    def abort(self) -> None:
+        """Break the connection off; what was not taken is dropped."""
+
+
+WIRE = "orchestratord.wire"
+
+
 class EventStream:
-    """A text/event-stream answer: writes whatever its source has, until the source or the client is done."""
+    """A text/event-stream answer: writes whatever its source has, until the source or the client is done.
+
+    Where the server offers its connection, parts of the body go straight into it, in the very call that found them:
+    per token this costs a third of the way through ASGI. Elsewhere they go through `send`.
+    """
 
     __slots__ = ("headers", "source")
 
@@ -69,15 +99,62 @@ class EventStream:
         ]
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+        wire: Wire | None = scope["extensions"].get(WIRE)
+        try:
+            if wire is None:
+                await self._through_asgi(receive, send)
+            else:
+                await self._direct(wire, send)
+        finally:
+            self.source.close()
+
+    async def _direct(self, wire: Wire, send: Send) -> None:
+        source = self.source
+        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+        def finish(whole: bool) -> None:
+            if not done.done():
+                done.set_result(whole)
+
+        def push() -> None:
+            while not wire.full and not done.done():
+                data = source.take()
+                if data:
+                    wire.write(data)
+                elif source.over:
+                    finish(True)
+                else:
+                    return
+            if wire.full:
+                source.blocked()
+
+        def drained() -> None:
+            source.unblocked()
+            push()
+
+        def abort() -> None:
+            wire.abort()
+            finish(False)
+
+        wire.bind(drained, lambda: finish(False))
+        source.follow(push, abort)
+        try:
+            push()
+            whole = await done
+        finally:
+            wire.unbind()
+        if whole:
+            await send({"type": "http.response.body", "body": b"", "more_body": False})
+
+    async def _through_asgi(self, receive: Receive, send: Send) -> None:
         # The pump has a task of its own: resuming it costs less than resuming the whole middleware chain, and the
         # request's task is free to notice that the client left.
         pump = asyncio.ensure_future(self._pump(send))
         gone = asyncio.ensure_future(self._gone(receive))
-        self.source.abort = pump.cancel
         try:
             await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
-            self.source.close()
             for task in (pump, gone):
                 task.cancel()
             with contextlib.suppress(asyncio.CancelledError):
@@ -85,11 +162,20 @@ class EventStream:
 
     async def _pump(self, send: Send) -> None:
         source = self.source
+        more = asyncio.Event()
+        pumping = asyncio.current_task()
+        assert pumping is not None
+        source.follow(more.set, pumping.cancel)
         await send({"type": "http.response.start", "status": 200, "headers": self.headers})
-        while data := await source.next():
-            source.sending()
-            await send({"type": "http.response.body", "body": data, "more_body": True})
-            source.sent()
+        while True:
+            more.clear()
+            while data := source.take():
+                source.blocked()
+                await send({"type": "http.response.body", "body": data, "more_body": True})
+                source.unblocked()
+            if source.over:
+                break
+            await more.wait()
         await send({"type": "http.response.body", "body": b"", "more_body": False})
 
     @staticmethod

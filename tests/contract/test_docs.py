@@ -16,6 +16,7 @@ from orchestratord.infra.prometheus import TABLE
 
 ROOT = Path(__file__).resolve().parents[2]
 CONFIGURATION = (ROOT / "docs" / "configuration.md").read_text("utf-8")
+POOLS = (ROOT / "docs" / "pools.md").read_text("utf-8")
 METRICS = (ROOT / "docs" / "metrics.md").read_text("utf-8")
 LINT = json.loads((ROOT / "ci" / "metrics.lint.json").read_text("utf-8"))
 KINDS = {"state": "gauge"}  # our own word for a gauge that is read when somebody scrapes
@@ -33,9 +34,12 @@ SECTIONS: dict[type[config.Section], str] = {
     config.StreamSettings: "streams",
     config.RetentionSettings: "retention",
     config.ModelSettings: "models",
+    config.FetchSettings: "fetch",
+    config.BucketSettings: "s3",
     config.PoolSettings: "pools",
     config.QueueSettings: "queue",
     config.PriorSettings: "prior",
+    config.RestartSettings: "restarts",
     config.WatchdogSettings: "watchdogs",
     config.PinSettings: "pins",
     config.ReplicaSettings: "replicas of a pool",
@@ -109,6 +113,15 @@ def test_examples_load(suffix: str, text: str, tmp_path: Path) -> None:
     """Both example files of the page are accepted as they stand."""
     settings = load(text, suffix, tmp_path)
     assert settings.pools
+
+
+def test_the_example_of_two_models_on_one_card_loads(tmp_path: Path) -> None:
+    """And two of them do not fit."""
+    ((suffix, text),) = re.findall(r"(?ms)^```(toml)\n(.*?)^```$", POOLS)
+    settings = load(text, suffix, tmp_path)
+    assert {pool.load for pool in settings.pools} == {"on_demand"}
+    needed = sum(replica.vram_bytes or 0 for pool in settings.pools for replica in pool.replicas)
+    assert needed > settings.models.vram_bytes["0"]
     assert all(pool.replicas for pool in settings.pools)
 
 

@@ -95,7 +95,7 @@ def test_one_running_and_five_queued(tmp_path: Path) -> None:
 
         wait_for(lambda: not files_with(data, "canary-prompt"), "the prompts of finished tasks are erased")
         daemon.signal()
-        assert daemon.ended(5) == 0
+        assert daemon.ended() == 0
         assert started_in(daemon.output()) == ids[1:], "each once, in the order of admission"
     assert files_with(data, "canary-prompt") == []
 
@@ -115,7 +115,7 @@ def test_a_priority_outlives_the_crash(tmp_path: Path) -> None:
         for task_id in batch + interactive:
             assert replay(session, task_id)[-1].name == "end"
         daemon.signal()
-        assert daemon.ended(5) == 0
+        assert daemon.ended() == 0
         assert started_in(daemon.output()) == interactive + batch
 
 
@@ -155,7 +155,7 @@ def test_a_cancel_that_was_acknowledged_holds(tmp_path: Path) -> None:
             assert (last.name, last.data["finish_reason"], str(last.id)) == ("end", "canceled", seal)
             assert status(session, task_id)["state"] == "canceled"
         daemon.signal()
-        assert daemon.ended(5) == 0
+        assert daemon.ended() == 0
         assert started_in(daemon.output()) == []
 
 

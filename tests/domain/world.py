@@ -6,9 +6,9 @@ import uuid
 from collections.abc import Callable
 from typing import Any
 
-from orchestratord.domain.control import Control
 from orchestratord.domain.facts import Fact
 from orchestratord.domain.hooks import Hooks, Limits, Sized
+from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.pool import Lease, PoolSpec, Replica
 from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.request import Caller, PlacementHints, TaskRequest
@@ -67,7 +67,7 @@ class World:
             archive=lambda task_id, artifact: None,
         )
         specs = [PoolSpec(p, "llamacpp", "mock", "m", (p,), queue=queue or QueueSpec(capacity)) for p in pools]
-        self.core = Control(specs, limits or Limits(turns_max=10_000), hooks)
+        self.core = Lodging(specs, limits or Limits(turns_max=10_000), hooks)
         self.core.add_replica("home", Replica("r0"))
         self.ready(slots)
 

@@ -27,11 +27,13 @@ from tests.engines.support import CLOCK, RECORDINGS, job
 WILD = Sampling(temperature=5.0, top_k=0, top_p=1.0, min_p=0.0)
 
 
-async def exchange(port: int, path: str, body: bytes | None = None) -> bytes:
-    """One request on a connection of its own: every byte of the reply."""
+async def exchange(port: int, path: str, body: bytes | None = None, extra: str = "") -> bytes:
+    """One request on a connection of its own: every byte of the reply. extra: header lines."""
     reader, writer = await asyncio.open_connection("127.0.0.1", port)
     method = "GET" if body is None else "POST"
-    head = f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n"
+    head = (
+        f"{method} {path} HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\nContent-Type: application/json\r\n{extra}"
+    )
     writer.write(f"{head}Content-Length: {len(body or b'')}\r\n\r\n".encode() + (body or b""))
     reply = await reader.read(-1)
     writer.close()
@@ -66,8 +68,9 @@ async def loaded(port: int) -> bytes:
 
 
 def save(name: str, reply: bytes) -> None:
-    RECORDINGS.mkdir(exist_ok=True)
-    (RECORDINGS / f"{name}.resp").write_bytes(reply)
+    path = RECORDINGS / f"{name}.resp"
+    path.parent.mkdir(exist_ok=True)
+    path.write_bytes(reply)
     print(name, len(reply), reply.partition(b"\r\n")[0].decode())  # noqa: T201
 
 

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import AsyncIterator, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from orchestratord.infra.clock import SystemClock
 from orchestratord.ports import Chunk, Engine, EngineError, Job, JobEnd
@@ -55,13 +58,38 @@ class Collected:
         return self.error.kind if self.error else None
 
 
+@asynccontextmanager
+async def following(engine: Engine, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
+    """The chunks of a job as they come; leaving aborts the job."""
+    came: asyncio.Queue[Chunk | None] = asyncio.Queue()
+
+    async def work() -> None:
+        try:
+            await engine.run(job, lambda chunk: came.put_nowait(chunk) is None)
+        finally:
+            came.put_nowait(None)
+
+    working = asyncio.create_task(work())
+
+    async def chunks() -> AsyncIterator[Chunk]:
+        while (chunk := await came.get()) is not None:
+            yield chunk
+        await working
+
+    try:
+        yield chunks()
+    finally:
+        working.cancel()
+        await asyncio.wait({working})
+        if not working.cancelled():
+            working.exception()
+
+
 async def collect(engine: Engine, job: Job) -> Collected:
     """Run `job` until it ends, well or not."""
     collected = Collected()
     try:
-        async with engine.stream(job) as chunks:
-            async for chunk in chunks:
-                collected.chunks.append(chunk)
+        await engine.run(job, lambda chunk: collected.chunks.append(chunk) is None)
     except EngineError as error:
         collected.error = error
     return collected
@@ -70,6 +98,16 @@ async def collect(engine: Engine, job: Job) -> Collected:
 async def turn() -> None:
     """Let the loop look at its sockets, and other threads run, once."""
     await asyncio.to_thread(lambda: None)
+
+
+def recorded(name: str) -> bytes:
+    """A reply as a real server sent it."""
+    return (RECORDINGS / f"{name}.resp").read_bytes()
+
+
+def sent_frames(reply: bytes) -> list[Any]:
+    """The JSON documents in a stream of events, found without any of the code under test."""
+    return [msgspec.json.decode(found) for found in re.findall(rb"^data: (\{.*\})\r?$", reply, re.MULTILINE)]
 
 
 def job(prompt: str = "ba fi gono", *, max_tokens: int = 8, seed: int = 7, **rest: Any) -> Job:

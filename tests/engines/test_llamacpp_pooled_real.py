@@ -16,7 +16,7 @@ from orchestratord.infra.process import Child, ProcessHost
 from orchestratord.ports import Job, ProcessSpec
 from orchestratord.testing.tiny_gguf import tiny_embed, tiny_llama, tiny_rerank
 from tests.engines import conformance
-from tests.engines.support import CLOCK, LIMIT_S, collect, job, run
+from tests.engines.support import CLOCK, LIMIT_S, collect, following, job, run
 from tests.engines.test_llamacpp_real import until_ready
 
 pytestmark = pytest.mark.llamacpp
@@ -156,7 +156,7 @@ def test_leaving_between_two_inputs_frees_the_slot(models: dict[str, Path]) -> N
 
     async def body() -> None:
         async with served(models["embedding"], "embedding") as (engine, _):
-            async with engine.stream(embed(*["ba fi gono " * 50] * 100)) as chunks:
+            async with following(engine, embed(*["ba fi gono " * 50] * 100)) as chunks:
                 async for chunk in chunks:
                     assert [result["index"] for result in chunk.results] == [0]
                     break

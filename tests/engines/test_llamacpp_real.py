@@ -22,7 +22,7 @@ from orchestratord.infra.process import Child, ProcessHost
 from orchestratord.ports import EngineError, ProcessSpec
 from orchestratord.testing.tiny_gguf import FOREIGN, tiny_llama
 from tests.engines import conformance
-from tests.engines.support import CLOCK, LIMIT_S, Collected, collect, job, run, turn
+from tests.engines.support import CLOCK, LIMIT_S, Collected, collect, following, job, run, turn
 
 pytestmark = pytest.mark.llamacpp
 
@@ -179,7 +179,7 @@ def test_the_slot_one_asks_for_is_the_slot_that_works(model: Path) -> None:
     async def body() -> None:
         async with served(model) as (engine, _):
             for slot in (1, 0):
-                async with engine.stream(job(max_tokens=3000, slot=slot)) as chunks:
+                async with following(engine, job(max_tokens=3000, slot=slot)) as chunks:
                     async for _chunk in chunks:
                         break
                     assert await engine.busy() == {slot}
@@ -196,7 +196,7 @@ def test_how_full_the_kv_cache_is(model: Path) -> None:
             assert await engine.kv_usage() == 0
             prompt = "ba fi gono " * 30
             tokens = await engine.tokenize(prompt)
-            async with engine.stream(job(prompt, max_tokens=3000, slot=0)) as chunks:
+            async with following(engine, job(prompt, max_tokens=3000, slot=0)) as chunks:
                 figures = []
                 async for chunk in chunks:
                     figures.append((chunk.tokens_out, await engine.kv_usage()))
@@ -254,7 +254,7 @@ async def begun(engine: LlamaCpp) -> asyncio.Task[Collected]:
     async def read() -> Collected:
         collected = Collected()
         try:
-            async with engine.stream(job(max_tokens=4000)) as chunks:
+            async with following(engine, job(max_tokens=4000)) as chunks:
                 async for chunk in chunks:
                     collected.chunks.append(chunk)
                     first.set()

@@ -19,6 +19,7 @@ from tests.engines.support import (
     Collected,
     RawServer,
     collect,
+    following,
     job,
     raw_server,
     response,
@@ -243,7 +244,7 @@ def test_leaving_early_closes_the_connection() -> None:
 
     async def body() -> None:
         async with served(stream(frame("a", 1), end=False), stall=True) as (engine, raw):
-            async with engine.stream(job()) as chunks:
+            async with following(engine, job()) as chunks:
                 assert (await anext(chunks)).texts == ["a"]
             await raw.closed.wait()
 

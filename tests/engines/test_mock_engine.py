@@ -13,7 +13,7 @@ from orchestratord.domain.request import Message, Sampling
 from orchestratord.infra.engines.mock import MockEngine, MockScript
 from orchestratord.ports import Chunk, EngineError, Job
 from tests.engines import conformance
-from tests.engines.support import CLOCK, collect, job, run
+from tests.engines.support import CLOCK, collect, following, job, run
 
 
 def engine(**options: object) -> MockEngine:
@@ -102,7 +102,7 @@ def test_endless_ignores_max_tokens() -> None:
     async def body() -> None:
         mock = engine()
         mock.play(MockScript(endless=True))
-        async with mock.stream(job(max_tokens=2)) as chunks:
+        async with following(mock, job(max_tokens=2)) as chunks:
             async for chunk in chunks:
                 if chunk.tokens_out > 50:
                     break
@@ -121,7 +121,7 @@ def test_a_hanging_job_can_be_aborted() -> None:
         two = asyncio.Event()
 
         async def read() -> None:
-            async with mock.stream(job()) as chunks:
+            async with following(mock, job()) as chunks:
                 async for chunk in chunks:
                     texts.extend(chunk.texts)
                     if len(texts) == 2:
@@ -144,8 +144,7 @@ def test_an_ignored_abort_keeps_the_slot() -> None:
     async def body() -> None:
         mock = engine(slots=1)
         mock.play(MockScript(ignore_abort=True))
-        async with mock.stream(job()):
-            pass
+        await mock.run(job(), lambda chunk: False)
         assert await mock.busy() == {0}
         assert (await collect(mock, job())).kind == "full"
         assert mock.overcommitted == 1
@@ -183,7 +182,7 @@ def test_stepping() -> None:
         mock.hold()
         mock.step(2)
         async with AsyncExitStack() as stack:
-            chunks = await stack.enter_async_context(mock.stream(job(max_tokens=5)))
+            chunks = await stack.enter_async_context(following(mock, job(max_tokens=5)))
             assert len(await _texts(chunks, 2)) == 2
             pending = asyncio.ensure_future(anext(chunks))
             while not mock.waiting:

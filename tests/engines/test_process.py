@@ -195,7 +195,7 @@ def test_what_cannot_be_started() -> None:
             with pytest.raises(OSError, match=binary):
                 await host.start(spec("", binary=binary))
         with pytest.raises(OSError, match="give the replica a url"):
-            await host.start(ProcessSpec("vllm", "m", 1, 1, 1, None, (), {}, None))
+            await host.start(ProcessSpec("tgi", "m", 1, 1, 1, None, (), {}, None))
 
     run(body())
 

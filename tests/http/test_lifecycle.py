@@ -6,7 +6,6 @@ import contextlib
 import json
 import signal
 import stat
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -17,6 +16,7 @@ from tests.http.daemon import DaemonProcess, free_port, write_config
 from tests.http.support import RawConnection, submit, task
 
 GRACE_S = 1.0
+LONG_GRACE_MS = 600_000  # longer than any test's patience: a daemon that waits for it is found out
 
 
 def first_token(events: EventStream) -> None:
@@ -36,15 +36,13 @@ def test_in_memory_every_stream_ends_with_its_terminal_event(tmp_path: Path) -> 
         ids = [submit(session, max_tokens=400, ctx=4000) for _ in range(4)]
         streams = [session.events(task_id) for task_id in ids]
         first_token(streams[0])
-        began = time.monotonic()
         daemon.signal()
         for stream in streams:
             events = list(stream)  # a stream that breaks off raises
             assert events[-1].name == "error"
             assert events[-1].data["code"] == "WORKER_RESET"
             assert events[-1].data["retriable"] is True
-        assert daemon.ended(GRACE_S + 2) == 0, daemon.output()
-        assert time.monotonic() - began < GRACE_S + 2
+        assert daemon.ended() == 0, daemon.output()
         assert "Traceback" not in daemon.output()
 
 
@@ -55,7 +53,7 @@ def test_what_can_finish_within_the_grace_finishes(tmp_path: Path) -> None:
             first_token(events)
             daemon.signal()
             assert list(events)[-1].name == "end"
-        assert daemon.ended(GRACE_S + 2) == 0
+        assert daemon.ended() == 0
 
 
 @contextlib.contextmanager
@@ -74,7 +72,7 @@ def test_on_disk_queued_tasks_run_after_the_restart(tmp_path: Path) -> None:
             first_token(events)
             daemon.signal()
             assert list(events)[-1].data["code"] == "WORKER_RESET"
-        assert daemon.ended(GRACE_S + 2) == 0, daemon.output()
+        assert daemon.ended() == 0, daemon.output()
     with DaemonProcess(tmp_path / "orchestratord.toml") as daemon, daemon.up().session() as session:
         for task_id in queued:
             with session.events(task_id, last_event_id=1) as events:
@@ -97,7 +95,7 @@ def test_on_disk_a_waiting_reader_is_told_when_to_come_back(tmp_path: Path) -> N
         assert body.endswith(b"retry: 3000\n\n")
         assert b"event: end" not in body
         assert b"event: error" not in body
-        assert daemon.ended(GRACE_S + 2) == 0, daemon.output()
+        assert daemon.ended() == 0, daemon.output()
 
 
 def test_a_stopping_daemon_takes_no_work_and_says_so(tmp_path: Path) -> None:
@@ -115,7 +113,7 @@ def test_a_stopping_daemon_takes_no_work_and_says_so(tmp_path: Path) -> None:
             refusal = session.post("/v1/tasks", json=task())
             assert (refusal.status_code, refusal.json()["code"]) == (503, "OVERLOADED")
             list(events)
-        assert daemon.ended(GRACE_S + 2) == 0
+        assert daemon.ended() == 0
 
 
 def hurry(daemon: DaemonProcess, session: VerifyingSession) -> None:
@@ -128,18 +126,18 @@ def hurry(daemon: DaemonProcess, session: VerifyingSession) -> None:
 
 @pytest.mark.parametrize("data", [False, True], ids=["memory", "sqlite"])
 def test_a_second_signal_does_not_wait_for_the_grace(tmp_path: Path, data: bool) -> None:
-    file = write_config(tmp_path, data=tmp_path / "data" if data else None, grace_ms=60_000)
+    file = write_config(tmp_path, data=tmp_path / "data" if data else None, grace_ms=LONG_GRACE_MS)
     with DaemonProcess(file) as daemon, daemon.up().session() as session:
         running = submit(session, max_tokens=3000, ctx=4000)
         with raw_stream(session, running) as stream:
             stream.until(b"event: token")
             hurry(daemon, session)
-            assert daemon.ended(5) == 0
+            assert daemon.ended() == 0
 
 
 @pytest.mark.parametrize("data", [False, True], ids=["memory", "sqlite"])
 def test_a_second_signal_leaves_no_stream_without_an_end(tmp_path: Path, data: bool) -> None:
-    file = write_config(tmp_path, data=tmp_path / "data" if data else None, grace_ms=60_000)
+    file = write_config(tmp_path, data=tmp_path / "data" if data else None, grace_ms=LONG_GRACE_MS)
     with (
         DaemonProcess(file) as daemon,
         daemon.up().session() as session,
@@ -153,21 +151,21 @@ def test_a_second_signal_leaves_no_stream_without_an_end(tmp_path: Path, data: b
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
 def test_an_idle_daemon_stops_at_once(tmp_path: Path, number: int) -> None:
-    with launch(tmp_path, data=True) as daemon:
+    with DaemonProcess(write_config(tmp_path, data=tmp_path / "data", grace_ms=LONG_GRACE_MS)) as daemon:
         daemon.up()
         daemon.signal(number)
-        assert daemon.ended(2) == 0
+        assert daemon.ended() == 0
         assert "Traceback" not in daemon.output()
 
 
 def test_idle_connections_do_not_hold_it_up(tmp_path: Path) -> None:
-    with launch(tmp_path, data=False) as daemon:
+    with DaemonProcess(write_config(tmp_path, data=None, grace_ms=LONG_GRACE_MS)) as daemon:
         daemon.up()
         with RawConnection(daemon.url) as silent, RawConnection(daemon.url) as idle:
             idle.get("/healthz")
             assert idle.answer().status == 200
             daemon.signal()
-            assert daemon.ended(GRACE_S + 3) == 0
+            assert daemon.ended() == 0
             assert silent.closed()
             assert idle.closed()
 
@@ -186,7 +184,7 @@ def test_a_data_directory_has_one_daemon(tmp_path: Path) -> None:
     with launch(tmp_path, data=True) as first, first.up().session() as session:
         task_id = submit(session)
         with DaemonProcess(tmp_path / "orchestratord.toml") as second:
-            assert second.ended(10) not in (0, 1)
+            assert second.ended() not in (0, 1)
             said = one_line(second.output())
         assert str(tmp_path / "data") in said
         assert str(first.process.pid) in said
@@ -197,7 +195,7 @@ def test_a_data_directory_has_one_daemon(tmp_path: Path) -> None:
 def test_a_second_daemon_on_a_data_directory_does_not_run(tmp_path: Path) -> None:
     with launch(tmp_path, data=True) as first, first.up().session() as session:
         with DaemonProcess(tmp_path / "orchestratord.toml") as second:
-            assert second.ended(10) != 0
+            assert second.ended() != 0
         task_id = submit(session)
         with session.events(task_id) as events:
             assert list(events)[-1].name == "end"
@@ -207,7 +205,7 @@ def test_a_port_in_use_is_said_so(tmp_path: Path) -> None:
     with launch(tmp_path, data=False) as first:
         first.up()
         with DaemonProcess(tmp_path / "orchestratord.toml", port=first.port) as second:
-            assert second.ended(10) != 0
+            assert second.ended() != 0
             assert f"127.0.0.1:{first.port}" in one_line(second.output())
 
 
@@ -215,7 +213,7 @@ def test_the_message_of_a_busy_port_gives_the_reason(tmp_path: Path) -> None:
     with launch(tmp_path, data=False) as first:
         first.up()
         with DaemonProcess(tmp_path / "orchestratord.toml", port=first.port) as second:
-            second.ended(10)
+            second.ended()
             assert "in use" in second.output()
 
 
@@ -237,7 +235,7 @@ def test_no_configuration_is_needed(tmp_path: Path) -> None:
             assert "no pool" in answer.text
             assert session.get("/v1/pools").json() == {"items": [], "next_cursor": None}
         daemon.signal()
-        assert daemon.ended(3) == 0
+        assert daemon.ended() == 0
     journal = tmp_path / "state" / "orchestratord" / "journal.db"
     assert stat.S_IMODE(journal.stat().st_mode) == 0o600
     assert stat.S_IMODE(journal.parent.stat().st_mode) == 0o700
@@ -247,7 +245,7 @@ def test_a_data_directory_that_cannot_be_written_is_said_so(tmp_path: Path) -> N
     """A file where the directory should be."""
     (tmp_path / "data").write_text("in the way")
     with launch(tmp_path, data=True) as daemon:
-        assert daemon.ended(10) != 0
+        assert daemon.ended() != 0
         assert "Traceback" not in daemon.output()
 
 
@@ -255,7 +253,7 @@ def test_the_mock_needs_to_be_allowed(tmp_path: Path) -> None:
     file = write_config(tmp_path, data=None)
     file.write_text(file.read_text().replace("allow_mock = true", ""))
     with DaemonProcess(file) as daemon:
-        assert daemon.ended(10) == 78
+        assert daemon.ended() == 78
         assert "allow_mock" in one_line(daemon.output())
 
 
@@ -263,7 +261,7 @@ def test_the_log_goes_to_stderr_one_json_object_a_line(tmp_path: Path) -> None:
     with launch(tmp_path, data=False) as daemon, daemon.up().session() as session:
         submit(session)
         daemon.signal()
-        assert daemon.ended(GRACE_S + 2) == 0
+        assert daemon.ended() == 0
         records = [json.loads(line) for line in daemon.output().splitlines()]
         assert {"daemon_started", "replica_ready", "task_admitted", "daemon_stopped"} <= {r["event"] for r in records}
 
@@ -276,4 +274,4 @@ def test_a_port_can_be_taken_again_at_once(tmp_path: Path) -> None:
         with DaemonProcess(file, port=port) as daemon, daemon.up().session() as session:
             assert session.get("/healthz").status_code == 200
             daemon.signal()
-            assert daemon.ended(3) == 0
+            assert daemon.ended() == 0

@@ -6,7 +6,10 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
+from orchestratord.domain.modelref import is_reference, normalise
 from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.ports import ModelUnavailable
 
@@ -68,6 +71,38 @@ def test_what_the_policy_does_not_allow_is_refused_without_a_look(root: Path, re
 def test_a_link_does_not_lead_out(root: Path, ref: str) -> None:
     with pytest.raises(ModelUnavailable, match="leads out"):
         resolve(root, ref)
+
+
+PIECES = ["..", ".", "/", "//", "a.gguf", "deep", "b.gguf", "out", "link.gguf", "inner.gguf", "secret.gguf", "%2e%2e"]
+PIECES += [
+    "models",
+    "~",
+    "\\",
+    "..\\",
+    "\0",
+    "ROOT",
+    "ROOT/..",
+    "proc",
+    "self",
+    "environ",
+    "a.gguf/..",
+    "\u2025",
+    "etc/passwd",
+]
+
+
+@settings(max_examples=400, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(st.lists(st.sampled_from(PIECES), min_size=1, max_size=7), st.booleans())
+def test_whatever_is_written_nothing_outside_is_found(root: Path, pieces: list[str], slashes: bool) -> None:
+    """ORCH-3091: raw, and in its normal form."""
+    text = "file:" + ("/" if slashes else "").join(pieces).replace("ROOT", str(root))
+    for ref in {text, normalise(text) if is_reference(text) else text}:
+        try:
+            found = Path(resolve(root, ref))
+        except ModelUnavailable:
+            continue
+        assert found.resolve() == found
+        assert found.is_relative_to(root.resolve())
 
 
 def test_what_is_not_there_is_not_found(root: Path) -> None:

@@ -162,13 +162,13 @@ def test_messages_go_through_the_engines_template(app: LiveApp, session: Verifyi
     """The rendered text is what is counted, and what the engine gets."""
     asked = Asked(app)
     seen: list[str] = []
-    stream = app.engine().stream
+    work = app.engine().run
 
-    def noting(job: Any) -> Any:
+    def noting(job: Any, deliver: Any) -> Any:
         seen.append(job.prompt)
-        return stream(job)
+        return work(job, deliver)
 
-    app.engine().stream = noting  # type: ignore[method-assign]
+    app.engine().run = noting  # type: ignore[method-assign]
     chat = [{"role": "system", "content": "be brief"}, {"role": "user", "content": "hi"}]
     expected = "<system> be brief\n<user> hi\n<assistant>"
     assert post(session, prompt=None, messages=chat, ctx=12, max_tokens=5).status_code == 202

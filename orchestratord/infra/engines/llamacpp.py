@@ -7,8 +7,7 @@ counter counts; requests beyond the slots queue inside without limit and cannot 
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
@@ -19,9 +18,9 @@ from orchestratord.infra.engines import llamacpp_errors as errors
 from orchestratord.infra.engines import llamacpp_pooled
 from orchestratord.infra.engines.llamacpp_abilities import Abilities, abilities
 from orchestratord.infra.engines.llamacpp_slots import slots_of
-from orchestratord.infra.engines.sse import SSEDecoder
+from orchestratord.infra.engines.relay import Frames, relay
 from orchestratord.infra.engines.transport import Reply, Transport
-from orchestratord.ports import Chunk, Clock, EngineError, EngineProps, Job, JobEnd
+from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd
 
 ENGINE = "llamacpp"
 CONTROL_S = 5.0  # for everything but a stream: these answer in milliseconds even while slots are busy
@@ -119,38 +118,29 @@ def _frame(payload: bytes) -> _Frame:
     return frame
 
 
-async def _chunks(reply: Reply, max_tokens: int) -> AsyncGenerator[Chunk, None]:
-    """What each read brought, up to and including the end. Raises EngineError; a count that cannot be is protocol."""
-    decoder = SSEDecoder()
-    tokens = frames = 0
-    async for data in reply.chunks():
-        texts: list[str] = []
-        end: JobEnd | None = None
-        fault: EngineError | None = None
-        try:
-            for payload in decoder.feed(data):
-                frame = _frame(payload)
-                tokens = max(tokens, frame.tokens_predicted)
-                frames += bool(frame.content)
-                if tokens > max_tokens or (frame.stop and tokens < frames):
-                    raise EngineError(
-                        "protocol", f"llama-server counts {tokens} tokens in {frames} frames, asked for {max_tokens}"
-                    )
-                if frame.content:  # empty: half a character, a text held back for a stop string, or the end
-                    texts.append(frame.content)
-                if frame.stop:
-                    reason: FinishReason = "length" if frame.stop_type == "limit" else "stop"
-                    end = JobEnd(reason, frame.tokens_evaluated, tokens)
-                    break
-        except EngineError as error:
-            fault = error  # after what came before it in the same read
-        if texts or end:
-            yield Chunk(texts, (), tokens, end)
-        if fault:
-            raise fault
-        if end:
-            return
-    raise EngineError("lost", "llama-server closed the stream before its last frame")
+class _Stream(Frames):
+    """A completion of at most `max_tokens`. It ends with the frame that says `stop`; a count that cannot be is none."""
+
+    __slots__ = ("max_tokens", "seen")
+
+    def __init__(self, max_tokens: int) -> None:
+        super().__init__()
+        self.max_tokens = max_tokens
+        self.seen = 0  # frames with text: none of them is less than a token
+
+    def take(self, payload: bytes) -> None:
+        frame = _frame(payload)
+        if frame.tokens_predicted > self.tokens:
+            self.tokens = frame.tokens_predicted
+        self.seen += bool(frame.content)
+        if self.tokens > self.max_tokens or (frame.stop and self.tokens < self.seen):
+            told = f"{self.tokens} tokens in {self.seen} frames, asked for {self.max_tokens}"
+            raise EngineError("protocol", f"llama-server counts {told}")
+        if frame.content:  # empty: half a character, a text held back for a stop string, or the end
+            self.texts.append(frame.content)
+        if frame.stop:
+            reason: FinishReason = "length" if frame.stop_type == "limit" else "stop"
+            self.end = JobEnd(reason, frame.tokens_evaluated, self.tokens)
 
 
 class LlamaCpp:
@@ -200,29 +190,23 @@ class LlamaCpp:
             features=able.features,
         )
 
-    def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
-        return self._stream(job)
-
-    @asynccontextmanager
-    async def _stream(self, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def run(self, job: Job, deliver: Deliver) -> None:
         pooled = job.workload != "completion"
         if pooled and not self._said:
             await self.props()
         if self._said and job.workload not in next(reversed(self._said.values())).workloads:
             raise EngineError("refused", f"this llama-server does no {job.workload}")
         if pooled:
-            async with aclosing(llamacpp_pooled.results(self._http, job)) as chunks:
-                yield chunks
+            await llamacpp_pooled.run(self._http, job, deliver)
             return
         # Not kept: newer builds close a stream's connection while announcing that they keep it.
         async with self._http.post("/completion", _request(job), keep=False) as reply:
             if reply.status != 200:
                 raise await self._failure(reply)
-            kind = reply.headers.get("Content-Type", "")
+            kind = reply.headers.get("content-type", "")
             if not kind.lower().startswith("text/event-stream"):
                 raise EngineError("protocol", f"llama-server answers /completion with {kind or 'no type'!r}")
-            async with aclosing(_chunks(reply, job.max_tokens)) as chunks:
-                yield chunks
+            await relay(reply, _Stream(job.max_tokens), deliver, "llama-server")
 
     async def _failure(self, reply: Reply) -> EngineError:
         try:

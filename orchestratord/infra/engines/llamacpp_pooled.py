@@ -8,14 +8,13 @@ that is the server chooses. Nothing is streamed, so it notices a client that lef
 from __future__ import annotations
 
 import re
-from collections.abc import AsyncGenerator
 from typing import Annotated, Any
 
 import msgspec
 
 from orchestratord.infra.engines import llamacpp_errors as errors
 from orchestratord.infra.engines.transport import Transport
-from orchestratord.ports import Chunk, EngineError, Job, JobEnd
+from orchestratord.ports import Chunk, Deliver, EngineError, Job, JobEnd
 
 REPLY_BYTES = 4 << 20  # one vector of 65 536 numbers takes a third of it
 
@@ -45,14 +44,15 @@ class _Ranking(msgspec.Struct):
     usage: _Used
 
 
-async def results(http: Transport, job: Job) -> AsyncGenerator[Chunk, None]:
+async def run(http: Transport, job: Job, deliver: Deliver) -> None:
     """A result for each input as it comes, the end with the last. Raises EngineError."""
     tokens, last = 0, len(job.inputs) - 1
     for index, text in enumerate(job.inputs):
         payload, used = await (_embed(http, text) if job.workload == "embedding" else _rank(http, job.prompt, text))
         tokens += used
         end = JobEnd("stop", tokens, 0) if index == last else None
-        yield Chunk(results=({"index": index, **payload},), end=end)
+        if not deliver(Chunk(results=[{"index": index, **payload}], end=end)):
+            return
 
 
 async def _embed(http: Transport, text: str) -> tuple[dict[str, Any], int]:

@@ -11,8 +11,7 @@ import asyncio
 import math
 import types
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Generator, Sequence
-from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from typing import Any
 
@@ -20,7 +19,7 @@ from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Workload
 from orchestratord.infra.engines import mock_text
 from orchestratord.infra.engines.mock_script import Gate, MockScript
-from orchestratord.ports import Chunk, Clock, EngineError, EngineProps, Job, JobEnd
+from orchestratord.ports import Chunk, Clock, Deliver, EngineError, EngineProps, Job, JobEnd
 
 __all__ = ["MockEngine", "MockScript"]
 
@@ -67,9 +66,10 @@ class _Run:
 class MockEngine:
     """See `ports.Engine`. `engine` is the protocol family it stands in for.
 
-    token_ms, prefill_ms: what one output and a prompt take; 0 = as fast as the event loop turns. burst: outputs per
-    chunk. Counters: `calls` (jobs asked for), `aborted` (left before their end), `busy_slots`, `peak` (most busy at
-    once), `overcommitted` (jobs that came while every slot was busy: a caller's bug).
+    token_ms, prefill_ms: what one output and a prompt take; 0 = as fast as the event loop turns. load_ms: what its
+    model takes to load after each `start`. burst: outputs per chunk. Counters: `calls` (jobs asked for), `aborted`
+    (left before their end), `busy_slots`, `peak` (most busy at once), `overcommitted` (jobs that came while every slot
+    was busy: a caller's bug).
     """
 
     driver = "mock"
@@ -86,6 +86,7 @@ class MockEngine:
         ctx: int = 4096,
         token_ms: float = 0,
         prefill_ms: float = 0,
+        load_ms: float = 0,
         burst: int = 1,
         workloads: frozenset[Workload] = frozenset({"completion", "embedding", "rerank"}),
         chat_template: bool = True,
@@ -94,11 +95,13 @@ class MockEngine:
         self.url = url
         self.token_ms = token_ms
         self.prefill_ms = prefill_ms
+        self.load_ms = load_ms
         self.burst = burst
         self.loading: str | None = None  # why it is not ready yet
         self.down = False  # nothing listens
         self.calls = self.aborted = self.busy_slots = self.peak = self.overcommitted = 0
         self._clock = clock
+        self._loaded_at = -math.inf
         self._props = EngineProps(
             engine_version="mock-1",
             model_id=model_id,
@@ -118,6 +121,10 @@ class MockEngine:
         self._stuck: set[int] = set()  # of them, those whose job was left
 
     # -- control --------------------------------------------------------------------------------------------
+    def start(self) -> None:
+        """Load the model: it takes `load_ms` from now on."""
+        self._loaded_at = self._clock.now() + self.load_ms / 1000
+
     def play(self, *scripts: MockScript) -> None:
         """Queue faults: each script applies to its number of jobs, then the next one does."""
         self._scripts.extend(scripts)
@@ -156,7 +163,7 @@ class MockEngine:
     # -- the port -------------------------------------------------------------------------------------------
     async def ready(self) -> str | None:
         self._reach()
-        return self.loading
+        return "loading model" if self._clock.now() < self._loaded_at else self.loading
 
     async def props(self) -> EngineProps:
         self._reach()
@@ -190,11 +197,7 @@ class MockEngine:
     async def close(self) -> None:
         pass
 
-    def stream(self, job: Job) -> AbstractAsyncContextManager[AsyncIterator[Chunk]]:
-        return self._stream(job)
-
-    @asynccontextmanager
-    async def _stream(self, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
+    async def run(self, job: Job, deliver: Deliver) -> None:
         self.calls += 1
         script = self._next_script()
         await _turn()  # as any engine would, it answers later
@@ -206,8 +209,7 @@ class MockEngine:
         run = _Run(job, script)
         self._runs.add(run)
         try:
-            async with aclosing(self._work(run)) as chunks:
-                yield chunks
+            await self._work(run, deliver)
         finally:
             self._runs.discard(run)
             self.aborted += not run.ended
@@ -264,8 +266,8 @@ class MockEngine:
         if done == script.hang_after:
             await asyncio.get_running_loop().create_future()
 
-    async def _work(self, run: _Run) -> AsyncGenerator[Chunk, None]:
-        """Everything a job produces, `burst` outputs a chunk, then its end."""
+    async def _work(self, run: _Run, deliver: Deliver) -> None:
+        """Deliver everything a job produces, `burst` outputs a chunk, then its end."""
         script, completion = run.script, run.job.workload == "completion"
         limit = run.job.max_tokens if completion and not script.endless else math.inf
         reason: FinishReason = "stop"
@@ -278,10 +280,11 @@ class MockEngine:
             run.take(output)
             if len(run.pending) >= self.burst or run.done in script.breaks:
                 await _turn()
-                yield run.chunk()
+                if not deliver(run.chunk()):
+                    return
             await self._fail(run)
             if run.done >= limit:
                 reason = "length"
                 break
         run.ended = True
-        yield run.chunk(JobEnd(reason, mock_text.tokens_in(run.job), run.done if completion else 0))
+        deliver(run.chunk(JobEnd(reason, mock_text.tokens_in(run.job), run.done if completion else 0)))

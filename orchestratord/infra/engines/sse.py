@@ -26,6 +26,11 @@ class SSEDecoder:
         self._data: list[bytes] = []  # the data lines of the event that has begun
         self._size = 0  # bytes in `_data`
 
+    @property
+    def within(self) -> bool:
+        """An event has begun and is not complete."""
+        return bool(self._pending or self._data)
+
     def feed(self, data: bytes) -> list[bytes]:
         """The data of every event that this read completes; an event without data is none.
 

@@ -1,4 +1,4 @@
-"""HTTP to engines: the one module that knows the client library. Adapters see statuses, headers and bytes.
+"""HTTP to engines: the one module that knows connections. Adapters see statuses, headers and bytes.
 
 An engine is not trusted: no redirects, no proxies, no cookies, no compression, bounded bodies. Every failure is an
 `EngineError`; none of them carries the API key.
@@ -6,202 +6,153 @@ An engine is not trusted: no redirects, no proxies, no cookies, no compression, 
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Mapping
+import asyncio
+import base64
+import ssl
+from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
-from types import TracebackType
-from typing import Any, Literal, Self
+from functools import cached_property, partial
+from typing import Any, Literal
+from urllib.parse import SplitResult, unquote, urlsplit
 
-import aiohttp
 import msgspec
-from aiohttp import hdrs, http_exceptions
 
+from orchestratord.infra.engines import http1
+from orchestratord.infra.engines.http1 import HIDDEN, Connection, Reply
 from orchestratord.ports import Clock, EngineError
+
+__all__ = ["MIB", "ErrorKind", "Reply", "Transport"]
 
 CONNECT_S = 5.0
 KEEPALIVE_S = 2.0  # below every engine's own: llama-server drops an idle connection after 5 s, uvicorn too
 MIB = 1 << 20
 
 ErrorKind = Literal["refused", "full", "lost", "timeout", "protocol", "failed"]
-# First match wins: the library's classes overlap (its connect errors are OSErrors too).
-_FAILURES: tuple[tuple[type[BaseException], ErrorKind, str], ...] = (
-    (TimeoutError, "timeout", "no answer in time"),
-    (aiohttp.ClientSSLError, "protocol", "the TLS handshake failed"),
-    (aiohttp.ClientConnectorError, "lost", "nothing accepts connections"),
-    (aiohttp.ClientResponseError, "protocol", "the reply is not valid HTTP"),
-    (http_exceptions.HttpProcessingError, "protocol", "the reply is not valid HTTP"),
-    (aiohttp.ClientPayloadError, "lost", "the connection closed within the reply"),
-    (aiohttp.ServerDisconnectedError, "lost", "the connection closed without a reply"),
-    (OSError, "lost", "the connection broke"),
-    (aiohttp.ClientError, "protocol", "the request could not be made"),
-    (ValueError, "protocol", "the request could not be made"),
-)
-
-
-class _Failures:
-    """Context manager: what the library or the system raises inside becomes an EngineError."""
-
-    def __init__(self, where: str) -> None:
-        self._where = where
-
-    def __enter__(self) -> None:
-        pass
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None) -> None:
-        for known, engine_kind, text in _FAILURES:
-            if isinstance(error, known):
-                # `from None`: the library's exceptions hold the request, and with it the key.
-                raise EngineError(engine_kind, f"{self._where}: {text}") from None
-
-
-class _Connector(aiohttp.TCPConnector):
-    """A connector whose connects are bounded by our own clock, and which trusts no kept connection blindly."""
-
-    def __init__(self, clock: Clock, keep: bool) -> None:
-        super().__init__(limit=0, **({"keepalive_timeout": KEEPALIVE_S} if keep else {"force_close": True}))
-        self._clock = clock
-
-    async def connect(self, *args: Any, **kwargs: Any) -> Any:
-        async with self._clock.limit(CONNECT_S):
-            while True:
-                connection = await super().connect(*args, **kwargs)
-                # Bytes that came between two requests would pass for the answer to the next one.
-                if connection.protocol is None or not connection.protocol.should_close:
-                    return connection
-                connection.close()
-
-
-class _Attempt:
-    """One request on the wire: did it go out on a connection kept from an earlier one?"""
-
-    __slots__ = ("kept",)
-
-    def __init__(self) -> None:
-        self.kept = False
-
-
-async def _reused(session: aiohttp.ClientSession, context: Any, params: Any) -> None:
-    context.trace_request_ctx.kept = True
-
-
-class Reply:
-    """A reply whose head has arrived and whose body may still be coming. Iterate `chunks` at most once."""
-
-    def __init__(self, response: aiohttp.ClientResponse, failures: _Failures) -> None:
-        self._response = response
-        self._failures = failures
-
-    @property
-    def status(self) -> int:
-        return self._response.status
-
-    @property
-    def headers(self) -> Mapping[str, str]:
-        """Names are case-insensitive."""
-        return self._response.headers
-
-    def chunks(self) -> AsyncIterator[bytes]:
-        """The body: all bytes pending per wake-up. Raises EngineError if it is cut short."""
-        return self
-
-    def __aiter__(self) -> Self:
-        return self
-
-    async def __anext__(self) -> bytes:
-        with self._failures:
-            data = await self._response.content.readany()
-        if not data:
-            raise StopAsyncIteration
-        return data
-
-    async def body(self, max_bytes: int) -> bytes:
-        """The whole body. Raises EngineError(protocol) when it is longer than `max_bytes`."""
-        body = bytearray()
-        async for data in self.chunks():
-            body += data
-            if len(body) > max_bytes:
-                raise EngineError("protocol", f"a reply of more than {max_bytes} bytes")
-        return bytes(body)
-
-    def abort(self) -> None:
-        """Close the connection now, unless it has been given back already. Unsent bytes are dropped: an engine that
-        does not read must not hold the socket open."""
-        connection = self._response.connection
-        if connection is not None and connection.transport is not None:
-            connection.transport.abort()
-        self._response.close()
 
 
 class Transport:
     """Connections to one engine server. `base_url`: scheme, host, port, perhaps a path prefix."""
 
     def __init__(self, base_url: str, *, clock: Clock, api_key: str | None = None) -> None:
-        self._base = base_url.rstrip("/")
+        self._url = urlsplit(base_url.rstrip("/"))
+        self._where = base_url.rstrip("/").rpartition("@")[2]  # an URL may carry a password
         self._clock = clock
         self._api_key = api_key
-        self._sessions: dict[bool, aiohttp.ClientSession] = {}  # by whether they keep connections
-        self._failures = _Failures(self._base.rpartition("@")[2])  # an URL may carry a password
+        self._idle: list[Connection] = []
+        self._open: set[Connection] = set()
 
     def __repr__(self) -> str:
-        return f"Transport({self._failures._where!r})"
+        return f"Transport({self._where!r})"
 
-    def _session(self, keep: bool) -> aiohttp.ClientSession:
-        """Made when first needed, on the loop that uses it."""
-        if keep not in self._sessions:
-            headers = {
-                hdrs.USER_AGENT: "orchestratord",
-                hdrs.ACCEPT_ENCODING: "identity",
-                hdrs.CONTENT_TYPE: "application/json",
-            }
-            if self._api_key:
-                headers[hdrs.AUTHORIZATION] = f"Bearer {self._api_key}"
-            if not keep:
-                headers[hdrs.CONNECTION] = "close"
-            trace = aiohttp.TraceConfig()
-            trace.on_connection_reuseconn.append(_reused)
-            self._sessions[keep] = aiohttp.ClientSession(
-                connector=_Connector(self._clock, keep),
-                cookie_jar=aiohttp.DummyCookieJar(),
-                headers=headers,
-                timeout=aiohttp.ClientTimeout(total=None, sock_connect=None),
-                auto_decompress=False,
-                trust_env=False,
-                trace_configs=[trace] if keep else [],
-            )
-        return self._sessions[keep]
-
-    async def _request(self, method: str, path: str, body: bytes | None, keep: bool) -> aiohttp.ClientResponse:
-        """The reply to one request, once its head is there.
-
-        A kept connection may have been closed by the engine just as we took it. Then nothing was answered and the
-        request goes out once more; anything else is for the caller to judge.
-        """
-        session = self._session(keep)
-        for last in (False, True):
-            attempt = _Attempt()
-            try:
-                return await session.request(
-                    method, self._base + path, data=body, allow_redirects=False, trace_request_ctx=attempt
+    # -- connections ---------------------------------------------------------------------------------------
+    async def _connect(self) -> Connection:
+        """A new connection. Raises EngineError: lost, timeout or protocol."""
+        url, loop = self._url, asyncio.get_running_loop()
+        try:
+            host, port, secure = _address(url)
+            async with self._clock.limit(CONNECT_S):
+                _, connection = await loop.create_connection(
+                    partial(Connection, self._where, (self._api_key or "").encode()),
+                    host,
+                    port,
+                    ssl=self._tls if secure else None,
+                    server_hostname=host if secure else None,
                 )
-            except (aiohttp.ServerDisconnectedError, aiohttp.ClientOSError) as error:
-                # The library puts what it has of the head into `message`; text means it has nothing.
-                answered = not isinstance(getattr(error, "message", ""), str)
-                if last or answered or not attempt.kept:
-                    raise
-        raise AssertionError("unreachable")
+        except TimeoutError:
+            raise EngineError("timeout", f"{self._where}: no answer in time") from None
+        except ssl.SSLError as error:
+            raise EngineError("protocol", f"{self._where}: the TLS handshake failed: {error.reason}") from None
+        except OSError:
+            raise EngineError("lost", f"{self._where}: nothing accepts connections") from None
+        except ValueError as error:
+            raise EngineError("protocol", f"{self._where}: the request could not be made: {error}") from None
+        self._open.add(connection)
+        connection.on_lost = partial(self._open.discard, connection)
+        return connection
+
+    @cached_property
+    def _tls(self) -> ssl.SSLContext:
+        return ssl.create_default_context()
+
+    def _kept(self) -> Connection | None:
+        """A connection that served a request not long ago; older ones are closed."""
+        fresh = self._clock.now() - KEEPALIVE_S
+        while self._idle:
+            connection = self._idle.pop()
+            if connection.idle and connection.idle_since > fresh:
+                return connection
+            connection.abort()
+        return None
+
+    def _give_back(self, connection: Connection, reply: Reply | None, keep: bool) -> None:
+        if keep and reply is not None and reply.complete and connection.idle:
+            connection.idle_since = self._clock.now()
+            self._idle.append(connection)
+        else:
+            connection.abort()
+
+    # -- requests ------------------------------------------------------------------------------------------
+    @cached_property
+    def _fields(self) -> dict[str, str]:
+        url = self._url
+        fields = {
+            "Host": url.netloc.rpartition("@")[2],
+            "User-Agent": "orchestratord",
+            "Accept": "*/*",
+            "Accept-Encoding": "identity",
+        }
+        if self._api_key:
+            fields["Authorization"] = f"Bearer {self._api_key}"
+        elif url.username is not None:
+            pair = f"{unquote(url.username)}:{unquote(url.password or '')}"
+            fields["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
+        return fields
+
+    def _request(self, method: str, path: str, body: bytes | None, keep: bool) -> bytes:
+        """The bytes of a request. Raises EngineError(protocol) for a key that no header can carry."""
+        fields = dict(self._fields)
+        if body is not None:
+            fields |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
+        if not keep:
+            fields["Connection"] = "close"
+        try:
+            return http1.head(method, self._url.path + path, fields) + (body or b"")
+        except ValueError as error:  # `from None`: the exception may hold the key
+            raise EngineError("protocol", f"{self._where}: the request could not be made: {error!s:.80}") from None
 
     @asynccontextmanager
     async def _reply(self, method: str, path: str, body: bytes | None, keep: bool) -> AsyncIterator[Reply]:
-        with self._failures:
-            response = await self._request(method, path, body, keep)
-        reply = Reply(response, self._failures)
+        """The reply to one request, once its head is there.
+
+        A kept connection may have been closed by the engine just as we took it. Then nothing was answered and the
+        request goes out once more, on a new one; anything else is for the caller to judge.
+        """
+        request = self._request(method, path, body, keep)
+        connection = (self._kept() if keep else None) or await self._connect()
+        reply = None
         try:
+            reply = connection.ask(request)
+            try:
+                await reply.head()
+            except EngineError as error:
+                if error.kind != "lost" or not connection.used or reply.begun:
+                    raise
+                connection = await self._connect()
+                reply = connection.ask(request)
+                await reply.head()
+            connection.used = True
             if 300 <= reply.status < 400:
                 raise EngineError("protocol", f"{path} answers with a redirect; give the engine's own URL")
-            if reply.headers.get(hdrs.CONTENT_ENCODING, "identity").lower() != "identity":
+            if reply.headers.get("content-encoding", "identity").lower() != "identity":
                 raise EngineError("protocol", f"{path} answers with a compressed body that was not asked for")
             yield reply
+        except EngineError as error:
+            raise EngineError(error.kind, self._hidden(error.message)) from None  # it may quote the engine
         finally:
-            reply.abort()
+            self._give_back(connection, reply, keep)
+
+    def _hidden(self, text: str) -> str:
+        return text.replace(self._api_key, HIDDEN.decode()) if self._api_key else text
 
     def post(self, path: str, body: bytes, *, keep: bool = True) -> AbstractAsyncContextManager[Reply]:
         """POST a JSON document: an async context manager that gives the `Reply` once its head has arrived.
@@ -219,9 +170,11 @@ class Transport:
 
         Raises EngineError; no status is an error here.
         """
-        with self._failures:
+        try:
             async with self._clock.limit(limit_s), self._reply(method, path, body, True) as reply:
                 raw = await reply.body(max_bytes)
+        except TimeoutError:
+            raise EngineError("timeout", f"{self._where}: no answer in time") from None
         try:
             parsed = msgspec.json.decode(raw) if raw else None
         except msgspec.DecodeError:
@@ -230,5 +183,14 @@ class Transport:
 
     async def close(self) -> None:
         """Close every connection. Idempotent."""
-        while self._sessions:
-            await self._sessions.popitem()[1].close()
+        self._idle.clear()
+        for connection in tuple(self._open):
+            connection.abort()
+
+
+def _address(url: SplitResult) -> tuple[str, int, bool]:
+    """(host, port, whether TLS is spoken). Raises ValueError."""
+    if url.scheme not in ("http", "https") or not url.hostname:
+        raise ValueError("an engine's URL begins with http:// or https:// and names a host")
+    secure = url.scheme == "https"
+    return url.hostname, url.port or (443 if secure else 80), secure

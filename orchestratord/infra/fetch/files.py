@@ -14,7 +14,8 @@ MAGIC = b"GGUF"
 
 
 class LocalFiles:
-    """See `ports.ModelFiles`. `roots` are folders; `known` are single files that are allowed besides."""
+    """The part of `ports.ModelFiles` that fetches nothing. `roots` are folders; `known` are single files allowed
+    besides."""
 
     def __init__(self, roots: Iterable[str], known: Iterable[str] = ()) -> None:
         self._roots = [Path(root).expanduser() for root in roots]
@@ -61,6 +62,9 @@ class LocalFiles:
 
     @staticmethod
     def _verify(path: str) -> str | None:
+        folder = Path(path)
+        if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
+            return None
         try:
             with open(path, "rb") as file:
                 if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):

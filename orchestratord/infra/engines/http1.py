@@ -1,0 +1,277 @@
+"""One HTTP/1.1 connection to an engine, at the level of bytes: a request goes out, a reply comes back.
+
+httptools parses. What a read brings of a body goes to the reader of the reply in that very call: no task, queue or
+future stands between the socket and the task's log. An engine is not trusted: whatever it sends that is no reply, or
+too much of one, ends the connection and becomes an `EngineError`.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import cast
+
+import httptools
+
+from orchestratord.ports import EngineError
+
+HEAD_BYTES = 64 * 1024  # of all header fields, trailers included
+IDLE_BYTES = 128 * 1024  # read in a row without a header field or a byte of a body coming of it
+HIDDEN = b"[redacted]"  # in place of the API key, should an engine repeat it
+AHEAD_BYTES = 256 * 1024  # of a body nobody reads yet: then the engine has to wait
+
+Sink = Callable[[bytes], bool]
+
+
+class Reply:
+    """A reply whose head has arrived and whose body may still be coming. Its body is read once.
+
+    status: int. headers: by lower-case name; fields of the same name are joined by commas.
+    """
+
+    def __init__(self, connection: Connection, loop: asyncio.AbstractEventLoop, where: str, secret: bytes) -> None:
+        self.status = 0
+        self.headers: dict[str, str] = {}
+        self.begun = False  # a byte of it has come
+        self.complete = False
+        self._connection = connection
+        self._loop = loop
+        self._where = where
+        self._secret = secret
+        self._parts: list[bytes] = []
+        self._waiting = 0  # bytes in `_parts` that nobody reads yet
+        self._error: EngineError | None = None
+        self._sink: Sink | None = None
+        self._head: asyncio.Future[None] = loop.create_future()
+        self._over: asyncio.Future[None] | None = None
+
+    # -- for the reader ------------------------------------------------------------------------------------
+    async def head(self) -> None:
+        """Return once status and headers are there. Raises EngineError."""
+        await self._head
+
+    async def each(self, sink: Sink) -> None:
+        """Hand `sink` what each read brings of the body, in the call that read it, until the body is complete or
+        `sink` returns False. Raises EngineError if it is cut short, and whatever `sink` raises."""
+        self._sink = sink
+        self._over = self._loop.create_future()
+        self._connection.resume()
+        self._forward()
+        try:
+            await self._over
+        finally:
+            self._sink = None
+
+    async def body(self, max_bytes: int) -> bytes:
+        """The whole body, our API key hidden in it. Raises EngineError(protocol) when it is longer than `max_bytes`."""
+        body = bytearray()
+
+        def take(data: bytes) -> bool:
+            body.extend(data)
+            if len(body) > max_bytes:
+                raise EngineError("protocol", f"{self._where}: a reply of more than {max_bytes} bytes")
+            return True
+
+        await self.each(take)
+        return bytes(body.replace(self._secret, HIDDEN)) if self._secret else bytes(body)
+
+    # -- for the connection --------------------------------------------------------------------------------
+    def arrived(self) -> None:
+        if not self._head.done():
+            self._head.set_result(None)
+
+    def took(self, data: bytes) -> None:
+        self._parts.append(data)
+
+    def forward(self) -> None:
+        """A read has been parsed."""
+        if self._sink is not None:
+            self._forward()
+        elif self._parts:
+            self._waiting = sum(map(len, self._parts))
+            if self._waiting > AHEAD_BYTES:
+                self._connection.pause()
+
+    def _forward(self) -> None:
+        sink, parts = self._sink, self._parts
+        if sink is None:
+            return
+        if parts:
+            data = parts[0] if len(parts) == 1 else b"".join(parts)
+            parts.clear()
+            try:
+                if not sink(data):
+                    self._settle(None)
+                    return
+            except Exception as error:
+                self._settle(error)
+                return
+        if self._error is not None:
+            self._settle(self._error)
+        elif self.complete:
+            self._settle(None)
+
+    def _settle(self, error: Exception | None) -> None:
+        self._sink = None
+        if self._over is not None and not self._over.done():
+            if error is None:
+                self._over.set_result(None)
+            else:
+                self._over.set_exception(error)
+
+    def fail(self, error: EngineError) -> None:
+        """No more of it will come. What came before is handed over first."""
+        if self.complete or self._error is not None:
+            return
+        self._error = error
+        if not self._head.done():
+            self._head.set_exception(error)
+            self._head.exception()  # whoever asked may be gone
+        self._forward()
+
+
+class Connection(asyncio.Protocol):
+    """A connection that serves one request after the other. `ask` only while it is `idle`."""
+
+    def __init__(self, where: str, secret: bytes) -> None:
+        self._where = where
+        self._secret = secret
+        self._loop = asyncio.get_running_loop()
+        self._transport: asyncio.Transport
+        self._parser = httptools.HttpResponseParser(self)
+        self._reply: Reply | None = None
+        self._until_close = False  # the body ends where the connection does
+        self._interim = self._keep_alive = False
+        self._head_size = self._fruitless = 0
+        self._clean = True  # nothing came that nobody had asked for
+        self._paused = False
+        self.used = False
+        self.idle_since = 0.0
+        self.on_lost: Callable[[], object] | None = None
+
+    # -- for the pool --------------------------------------------------------------------------------------
+    @property
+    def idle(self) -> bool:
+        """Whether another request may go out on it."""
+        reply = self._reply
+        free = reply is None or (reply.complete and self._keep_alive)
+        return self._clean and free and not self._transport.is_closing()
+
+    def ask(self, request: bytes) -> Reply:
+        """Send a request; the reply is on its way."""
+        self._reply = reply = Reply(self, self._loop, self._where, self._secret)
+        self._head_size = self._fruitless = 0
+        self._until_close = self._interim = False
+        self._transport.write(request)
+        return reply
+
+    def abort(self) -> None:
+        """Close it now. Unsent bytes are dropped: an engine that does not read must not hold the socket open."""
+        self._transport.abort()
+
+    def pause(self) -> None:
+        if not self._paused and not self._transport.is_closing():
+            self._paused = True
+            self._transport.pause_reading()
+
+    def resume(self) -> None:
+        if self._paused and not self._transport.is_closing():
+            self._paused = False
+            self._transport.resume_reading()
+
+    # -- asyncio -------------------------------------------------------------------------------------------
+    def connection_made(self, transport: asyncio.BaseTransport) -> None:
+        self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
+
+    def data_received(self, data: bytes) -> None:
+        reply = self._reply
+        if reply is None or reply.complete:
+            self._clean = False  # it would pass for the answer to the next request
+            self._transport.abort()
+            return
+        reply.begun = True
+        self._fruitless += len(data)
+        try:
+            self._parser.feed_data(data)
+        except httptools.HttpParserUpgrade:
+            self._broken("the reply changes the protocol")
+        except httptools.HttpParserError as error:
+            given = error.__context__
+            self._broken(str(given) if isinstance(given, _Refused) else "the reply is not valid HTTP")
+        else:
+            if self._fruitless > IDLE_BYTES:
+                self._broken("the reply is not valid HTTP")
+        reply.forward()
+
+    def connection_lost(self, exc: Exception | None) -> None:
+        reply, self._reply = self._reply, None
+        if reply is not None and not reply.complete:
+            if self._until_close and exc is None:
+                reply.complete = True
+                reply.forward()
+            else:
+                within = "within the reply" if reply.begun else "without a reply"
+                reply.fail(EngineError("lost", f"{self._where}: the connection closed {within}"))
+        if self.on_lost is not None:
+            self.on_lost()
+
+    # -- httptools -----------------------------------------------------------------------------------------
+    def on_message_begin(self) -> None:
+        if self._reply is None or self._reply.complete:
+            self._clean = False
+
+    def on_header(self, name: bytes, value: bytes) -> None:
+        reply = self._reply
+        assert reply is not None
+        self._head_size += len(name) + len(value) + 4
+        if self._head_size > HEAD_BYTES:
+            raise _Refused(f"the head of the reply is longer than {HEAD_BYTES} bytes")
+        self._fruitless = 0
+        if self._clean and not reply.complete:
+            key, text = name.decode("latin-1").lower(), value.decode("latin-1")
+            reply.headers[key] = f"{reply.headers[key]}, {text}" if key in reply.headers else text
+
+    def on_headers_complete(self) -> None:
+        reply = self._reply
+        assert reply is not None
+        if not self._clean or reply.complete:
+            return
+        status = self._parser.get_status_code()
+        self._interim = 100 <= status < 200
+        if not self._interim:
+            self._until_close = not reply.headers.keys() & {"content-length", "transfer-encoding"}
+            self._keep_alive = self._parser.should_keep_alive()
+            reply.status = status
+            reply.arrived()
+
+    def on_body(self, data: bytes) -> None:
+        self._fruitless = 0
+        if self._clean:
+            assert self._reply is not None
+            self._reply.took(data)
+
+    def on_message_complete(self) -> None:
+        reply = self._reply
+        assert reply is not None
+        if self._interim:
+            reply.headers.clear()
+        else:
+            reply.complete = True
+
+    def _broken(self, why: str) -> None:
+        assert self._reply is not None
+        self._clean = False
+        self._reply.fail(EngineError("protocol", f"{self._where}: {why}"))
+        self._transport.abort()
+
+
+class _Refused(Exception):
+    """A reply that goes beyond our limits."""
+
+
+def head(method: str, target: str, fields: dict[str, str]) -> bytes:
+    """The head of a request. Raises ValueError for what would break out of its line."""
+    lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
+    if any(char in line for line in lines for char in "\r\n\0") or " " in target:
+        raise ValueError("a request line or a header field holds a character it cannot")
+    return "\r\n".join([*lines, "\r\n"]).encode("latin-1")

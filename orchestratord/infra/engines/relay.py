@@ -1,0 +1,72 @@
+"""From an engine's event stream to chunks: what every adapter that streams over HTTP shares.
+
+An adapter brings a `Frames`: what one stream of its engine has said so far. Everything that is the same for all of them
+is here: errors come after the good texts before them, an end is handed over with the texts of its read, and bytes that
+stop without an end are `lost`.
+"""
+
+from __future__ import annotations
+
+from orchestratord.infra.engines.sse import SSEDecoder
+from orchestratord.infra.engines.transport import Reply
+from orchestratord.ports import Chunk, Deliver, EngineError, JobEnd
+
+
+class Frames:
+    """What one stream has said: texts not handed over yet, the engine's count, and the end once it has come."""
+
+    __slots__ = ("end", "texts", "tokens")
+
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+        self.tokens = 0
+        self.end: JobEnd | None = None
+
+    def take(self, payload: bytes) -> None:
+        """The data of one event. Raises EngineError: what the engine reports, or protocol."""
+        raise NotImplementedError
+
+    def closed(self) -> None:
+        """The body ended in good order. Sets `end` where that proves the end; raises EngineError where it cannot."""
+
+    def chunk(self) -> Chunk | None:
+        """What is new since the last call."""
+        texts, end = self.texts, self.end
+        if not texts and end is None:
+            return None
+        self.texts = []
+        return Chunk(texts, [], self.tokens, end)
+
+
+async def relay(reply: Reply, frames: Frames, deliver: Deliver, who: str) -> None:
+    """Deliver what each read brought, up to and including the end. Raises EngineError."""
+    decoder = SSEDecoder()
+    feed, take = decoder.feed, frames.take
+    wanted = True
+
+    def read(data: bytes) -> bool:
+        nonlocal wanted
+        fault: EngineError | None = None
+        try:
+            for payload in feed(data):
+                take(payload)
+                if frames.end is not None:
+                    break
+        except EngineError as error:
+            fault = error  # after what came before it in the same read
+        if (chunk := frames.chunk()) is not None:
+            wanted = deliver(chunk)
+        if fault is not None and wanted:
+            raise fault
+        return wanted and frames.end is None
+
+    await reply.each(read)
+    if not wanted or frames.end is not None:
+        return
+    if decoder.within:
+        raise EngineError("lost", f"{who} closed the stream within an event")
+    frames.closed()
+    if (chunk := frames.chunk()) is not None:
+        wanted = deliver(chunk)
+    if wanted and frames.end is None:
+        raise EngineError("lost", f"{who} closed the stream before it said that it was done")
