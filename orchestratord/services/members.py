@@ -146,7 +146,10 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
     long = Job("completion", max_tokens=props.ctx // 2, seed=1, prompt="ping", keep_cache=False)
     await engine.run(long, lambda chunk: False)
     pause = 0.01
-    while len(await patiently(engine.busy) or frozenset()) > len(before or frozenset()):
+    while True:
+        busy: frozenset[int] | None = await patiently(engine.busy)
+        if len(busy or ()) <= len(before or ()):
+            return
         await clock.sleep(pause)
         pause = min(pause * 2, 1.0)
 

@@ -119,25 +119,29 @@ def _frame(payload: bytes) -> _Frame:
 
 
 class _Stream(Frames):
-    """A completion of at most `max_tokens`. It ends with the frame that says `stop`; a count that cannot be is none."""
+    """A completion. It ends with the frame that says `stop`."""
 
-    __slots__ = ("max_tokens", "seen")
+    __slots__ = ("_frames", "_max_tokens")
 
     def __init__(self, max_tokens: int) -> None:
         super().__init__()
-        self.max_tokens = max_tokens
-        self.seen = 0  # frames with text: none of them is less than a token
+        self._max_tokens = max_tokens
+        self._frames = 0
 
     def take(self, payload: bytes) -> None:
         frame = _frame(payload)
         if frame.tokens_predicted > self.tokens:
             self.tokens = frame.tokens_predicted
-        self.seen += bool(frame.content)
-        if self.tokens > self.max_tokens or (frame.stop and self.tokens < self.seen):
-            told = f"{self.tokens} tokens in {self.seen} frames, asked for {self.max_tokens}"
-            raise EngineError("protocol", f"llama-server counts {told}")
-        if frame.content:  # empty: half a character, a text held back for a stop string, or the end
-            self.texts.append(frame.content)
+        content = frame.content
+        if content:
+            self._frames += 1
+        if self.tokens > self._max_tokens or (frame.stop and self.tokens < self._frames):
+            raise EngineError(
+                "protocol",
+                f"llama-server counts {self.tokens} tokens in {self._frames} frames, asked for {self._max_tokens}",
+            )
+        if content:  # empty: half a character, a text held back for a stop string, or the end
+            self.texts.append(content)
         if frame.stop:
             reason: FinishReason = "length" if frame.stop_type == "limit" else "stop"
             self.end = JobEnd(reason, frame.tokens_evaluated, self.tokens)
