@@ -189,6 +189,7 @@ def settings_for(model: Path, urls: list[str], data: Path) -> Any:
             "engine": "llamacpp",
             "model": f"file:{name}.gguf",
             "watchdogs": {"first_token_ms": 3000, "idle_ms": 1500},
+            "restarts": {"limit": 10_000},
             "replicas": found,
         }
         for name, found in replicas.items()

@@ -308,3 +308,22 @@ def test_the_fake_speaks_as_the_real_one() -> None:
         assert {key: type(value) for key, value in mine.items()}.items() <= {
             key: type(value) for key, value in theirs.items()
         }.items()
+
+
+def test_how_full_the_kv_cache_is() -> None:
+    """OD-19: its own gauge; no gauge, no figure."""
+
+    async def body() -> None:
+        name = b'vllm:kv_cache_usage_perc{engine="%d",model_name="tiny"} '
+        replies = [
+            response(b"# HELP x\n" + name % 0 + b"0.25\n" + name % 1 + b"7.5e-01\nvllm:other 3\n"),
+            response(name % 0 + b"0.0\n"),
+            response(b"vllm:other 3\n"),
+            response(b"", "404 Not Found"),
+        ]
+        async with raw_server(*replies) as raw:
+            engine = Vllm(raw.url, clock=CLOCK)
+            assert [await engine.kv_usage() for _ in replies] == [0.5, 0.0, None, None]
+            await engine.close()
+
+    run(body())

@@ -190,6 +190,12 @@ class Vllm:
     async def busy(self) -> frozenset[int] | None:
         return None  # it has no slots; an abandoned request is gone within milliseconds
 
+    async def kv_usage(self) -> float | None:
+        """See `ports.KvGauge`: its own figure, the mean over its engines if it has several."""
+        text = await self._server.text("/metrics") or ""
+        found = [float(value) for value in _KV_USAGE.findall(text)]
+        return min(1.0, sum(found) / len(found)) if found else None
+
     def bound(self, text: str) -> int:
         return byte_bound(text)
 
@@ -241,6 +247,9 @@ def _request(job: Job, model: _Model) -> dict[str, Any]:
     if not job.keep_cache:
         body["cache_salt"] = secrets.token_hex(16)  # a name no other request's cache goes by
     return body
+
+
+_KV_USAGE = re.compile(r"^vllm:kv_cache_usage_perc\{.*\} ([0-9.]+(?:e-?[0-9]+)?)$", re.MULTILINE)
 
 
 def _cache_config(metrics: str) -> dict[str, str]:
