@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
 from urllib.parse import urlsplit
 
 from orchestratord.domain.operation import Model
 from orchestratord.domain.pool import Replica
 from orchestratord.domain.request import Sampling, Workload
 from orchestratord.ports import Chunk, Clock, Engine, EngineError, EngineProps, Job, ProcessSpec, ReplicaProcess
+
+T = TypeVar("T")
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,6 +117,19 @@ class Member:
         self.restarts = Restarts(*self.spec.restarts)
 
 
+async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
+    """The engine's answer, asked for again after a timeout: a model that was just loaded may be slow at first.
+
+    The caller sets the limit.
+    """
+    while True:
+        try:
+            return await ask()
+        except EngineError as error:
+            if error.kind != "timeout":
+                raise
+
+
 async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
     """A minimal decode, then a longer one that is cancelled: both must work before anyone depends on them.
 
@@ -126,11 +142,11 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
     greedy = Sampling(temperature=0.0) if "temperature" in props.features else Sampling()
     job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=greedy, keep_cache=False)
     await engine.run(job, lambda chunk: True)
-    before = await engine.busy() or frozenset()  # somebody else may be using an engine we only attach
+    before = await _at_work(engine)  # somebody else may be using an engine we only attach
     long = Job("completion", max_tokens=props.ctx // 2, seed=1, prompt="ping", keep_cache=False)
     await engine.run(long, lambda chunk: False)
     pause = 0.01
-    while len(await engine.busy() or ()) > len(before):
+    while await _at_work(engine) > before:
         await clock.sleep(pause)
         pause = min(pause * 2, 1.0)
 
@@ -148,3 +164,9 @@ async def _one_result(engine: Engine, workload: Workload) -> None:
     await engine.run(job, count)
     if results != 1:
         raise EngineError("protocol", f"the probe's {workload} gave {results} results for one input")
+
+
+async def _at_work(engine: Engine) -> int:
+    """How many slots the engine works on."""
+    busy = await patiently(engine.busy)
+    return len(busy or ())

@@ -17,7 +17,7 @@ from orchestratord.domain.operation import Fault
 from orchestratord.domain.pool import Lease, Pool, Replica
 from orchestratord.ports import Clock, Engine, EngineError, EngineProps, ReplicaHost, ReplicaProcess, Telemetry
 from orchestratord.services.fitness import digest_if_fit, replaced
-from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, prove
+from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, patiently, prove
 
 POLL_S = 2.0
 LOADING_POLL_S = 0.1
@@ -240,7 +240,8 @@ class Replicas:
         spec, engine = member.spec, member.engine
         assert engine is not None
         await self._until_loaded(member, engine)
-        props = await engine.props()
+        async with self._clock.limit(PROBE_LIMIT_S):
+            props = await patiently(engine.props)
         digest = await digest_if_fit(self._core.pools[spec.pool_id].spec.pins, spec, props, self._digest_of)
         if trial is not None:
             trial.probing()
