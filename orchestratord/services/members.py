@@ -144,14 +144,11 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
     greedy = Sampling(temperature=0.0) if "temperature" in props.features else Sampling()
     job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=greedy, keep_cache=False)
     await engine.run(job, lambda chunk: True)
-    before: frozenset[int] | None = await patiently(engine.busy)  # somebody else may be using an engine we only attach
+    before = await _at_work(engine)  # somebody else may be using an engine we only attach
     long = Job("completion", max_tokens=props.ctx // 2, seed=1, prompt="ping", keep_cache=False)
     await engine.run(long, lambda chunk: False)
     pause = 0.01
-    while True:
-        busy: frozenset[int] | None = await patiently(engine.busy)
-        if len(busy or ()) <= len(before or ()):
-            return
+    while await _at_work(engine) > before:
         await clock.sleep(pause)
         pause = min(pause * 2, 1.0)
 
@@ -169,3 +166,9 @@ async def _one_result(engine: Engine, workload: Workload) -> None:
     await engine.run(job, count)
     if results != 1:
         raise EngineError("protocol", f"the probe's {workload} gave {results} results for one input")
+
+
+async def _at_work(engine: Engine) -> int:
+    """How many slots the engine works on."""
+    busy = await patiently(engine.busy)
+    return len(busy or ())
