@@ -43,14 +43,11 @@ from orchestratord.handlers import Services, artifacts, catalog, operations, poo
 from orchestratord.infra import prometheus
 from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines.mock import MockEngine
-from orchestratord.infra.fetch.buckets import Buckets
 from orchestratord.infra.fetch.cache import Cache
 from orchestratord.infra.fetch.digest import Digests
-from orchestratord.infra.fetch.download import Downloads
 from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.infra.fetch.host import FetchingHost
-from orchestratord.infra.fetch.https import Https
-from orchestratord.infra.fetch.models import Models
+from orchestratord.infra.fetch.models import Fetches, Models
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
 from orchestratord.infra.gpu import NvmlProbe
 from orchestratord.infra.journal.memory import MemoryJournal
@@ -351,8 +348,7 @@ class Daemon:
         named = [r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None]
         local = LocalFiles(settings.models.roots, filter(None, named))
         cache = Cache(settings.data_path / "models")
-        https = Https(policy, self.clock)
-        models = Models(local, policy, cache, https, Downloads(https, cache, policy, self.clock), Buckets(policy.s3))
+        models = Models(local, policy, cache, _remote(policy, cache, self.clock))
         for pool in settings.pools:
             if any(r.process is not None and r.process.model_path is None for r in pool.replicas):
                 try:
@@ -528,6 +524,14 @@ def _fetch_policy(fetch: FetchSettings) -> FetchPolicy:
         idle_s=fetch.idle_ms / 1000,
         total_s=fetch.total_ms / 1000,
     )
+
+
+def _remote(policy: FetchPolicy, cache: Cache, clock: Clock) -> Fetches | None:
+    if not policy.schemes:
+        return None
+    from orchestratord.infra.fetch.remote import Remote
+
+    return Remote(policy, cache, clock)
 
 
 def _budget(budgets: BudgetSettings) -> Budget:

@@ -12,13 +12,11 @@ import pytest
 
 from orchestratord.domain.url import parse_url
 from orchestratord.infra.clock import SystemClock
-from orchestratord.infra.fetch.buckets import Buckets
 from orchestratord.infra.fetch.cache import Cache
-from orchestratord.infra.fetch.download import Downloads
 from orchestratord.infra.fetch.files import LocalFiles
-from orchestratord.infra.fetch.https import Https
 from orchestratord.infra.fetch.models import Models
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
+from orchestratord.infra.fetch.remote import Remote
 from orchestratord.ports import ModelUnavailable
 from tests.fetch.site import Site, write_root
 
@@ -58,10 +56,9 @@ class Lab:
         self.clock = SystemClock()
 
     def models(self) -> Models:
-        https = Https(self.policy, self.clock, resolve=self.names, environ=self.environ)
-        downloads = Downloads(https, self.cache, self.policy, self.clock, pause_s=0.001)
-        local = LocalFiles(self.roots)
-        return Models(local, self.policy, self.cache, https, downloads, Buckets(self.policy.s3, self.environ))
+        names, environ = self.names, self.environ
+        remote = Remote(self.policy, self.cache, self.clock, resolve=names, environ=environ, pause_s=0.001)
+        return Models(LocalFiles(self.roots), self.policy, self.cache, remote)
 
     def run(self, work: Callable[[Models], Coroutine[Any, Any, T]]) -> T:
         async def whole() -> T:

@@ -2,20 +2,17 @@
 
 from __future__ import annotations
 
-import asyncio
 import errno
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import TypeVar
 
 from orchestratord.domain.url import Url
 from orchestratord.infra.fetch.cache import Cache, Known, Partial
 from orchestratord.infra.fetch.https import Answer, Https, Interrupted
 from orchestratord.infra.fetch.policy import FetchPolicy, refused
+from orchestratord.infra.fetch.threads import off_loop
 from orchestratord.ports import Clock, ModelUnavailable
-
-T = TypeVar("T")
 
 ATTEMPTS = 5  # in a row without a byte of progress
 PAUSE_S, PAUSE_MAX_S = 0.5, 30.0
@@ -41,20 +38,6 @@ class Progress:
 
     done: int = 0
     total: int = 0
-
-
-async def off_loop(fn: Callable[..., T], *args: object) -> T:
-    """Run in a thread. A cancel waits for it: no thread may go on with a file that somebody else has taken over."""
-    work = asyncio.ensure_future(asyncio.to_thread(fn, *args))
-    try:
-        return await asyncio.shield(work)
-    except asyncio.CancelledError:
-        while not work.done():
-            try:
-                await asyncio.wait([work])
-            except asyncio.CancelledError:
-                continue
-        raise
 
 
 class Downloads:

@@ -2,45 +2,36 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from typing import Protocol
 
-from orchestratord.domain.modelref import BucketRef, FileRef, HubRef, ModelRef, RegistryRef, WebRef, parse
+from orchestratord.domain.modelref import FileRef, ModelRef, parse
 from orchestratord.domain.url import BadReference
-from orchestratord.infra.fetch.buckets import Buckets
-from orchestratord.infra.fetch.cache import DIGEST, Cache, Known, file_digest
-from orchestratord.infra.fetch.download import ATTEMPTS, Downloads, Progress, Source, disk_trouble, off_loop
+from orchestratord.infra.fetch.cache import DIGEST, Cache, file_digest
 from orchestratord.infra.fetch.files import LocalFiles
-from orchestratord.infra.fetch.https import Https, Interrupted
-from orchestratord.infra.fetch.hub import Hub, parts
-from orchestratord.infra.fetch.joined import Joined
 from orchestratord.infra.fetch.policy import FetchPolicy, refused
-from orchestratord.infra.fetch.registry import Registry
+from orchestratord.infra.fetch.threads import off_loop
 from orchestratord.ports import ModelUnavailable
 
 
-class Models:
-    """See `ports.ModelFiles`."""
+class Fetches(Protocol):
+    """See `remote.Remote`, which costs a quarter of a second to import: whoever fetches nothing does without."""
 
-    def __init__(
-        self,
-        local: LocalFiles,
-        policy: FetchPolicy,
-        cache: Cache,
-        https: Https,
-        downloads: Downloads,
-        buckets: Buckets,
-    ) -> None:
+    async def fetch(self, ref: ModelRef, digest: str | None) -> str: ...
+
+    def progress(self, ref: ModelRef) -> tuple[int, int] | None: ...
+
+    async def close(self) -> None: ...
+
+
+class Models:
+    """See `ports.ModelFiles`. `remote` may be None if the policy allows no scheme."""
+
+    def __init__(self, local: LocalFiles, policy: FetchPolicy, cache: Cache, remote: Fetches | None) -> None:
+        assert remote is not None or not policy.schemes
         self._local = local
         self._policy = policy
         self._cache = cache
-        self._downloads = downloads
-        self._https = https
-        self._buckets = buckets
-        self._hub = Hub(https, policy.hub)
-        self._registry = Registry(https)
-        self._fetches = Joined[str]()
-        self._files = Joined[tuple[str, str | None]]()
-        self._progress: dict[str, Progress] = {}
+        self._remote = remote
 
     def check(self, ref: str) -> None:
         parsed = _parse(ref)
@@ -56,7 +47,8 @@ class Models:
             raise refused(f"{digest!r} is no digest; expected sha256: and 64 hexadecimal digits in lower case.")
         if isinstance(parsed, FileRef):
             return await self._at_home(parsed, digest)
-        return await self._fetches.run(f"{parsed} {digest}", lambda: self._fetch(parsed, digest))
+        assert self._remote is not None
+        return await self._remote.fetch(parsed, digest)
 
     async def verify(self, path: str) -> str | None:
         await self._local.verify(path)
@@ -64,16 +56,14 @@ class Models:
 
     def progress(self, ref: str) -> tuple[int, int] | None:
         try:
-            running = self._progress.get(str(parse(ref)))
+            return self._remote.progress(parse(ref)) if self._remote is not None else None
         except BadReference:
             return None
-        return (running.done, running.total) if running is not None else None
 
     async def close(self) -> None:
         """End what is being fetched; it is gone on with when it is asked for again. Idempotent."""
-        await self._fetches.close()
-        await self._files.close()
-        await self._https.close()
+        if self._remote is not None:
+            await self._remote.close()
 
     async def _at_home(self, ref: FileRef, digest: str | None) -> str:
         path = await self._local.resolve(str(ref))
@@ -85,90 +75,6 @@ class Models:
             if found != digest:
                 raise refused(f"{path} has digest {found}, and {digest} was asked for.")
         return path
-
-    # -- from elsewhere ----------------------------------------------------------------------------------
-    async def _fetch(self, ref: ModelRef, digest: str | None) -> str:
-        """The reference's file or folder in the cache. What is there already serves when nobody can be asked."""
-        try:
-            return await self._cached(ref, digest)
-        except OSError as error:
-            raise disk_trouble(error, str(ref)) from error
-
-    async def _cached(self, ref: ModelRef, digest: str | None) -> str:
-        name = str(ref)
-        if digest is not None and await off_loop(self._cache.has, digest):
-            return str(self._cache.path(digest))
-        progress = self._progress[name] = Progress()
-        known = await off_loop(self._cache.known, name)
-        try:
-            found = await self._found(ref, digest, progress, known)
-        except (Interrupted, ModelUnavailable) as error:
-            passing = isinstance(error, Interrupted) or error.code == "FETCH_FAILED"
-            if passing and known is not None and digest in (None, known.digest):
-                return await off_loop(self._path, known)
-            if isinstance(error, Interrupted):
-                raise ModelUnavailable("FETCH_FAILED", f"{error}.") from None
-            raise
-        except BadReference as error:
-            raise refused(f"{name} leads to what is no address: {error}.") from None
-        finally:
-            self._progress.pop(name, None)
-        if digest is not None and found.digest != digest:
-            raise refused(f"{name} has digest {found.digest}, and {digest} was asked for.")
-        await off_loop(self._cache.remember, found)
-        return await off_loop(self._path, found)
-
-    async def _found(self, ref: ModelRef, digest: str | None, progress: Progress, known: Known | None) -> Known:
-        sources = await self._patiently(ref, 1 if known is not None else ATTEMPTS)
-        progress.total = sum(source.size or 0 for source in sources.values())
-        whole = isinstance(ref, HubRef) and ref.file is None and not any(name.endswith(".gguf") for name in sources)
-        if len(sources) == 1 and not whole:
-            (source,) = sources.values()
-            if digest is not None and source.digest not in (None, digest):
-                raise refused(f"{ref} has digest {source.digest}, and {digest} was asked for.")
-            found, etag = await self._get(replace(source, digest=source.digest or digest), progress, known)
-            return Known(ref=str(ref), digest=found, etag=etag)
-        if digest is not None:
-            raise refused(
-                f"{ref} has {len(sources)} files, and a digest is that of one. Leave it out, or name the file."
-            )
-        digests = {name: (await self._get(source, progress, None))[0] for name, source in sources.items()}
-        tree = await off_loop(self._cache.tree, digests)
-        return Known(ref=str(ref), tree=tree)
-
-    async def _patiently(self, ref: ModelRef, attempts: int) -> dict[str, Source]:
-        for failures in range(1, attempts):
-            try:
-                return await self._sources(ref)
-            except Interrupted:
-                await self._downloads.pause(failures)
-        return await self._sources(ref)
-
-    async def _sources(self, ref: ModelRef) -> dict[str, Source]:
-        match ref:
-            case HubRef():
-                return await self._hub.sources(ref)
-            case BucketRef():
-                return await self._buckets.sources(ref)
-            case RegistryRef():
-                return await self._registry.sources(ref)
-            case WebRef():
-                return {"model": Source(str(ref), ref.url)}
-            case FileRef():
-                raise AssertionError("a file is not fetched")
-
-    async def _get(self, source: Source, progress: Progress, known: Known | None) -> tuple[str, str | None]:
-        """Several references may mean one file: it is fetched once."""
-        key = source.digest or source.name
-        return await self._files.run(key, lambda: self._downloads.get(source, progress, known))
-
-    def _path(self, known: Known) -> str:
-        if known.digest is not None:
-            return str(self._cache.path(known.digest))
-        assert known.tree is not None
-        folder = self._cache.tree_path(known.tree)
-        first = next((path for path in sorted(folder.glob("*.gguf")) if parts(path.name)), None)
-        return str(first or folder)
 
 
 def _parse(ref: str) -> ModelRef:
