@@ -46,7 +46,6 @@ from orchestratord.infra.engines.mock import MockEngine
 from orchestratord.infra.fetch.cache import Cache
 from orchestratord.infra.fetch.digest import Digests
 from orchestratord.infra.fetch.files import LocalFiles
-from orchestratord.infra.fetch.host import FetchingHost
 from orchestratord.infra.fetch.models import Fetches, Models
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
 from orchestratord.infra.gpu import NvmlProbe
@@ -164,10 +163,11 @@ class Daemon:
             self.core,
             self.clock,
             self.telemetry,
-            FetchingHost(ProcessHost(self.clock), self.models),
+            ProcessHost(self.clock),
             self._connect,
             _jitter,
             Digests().of,
+            self.models,
         )
         models = settings.models
         self.room = Room(ProcMemory(), RoomSettings(models.memory_bytes, models.vram_bytes), self.replicas.all_pids)
