@@ -48,7 +48,6 @@ from orchestratord.infra.engines import registry
 from orchestratord.infra.engines.mock import MockEngine
 from orchestratord.infra.fetch.cache import Cache
 from orchestratord.infra.fetch.files import LocalFiles
-from orchestratord.infra.fetch.host import FetchingHost
 from orchestratord.infra.fetch.models import Fetches, Models
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
 from orchestratord.infra.gpu import NvmlProbe
@@ -164,7 +163,6 @@ class Daemon:
         )
         self.trust = Trust(
             self.core.catalog,
-            self.models,
             self.proofs,
             {pool.id: pool.pins.model_digest for pool in settings.pools if pool.pins.model_digest is not None},
         )
@@ -175,10 +173,11 @@ class Daemon:
             self.core,
             self.clock,
             self.telemetry,
-            FetchingHost(ProcessHost(self.clock), self.models),
+            ProcessHost(self.clock),
             self._connect,
             _jitter,
             self._vet,
+            self.models,
         )
         models = settings.models
         self.room = Room(ProcMemory(), RoomSettings(models.memory_bytes, models.vram_bytes), self.replicas.all_pids)

@@ -303,7 +303,7 @@ class ProcessSpec:
     """How to run an engine: its own options, as the configuration gives them."""
 
     driver: str
-    model_path: str  # or a model reference, which is resolved first
+    model_path: str  # or a model reference, until it is resolved
     slots: int
     ctx: int  # per slot
     threads: int

@@ -9,10 +9,21 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from orchestratord.domain.modelref import is_reference
 from orchestratord.domain.operation import Model
 from orchestratord.domain.pool import Pool, Replica
 from orchestratord.domain.request import Sampling, Workload
-from orchestratord.ports import Chunk, Clock, Engine, EngineError, EngineProps, Job, ProcessSpec, ReplicaProcess
+from orchestratord.ports import (
+    Chunk,
+    Clock,
+    Engine,
+    EngineError,
+    EngineProps,
+    Job,
+    ModelFiles,
+    ProcessSpec,
+    ReplicaProcess,
+)
 
 T = TypeVar("T")
 
@@ -54,6 +65,19 @@ class ReplicaSpec:
 
 Connect = Callable[[ReplicaSpec, str], Engine]  # (spec, url) -> engine client
 Vet = Callable[[Pool, ReplicaSpec], Awaitable[str | None]]  # the digest of its model, if it had to have one; or raises
+
+
+async def at_hand(spec: ReplicaSpec, files: ModelFiles, digest: str | None) -> ReplicaSpec:
+    """The same replica with its model on this machine, where so far only a reference stood; fetched if need be.
+
+    `digest` is what it must have. Raises ModelUnavailable.
+    """
+    process = spec.process
+    if process is None or not is_reference(process.model_path):
+        return spec
+    path = await files.resolve(process.model_path, digest)
+    found = await files.verify(path)
+    return replace(spec, process=replace(process, model_path=path), model_digest=found or spec.model_digest)
 
 
 class Down(Exception):

@@ -164,7 +164,7 @@ class Reloads:
             specs = self._replicas.specs(named)
             path = next((spec.process.model_path for spec in specs if spec.process is not None), None)
             ref = named.spec.model_ref
-            if path is not None and is_reference(path):
+            if path is not None and is_reference(path):  # it has not come up yet
                 path = await self._files.resolve(path)
         else:
             path = await self._files.resolve(ref) if any(spec.process for spec in old) else None

@@ -15,9 +15,18 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.diagnosis import Diagnosis, diagnose
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.pool import Lease, Pool, Replica
-from orchestratord.ports import Clock, Engine, EngineError, EngineProps, ReplicaHost, ReplicaProcess, Telemetry
+from orchestratord.ports import (
+    Clock,
+    Engine,
+    EngineError,
+    EngineProps,
+    ModelFiles,
+    ReplicaHost,
+    ReplicaProcess,
+    Telemetry,
+)
 from orchestratord.services.fitness import known_digest, replaced
-from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, Vet, patiently, prove
+from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, Vet, at_hand, patiently, prove
 
 POLL_S = 2.0
 LOADING_POLL_S = 0.1
@@ -38,6 +47,7 @@ class Replicas:
         connect: Connect,
         jitter: Callable[[float], float],
         vet: Vet,
+        files: ModelFiles,
     ) -> None:
         self._core = core
         self._clock = clock
@@ -46,6 +56,7 @@ class Replicas:
         self._connect = connect
         self._jitter = jitter
         self._vet = vet
+        self._files = files
         self._members: dict[Replica, Member] = {}
 
     # -- what the rest of the services needs -------------------------------------------------------------
@@ -188,10 +199,14 @@ class Replicas:
         spec, replica = member.spec, member.replica
         backoff = BACKOFF_S
         while True:
-            was_ready = False
+            was_ready = started = False
             try:
                 if spec.process is not None:
+                    pins = self._core.pools[spec.pool_id].spec.pins
+                    spec = member.spec = await at_hand(spec, self._files, pins.model_digest)
+                    assert spec.process is not None
                     member.digest = await self._vet(self._core.pools[spec.pool_id], spec)
+                    started = True
                     member.process = await self._host.start(spec.process)
                 url = member.process.url if member.process is not None else spec.url
                 assert url is not None
@@ -213,7 +228,7 @@ class Replicas:
                 await self._let_go(member)
             if self._core.pools[spec.pool_id].replicas.get(spec.id) is not replica:
                 return  # on trial, or retiring: nobody waits for it to come back
-            if spec.process is not None and not member.restarts.allows(self._clock.now()):
+            if started and not member.restarts.allows(self._clock.now()):
                 self._stays_down(member)
                 member.revived.clear()
                 await member.revived.wait()
@@ -221,7 +236,7 @@ class Replicas:
                 backoff = BACKOFF_S
             await self._pause(member, self._jitter(backoff))
             backoff = min(backoff * 2, BACKOFF_MAX_S)
-            if spec.process is not None:
+            if started:
                 self._telemetry.count("orchestratord_replica_restarts_total", pool_id=spec.pool_id)
 
     async def _let_go(self, member: Member) -> None:

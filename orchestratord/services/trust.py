@@ -7,15 +7,14 @@ from collections.abc import Mapping
 from orchestratord.domain import modelref
 from orchestratord.domain.catalog import Catalog
 from orchestratord.domain.pool import Pool
-from orchestratord.ports import ModelFiles, ModelProofs, ModelUnavailable
+from orchestratord.ports import ModelProofs, ModelUnavailable
 
 
 class Trust:
     """`pinned`: digests of the configuration, by pool; they speak of the model that is configured there."""
 
-    def __init__(self, catalog: Catalog, files: ModelFiles, proofs: ModelProofs, pinned: Mapping[str, str]) -> None:
+    def __init__(self, catalog: Catalog, proofs: ModelProofs, pinned: Mapping[str, str]) -> None:
         self._catalog = catalog
-        self._files = files
         self._proofs = proofs
         self._pinned = dict(pinned)
 
@@ -28,13 +27,11 @@ class Trust:
     async def vet(self, pool: Pool, ref: str, path: str) -> str | None:
         """The digest of what lies at `path`, if one was given that it had to have; else None.
 
-        `path` may be a reference: then it is resolved first. Raises ModelUnavailable when it has another digest.
+        Raises ModelUnavailable when it has another digest.
         """
         expected = self._expected(pool, ref)
         if not expected:
             return None
-        if modelref.is_reference(path):
-            path = await self._files.resolve(path)
         found = (await self._proofs.measure(path)).digest
         wrong = sorted(where for where, digest in expected.items() if digest != found)
         if wrong:
