@@ -304,8 +304,9 @@ class Core(Lives):
         replica.incarnation += 1
         replica.breaker.probed()
         replica.last_lease.clear()
-        for lease in [le for le in replica.leases.values() if le.quarantined]:
-            self.release(lease)
+        if replica.kind == "process":  # a new process: whatever ran is gone. Of another's engine that is not known
+            for lease in [le for le in replica.leases.values() if le.quarantined]:
+                self.release(lease)
         self._hooks.wake()
 
     def replica_probed(self, replica: Replica) -> None:
