@@ -90,15 +90,22 @@ class Watch:
         seen = self.seen.get(task.task_id)
         return seen if seen is not None and seen.task is task else None
 
+    def meet(self, task: Task) -> Seen:
+        """The same, from now on if it is new."""
+        if (seen := self.of(task)) is None:
+            seen = self.seen[task.task_id] = Seen(task, task.state, task.attempts, False)
+            self.settled.discard(task.task_id)
+        return seen
+
     def open_tasks(self) -> Iterator[Task]:
-        return (task for task_id, task in self.core.tasks.items() if task_id not in self.settled)
+        tasks = self.core.tasks.items()
+        return (task for task_id, task in tasks if task_id not in self.settled or self.of(task) is None)
 
     def _remember(self) -> None:
         for pool in self.core.pools.values():
             self.room[pool.id] = max(pool.queue.capacity, min(self.room[pool.id], pool.queue.seats_taken))
         for task in self.open_tasks():
-            if (seen := self.of(task)) is None:
-                seen = self.seen[task.task_id] = Seen(task, task.state, task.attempts, False)
+            seen = self.meet(task)
             seen.state, seen.attempts = task.state, task.attempts
             seen.begun = task.first_token is not None
             seen.events, seen.size = task.log.last_id, task.log.size
@@ -230,8 +237,7 @@ def i8_attempts(watch: Watch) -> Iterator[str]:
 def i9_i11_log(watch: Watch) -> Iterator[str]:
     """Ids without gap, one terminal event and it is the last, nothing above a seal; tokens as the engine made them."""
     for task in watch.open_tasks():
-        if (seen := watch.of(task)) is None:
-            seen = watch.seen[task.task_id] = Seen(task, task.state, task.attempts, task.first_token is not None)
+        seen = watch.meet(task)
         log = task.log
         if log.size == seen.size or log.evicted:
             continue

@@ -70,6 +70,7 @@ class World:
     daemon: Daemon | None = None
     watch: Watch | None = None
     misled: list[tuple[str, int]] = field(default_factory=list)
+    known: list[MockEngine] = field(default_factory=list)  # of this life, also those that were replaced
     lives: int = 0
     looks: int = 0
     healed: bool = False
@@ -148,6 +149,7 @@ class World:
         )
         daemon.replicas._connect = lambda spec, url: self._observed(daemon, daemon._connect(spec, url))
         self.lives += 1
+        self.known = []
         self.daemon = daemon
         if self.sabotage is not None:
             self.sabotage(daemon)
@@ -158,6 +160,7 @@ class World:
 
     def _observed(self, daemon: Daemon, engine: Any) -> Any:
         """Note jobs of tasks (not probes: they may try) that an engine has no slot for."""
+        self.known.append(engine)
         admit = engine.__class__._admit
 
         def noting(job: Any, script: Any) -> None:
@@ -255,7 +258,7 @@ class World:
 
     def engines(self) -> list[MockEngine]:
         assert self.daemon is not None
-        return list(self.daemon.mocks.values())
+        return list(dict.fromkeys([*self.known, *self.daemon.mocks.values()]))
 
     def new_model(self, bad: bool) -> None:
         """What the engines of the next model will be like."""
@@ -264,7 +267,7 @@ class World:
             engine = MockEngine(clock=self.daemon.clock, model_id="next", slots=1, token_ms=5)
             if bad:
                 engine.play(self.draw.choice(BAD_MODELS))
-            self.daemon.mocks.setdefault((self.settings.pools[0].id, f"{replica.id}@{NEXT}"), engine)
+            self.daemon.mocks[self.settings.pools[0].id, f"{replica.id}@{NEXT}"] = engine
 
     # -- the end ---------------------------------------------------------------------------------------------
     async def rest(self) -> None:
