@@ -115,10 +115,13 @@ class Core(Lives):
 
     def _committed(self, task: Task, ticket: Ticket) -> None:
         victim = self._victims.pop(task.task_id, None)
+        end = self._untold.pop(task.task_id, None)
         if ticket.exception() is None:
             task.committed = True
             task.log.show(1)
             self._hooks.admitted(task)
+            if end is not None:
+                self._hooks.ended(task, *end)
             if victim is not None and victim.state is TaskState.QUEUED:
                 self._drop(victim, task)
             self._hooks.wake()

@@ -30,6 +30,7 @@ class Lives:
         self.tasks = Roster()
         self.closing: dict[str, Ticket] = {}  # the undecided `Admitted` or `Finished` of a task
         self._hooks = hooks
+        self._untold: dict[str, tuple[str, CancelReason | None]] = {}  # ends of tasks whose admission is undecided
 
     def _gate(self, task: Task, fact: Fact, then: Callable[[Task, Ticket], None]) -> Ticket:
         """Record a fact that somebody waits for; `closing` knows its ticket until it is decided."""
@@ -256,7 +257,10 @@ class Lives:
         frame = self._hooks.encode(event_id, "error" if failure else "end", terminal_payload(task))
         self._record_tail(task)
         task.log.close(frame, event_id)
-        self._hooks.ended(task, phase, reason)
+        if task.committed:
+            self._hooks.ended(task, phase, reason)
+        else:
+            self._untold[task.task_id] = phase, reason
         used = self._used(task)
         finished = Finished(
             task_id=task.task_id,

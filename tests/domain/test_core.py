@@ -238,6 +238,18 @@ def test_retention_forgets_the_oldest_finished_tasks() -> None:
     assert not world.core.tasks
 
 
+def test_the_end_of_a_task_is_told_only_if_its_admission_was() -> None:
+    """ORCH-3027: a task cancelled before its admission is durable counts as enqueued and ended, or as neither."""
+    world = World(auto=False)
+    kept, withdrawn = world.admit(), world.admit()
+    for task in (kept, withdrawn):
+        world.cancel(task)
+    assert world.ended == []
+    world.tickets[0].resolve()
+    world.tickets[1].resolve(Boom())
+    assert [(task, phase) for task, phase, _ in world.ended] == [(kept, "queued")]
+
+
 @settings(max_examples=120, stateful_step_count=50, deadline=None)
 class CoreMachine(RuleBasedStateMachine):
     """Random lives of tasks against a model of plain lists (I1-I6, I9-I12 of the invariants)."""
