@@ -414,3 +414,18 @@ def test_no_two_leases_share_a_slot_and_a_restart_empties_them() -> None:
     assert [lease.slot for lease in world.dispatch()] == [leases[1].slot]
     world.ready(3)
     assert not world.core.session("s", world.now).kv_warm
+
+
+def test_what_is_forgotten_takes_no_memory() -> None:
+    """The frames of tasks that retention dropped do not count, nor are they kept."""
+    world = World(capacity=8, limits=Limits(retain_s=10, retain_tasks=2, turns_max=100))
+    for _ in range(6):
+        world.admit()
+        (lease,) = world.dispatch()
+        world.output(lease, "some", "text")
+        world.finish(lease)
+    world.core.forget(world.now)
+    kept = list(world.core.tasks.values())
+    assert len(kept) == 2
+    assert world.core.tasks.log_bytes == sum(task.log.size for task in kept)
+    assert list(world.core.tasks._logs.values()) == kept
