@@ -204,7 +204,7 @@ class Life(RuleBasedStateMachine):
     def restart_engine(self, pool: str) -> None:
         self.ready(pool, "r0", 2)
 
-    @rule(seconds=st.sampled_from([0.5, 2.0, 10.0, 100.0]))
+    @rule(seconds=st.sampled_from([1.0, 2.0, 6.0, 8.0, 100.0]))
     def pass_time(self, seconds: float) -> None:
         self.now += seconds
         self.core.expire(self.now, self.wall_ms)
@@ -245,5 +245,5 @@ class Life(RuleBasedStateMachine):
         assert undecided or list(i17_counters(self.core, counts)) == []
 
 
-Life.TestCase.settings = settings(max_examples=60, stateful_step_count=50, deadline=None)
+Life.TestCase.settings = settings(max_examples=100, stateful_step_count=80, deadline=None)
 TestLife = Life.TestCase

@@ -14,7 +14,7 @@ CHEAP = ("E6 file size limit", "E artifacts on a full disk", "F2 descriptors run
 
 @pytest.mark.parametrize("name", CHEAP)
 def test_faults(name: str, tmp_path: Path) -> None:
-    """OD-9: a broken disk or a lack of descriptors is told, survived, and over when its reason is."""
+    """OD-16: a broken disk or a lack of descriptors is told, survived, and over when its reason is."""
     try:
         ROWS[name](tmp_path, argparse.Namespace(readers=20))
     except Skipped as why:
