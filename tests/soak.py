@@ -230,7 +230,8 @@ def at_rest(app: LiveApp) -> bool:
     """Nothing is left to do, and retention has been through."""
     core = app.daemon.core
     core.forget(app.daemon.clock.now())
-    return not any(len(p.leases) or len(p.queue) for p in core.pools.values()) and not app.daemon.streams.open_cursors
+    busy = any(len(pool.leases) or len(pool.queue) for pool in core.pools.values())
+    return not busy and not app.daemon.streams.open_cursors and not len(core.sessions)
 
 
 if __name__ == "__main__":

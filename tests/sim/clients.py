@@ -14,7 +14,7 @@ from orchestratord.testing.checker import CancelAck, Reader, Seen, TaskRecord
 from orchestratord.wire import sse
 from tests.invariants import Broken
 from tests.sim.faults import engine_script
-from tests.sim.world import NEXT, Down, Promise, World
+from tests.sim.world import Down, Promise, World
 
 CALLER = Caller("sim", "localhost")
 PATIENCE = 60
@@ -215,10 +215,9 @@ async def operator(world: World, draw: Random) -> None:
                 await world.call(daemon.operations.resume(pool_id))
                 world.drained[pool_id] = False
             else:
-                world.new_model(draw.random() < 0.5)
+                ref = world.new_model(draw.random() < 0.5)
                 pool_id = world.settings.pools[0].id
                 world.drained.pop(pool_id, None)
-                ref = draw.choice([NEXT, f"file:{pool_id}.gguf"])
                 await world.call(daemon.reloads.reload(pool_id, ref))
         except (Down, Refusal) as refusal:
             world.loop.note(what, str(type(refusal)))

@@ -28,7 +28,7 @@ from tests.sim.loop import SimLoop, Time
 T = TypeVar("T")
 REST_S = 900.0  # within this after the last fault everything has ended (I26)
 TEMPTING = 0.04
-NEXT = "file:next.gguf"
+MODELS = ("file:next.gguf", "file:other.gguf")  # never the one it began with: each reload has engines of its own
 
 
 class Down(Exception):
@@ -260,14 +260,16 @@ class World:
         assert self.daemon is not None
         return list(dict.fromkeys([*self.known, *self.daemon.mocks.values()]))
 
-    def new_model(self, bad: bool) -> None:
-        """What the engines of the next model will be like."""
+    def new_model(self, bad: bool) -> str:
+        """The next model, and what its engines will be like."""
         assert self.daemon is not None
+        ref = self.draw.choice(MODELS)
         for replica in self.settings.pools[0].replicas:
             engine = MockEngine(clock=self.daemon.clock, model_id="next", slots=1, token_ms=5)
             if bad:
                 engine.play(self.draw.choice(BAD_MODELS))
-            self.daemon.mocks[self.settings.pools[0].id, f"{replica.id}@{NEXT}"] = engine
+            self.daemon.mocks[self.settings.pools[0].id, f"{replica.id}@{ref}"] = engine
+        return ref
 
     # -- the end ---------------------------------------------------------------------------------------------
     async def rest(self) -> None:
@@ -282,7 +284,9 @@ class World:
             if pool.draining and (pool.operation is None or pool.operation.over):
                 await self.call(daemon.operations.resume(pool.id))
         ends = self.time.clients.now() + REST_S
-        while (list(i26_rest(daemon.core)) or daemon.recorder.owed) and self.time.clients.now() < ends:
+        while (
+            list(i26_rest(daemon.core)) or daemon.recorder.owed or daemon.artifacts._outbox
+        ) and self.time.clients.now() < ends:
             for engine in self.engines():
                 engine.clear()
                 engine.down = False
