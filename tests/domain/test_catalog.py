@@ -237,6 +237,7 @@ def test_a_name_of_two_models_means_the_one_that_may_be_used() -> None:
     there = world(entry("e", "file:old"), pools=("home", "spare"))
     there.core.add_replica("spare", Replica("r0"))
     there.ready(1, "spare")
+    there.ready(9, "home")
     home = there.core.pools["home"]
     home.spec = replace(home.spec, model_ref="file:old", aliases=("m",))
     assert there.admit().pool_id == "home", "it has more room"
