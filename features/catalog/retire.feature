@@ -142,6 +142,18 @@ Feature: Retiring models
         | operation.kind | drain          |
         | draining       | yes            |
 
+    Scenario: A model that is back before its pool could be drained is not drained
+      Given the next model of "home" never loads
+      And an operator enters model "mine" from "file:home.gguf"
+      And an operator reloads pool "home"
+      And an operator retires model "mine"
+      And an operator brings model "mine" back
+      When 11 minutes pass
+      Then pool "home" shows
+        | fact           | value  |
+        | operation.kind | reload |
+        | draining       | no     |
+
   @ORCH-3062
   Rule: A retirement outlives the daemon
 

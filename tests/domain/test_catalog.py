@@ -14,7 +14,7 @@ from orchestratord.domain.entry import CatalogChanged, CatalogEntry
 from orchestratord.domain.errors import Conflict, ModelDeprecated, NotFound, Refusal, UntrustedArtifact
 from orchestratord.domain.facts import Fact
 from orchestratord.domain.hooks import Sized
-from orchestratord.domain.operation import Model
+from orchestratord.domain.pool import Replica
 from orchestratord.domain.request import Caller, PlacementHints
 from orchestratord.domain.trust import Findings, TrustPolicy
 from tests.domain.world import HandTicket, World
@@ -232,13 +232,18 @@ def test_a_digest_speaks_of_whatever_pool_has_it() -> None:
         assert isinstance(refused(there), ModelDeprecated)
 
 
-def test_a_pin_to_a_model_that_may_not_be_used_says_so() -> None:
+def test_a_name_of_two_models_means_the_one_that_may_be_used() -> None:
+    """ORCH-3062: and a pin to the other says why it may not."""
     there = world(entry("e", "file:old"), pools=("home", "spare"))
-    there.core.pools["spare"].model = Model("file:old")
-    there.core.pools["spare"].spec = replace(there.core.pools["spare"].spec, model_ref="file:old", aliases=("m",))
+    there.core.add_replica("spare", Replica("r0"))
+    there.ready(1, "spare")
+    there.ready(9, "home")
+    home = there.core.pools["home"]
+    home.spec = replace(home.spec, model_ref="file:old", aliases=("m",))
+    assert there.admit().pool_id == "home", "it has more room"
     there.core.catalog.change(entry("e", "file:old", state="Retired"))
-    assert there.admit().pool_id == "home"
-    assert isinstance(refused(there, placement=PlacementHints(mode="pin", pin_pool_id="spare")), ModelDeprecated)
+    assert there.admit().pool_id == "spare"
+    assert isinstance(refused(there, placement=PlacementHints(mode="pin", pin_pool_id="home")), ModelDeprecated)
 
 
 def test_strict_trust_of_one_client_binds_one_task() -> None:

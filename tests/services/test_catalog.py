@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -12,19 +13,21 @@ from typing import Any
 import pytest
 
 from orchestratord.domain.catalog import Catalog
-from orchestratord.domain.entry import CatalogEntry
+from orchestratord.domain.entry import CatalogEntry, Sbom, SignatureRef
 from orchestratord.domain.operation import OVER, Operation, PoolChanged
 from orchestratord.domain.pool import Pool, PoolSpec
 from orchestratord.domain.trust import Findings, TrustPolicy
 from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.infra.journal.memory import MemoryJournal, MemoryStore
 from orchestratord.infra.trust.proofs import FileProofs
-from orchestratord.ports import ModelUnavailable, ProcessSpec, ReplicaProcess
+from orchestratord.infra.trust.signatures import load
+from orchestratord.ports import JournalUnavailable, Measured, ModelUnavailable, ProcessSpec, ReplicaProcess
 from orchestratord.services.trust import Trust
 from orchestratord.services.verification import Verification
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
 from tests.engines.support import CLOCK
+from tests.ports import signed_samples as samples
 from tests.services.support import BreakingJournal, health, records, wait_for
 from tests.services.test_reload import as_process
 
@@ -109,6 +112,28 @@ def test_a_removal_that_fails_does_not_lose_the_check(root: Path) -> None:
         held.let_go()
         app.call(journal.mend)
         wait_for(lambda: (app.advance(1), status(session) == "passed")[1], "the check is over")
+
+
+def test_a_check_that_ends_while_its_model_is_being_removed_waits_for_that(root: Path) -> None:
+    """Whether there is something to write is known only then."""
+    with catalog(root) as (app, session):
+        held, books = Held(app), app.daemon.core.catalog
+        verify(session)
+        held.reached()
+        removal = app.call(lambda: asyncio.get_running_loop().create_future())
+        record = books._record
+
+        def remove() -> None:
+            books._record = lambda _: removal
+            books.remove("m")
+            books._record = record
+
+        app.call(remove)
+        held.let_go()
+        wait_for(lambda: app.call(lambda: app.daemon.catalog._turn.locked()) is False, "the model was read")
+        app.settle()
+        app.call(lambda: removal.set_exception(JournalUnavailable("no space left on device")))
+        wait_for(lambda: status(session) == "passed", "the result is written")
 
 
 def test_a_stop_gives_a_check_up(root: Path) -> None:
@@ -200,10 +225,84 @@ def test_a_drain_that_a_crash_has_kept_from_beginning_begins_at_the_start(*, res
 
 
 # -- the order and the words of a check ----------------------------------------------------------------------
-def findings(root: Path, policy: TrustPolicy | None = None, **fields: Any) -> Findings:
-    check = Verification(LocalFiles([str(root)]), FileProofs(), CLOCK, policy or TrustPolicy())
+def findings(root: Path, policy: TrustPolicy | None = None, *, keys: bool = True, **fields: Any) -> Findings:
+    roots = [load("acme", samples.ECDSA), load("other", samples.RSA)] if keys else []
+    check = Verification(LocalFiles([str(root)]), FileProofs(roots), CLOCK, policy or TrustPolicy())
     entry = CatalogEntry("m", fields.pop("source_url", "file:m.gguf"), 1, **fields)
     return asyncio.run(check.check(entry))[0]
+
+
+def beside(root: Path, name: str, data: bytes) -> tuple[str, str]:
+    """(reference, digest) of a file beside the model."""
+    (root / name).write_bytes(data)
+    return f"file:{name}", f"sha256:{hashlib.sha256(data).hexdigest()}"
+
+
+def test_every_check_reads_the_model(root: Path) -> None:
+    """ORCH-3061: what rotted on the disk has the same size and times."""
+    reads: list[bool] = []
+
+    class Watched(FileProofs):
+        async def measure(self, path: str, *, fresh: bool = False) -> Measured:
+            reads.append(fresh)
+            return await super().measure(path, fresh=fresh)
+
+    check = Verification(LocalFiles([str(root)]), Watched(), CLOCK, TrustPolicy())
+    asyncio.run(check.check(CatalogEntry("m", "file:m.gguf", 1)))
+    assert reads == [True]
+
+
+@pytest.mark.parametrize(
+    ("policy", "signer", "fault"),
+    [
+        (None, None, None),
+        (None, "acme", None),
+        (None, "other", "signature"),
+        (None, "nobody", "signature"),
+        (TrustPolicy(ca_roots=("acme", "other")), None, None),
+        (TrustPolicy(ca_roots=("other",)), None, "signature"),
+    ],
+)
+def test_a_signature_is_by_whom_it_should_be(
+    root: Path, policy: TrustPolicy | None, signer: str | None, fault: str | None
+) -> None:
+    """ORCH-3080: by the signer that was named, and only by a root the entry trusts."""
+    uri, digest = beside(root, "m.sig", samples.ECDSA_SIGNATURE)
+    found = findings(root, trust_policy=policy, signature_refs=(SignatureRef(uri, digest, signer),))
+    assert (found.fault, found.signed) == (fault, fault is None)
+
+
+def test_one_good_signature_does_not_make_up_for_a_bad_one(root: Path) -> None:
+    good, _ = beside(root, "m.sig", samples.ECDSA_SIGNATURE)
+    bad, _ = beside(root, "bad.sig", samples.ECDSA_SIGNATURE[::-1])
+    found = findings(root, signature_refs=(SignatureRef(good), SignatureRef(bad)))
+    assert (found.fault, found.signed) == ("signature", False)
+
+
+def test_a_signature_file_with_another_digest_is_not_even_read(root: Path) -> None:
+    uri, _ = beside(root, "m.sig", samples.ECDSA_SIGNATURE)
+    found = findings(root, signature_refs=(SignatureRef(uri, WRONG),))
+    assert (found.fault, "another digest" in found.message) == ("signature", True)
+
+
+def test_a_signature_nobody_here_can_judge_counts_as_missing(root: Path) -> None:
+    """A warning, or a fault where one is needed."""
+    refs = (SignatureRef(beside(root, "m.sig", samples.ECDSA_SIGNATURE)[0]),)
+    assert findings(root, keys=False, signature_refs=refs).reason == "signature_missing"
+    assert findings(root, TrustPolicy("strict"), keys=False, signature_refs=refs).fault == "signature_missing"
+    assert findings(root, TrustPolicy("strict"), signature_refs=(SignatureRef("file:no.sig"),)).fault == (
+        "signature_missing"
+    )
+
+
+def test_a_bill_without_digests_says_nothing_against_a_model(root: Path) -> None:
+    """ORCH-3080: one that lists other digests does, and so does one that is not the bill that was promised."""
+    empty = json.dumps({"bomFormat": "CycloneDX", "specVersion": "1.6", "version": 1}).encode()
+    uri, digest = beside(root, "m.json", empty)
+    assert findings(root, sbom=Sbom(uri, digest)).bill is True
+    assert findings(root, sbom=Sbom(uri, WRONG)).fault == "sbom"
+    uri, digest = beside(root, "page.json", b"<!doctype html>")
+    assert findings(root, sbom=Sbom(uri, digest)).fault == "sbom"
 
 
 def test_a_registry_that_is_not_allowed_is_not_even_asked(root: Path) -> None:
