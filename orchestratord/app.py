@@ -10,7 +10,6 @@ import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
-from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +41,7 @@ from orchestratord.framework import App
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
 from orchestratord.infra import prometheus
 from orchestratord.infra.clock import SystemClock
+from orchestratord.infra.engines import registry
 from orchestratord.infra.engines.mock import MockEngine
 from orchestratord.infra.fetch.buckets import Buckets
 from orchestratord.infra.fetch.cache import Cache
@@ -117,11 +117,7 @@ class Daemon:
         self.journal = journal or self._journal()
         self.store = store or self._store()
         self.mocks: dict[tuple[str, str], MockEngine] = {}
-        names = {p.driver or p.engine for p in settings.pools if not any(r.mock for r in p.replicas)}
-        self._drivers = {name: driver(name) for name in names}
-        for pool in settings.pools:
-            for replica in pool.replicas if (pool.driver or pool.engine) in self._drivers else ():
-                driver_options(self._drivers[pool.driver or pool.engine], replica)
+        self._drivers = drivers(settings)
         self.stopping = False
         self.failure: str | None = None  # why it could not start
 
@@ -385,7 +381,10 @@ class Daemon:
         key_name = replica.api_key_env
         api_key = os.environ.get(key_name) if key_name else None
         make = self._drivers[pool.driver or pool.engine]
-        engine: Engine = make(url, clock=self.clock, api_key=api_key, **driver_options(make, replica))
+        process = replica.process
+        known = {} if process is None else {"slots": process.slots, "ctx": process.ctx}
+        options = registry.options(make, known, replica.options)
+        engine: Engine = make(url, clock=self.clock, api_key=api_key, **options)
         return engine
 
     def _state(self) -> Iterable[prometheus.Sample]:
@@ -422,26 +421,20 @@ def handler_table(services: Services) -> dict[str, Callable[..., Awaitable[Any]]
     return found
 
 
-def driver(name: str) -> Callable[..., Any]:
-    """The engine driver of an entry point in `orchestratord.engines`. Raises ConfigError."""
-    known = entry_points(group="orchestratord.engines")
-    if name not in known.names:
-        there = ", ".join(sorted(known.names)) or "none: is the package installed?"
-        raise ConfigError(f"there is no engine driver {name!r}. Installed: {there}.")
-    loaded: Callable[..., Any] = known[name].load()
-    return loaded
-
-
-def driver_options(make: Callable[..., Any], replica: ReplicaSettings) -> dict[str, int | str]:
-    """What to make a replica's driver with: its `options`, and of its process what the driver may want to know of an
-    engine that does not tell. Raises ConfigError."""
-    takes = set(inspect.signature(make).parameters) - {"url", "clock", "api_key"}
-    if unknown := sorted(replica.options.keys() - takes):
-        there = f"It takes {', '.join(sorted(takes))}." if takes else "It takes none."
-        raise ConfigError(f"replica {replica.id!r}: its driver has no option {unknown[0]!r}. {there}")
-    process = replica.process
-    known: dict[str, int | str] = {} if process is None else {"slots": process.slots, "ctx": process.ctx}
-    return {**{name: value for name, value in known.items() if name in takes}, **replica.options}
+def drivers(settings: Settings) -> dict[str, Callable[..., Any]]:
+    """By name, every driver the pools need. Raises ConfigError for one that is not there or cannot do what is asked."""
+    found: dict[str, Callable[..., Any]] = {}
+    for pool in settings.pools:
+        name = pool.driver or pool.engine
+        real = [replica for replica in pool.replicas if replica.mock is None]
+        try:
+            if real or not pool.replicas:
+                found[name] = registry.driver(name)
+            for replica in real:
+                registry.check(name, found[name], replica.options, starts=replica.process is not None)
+        except registry.DriverError as error:
+            raise ConfigError(f"pool {pool.id!r}: {error}") from None
+    return found
 
 
 def _access(settings: Settings) -> Access:

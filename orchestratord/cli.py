@@ -244,6 +244,10 @@ def _config(arguments: argparse.Namespace) -> int:
         return 0
     try:
         settings = config.load(arguments.file)
+        warnings.simplefilter("ignore", DeprecationWarning)  # as in _serve
+        from orchestratord.app import drivers
+
+        drivers(settings)
     except config.ConfigError as error:
         return _complain(str(error), BAD_CONFIG)
     print(f"ok: {len(settings.pools)} pools, data in {settings.data_path}")

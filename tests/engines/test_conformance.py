@@ -26,7 +26,7 @@ CASES = [
 
 @pytest.mark.parametrize(("name", "claim"), CASES)
 def test_conforms(name: str, claim: conformance.Claim) -> None:
-    """The adapter keeps every promise of the port (OC-ADAPT)."""
+    """The adapter keeps every promise of the port; what would be cut or ignored is refused (OD-70, OD-71)."""
 
     async def body() -> None:
         async with fake_server(ALL[name]) as fake:
@@ -56,7 +56,7 @@ def check(name: str, claim: Callable[[FakeServer, Engine], Coroutine[Any, Any, N
     [(name, fault) for name in ALL for fault in faults.EXPECTED if (name, fault) not in faults.UNSEEN],
 )
 def test_survives(name: str, fault: str) -> None:
-    """Each fault of a server ends the job in the right kind of error, and in nothing else (OC-ADAPT, ADAPT-30xx)."""
+    """Each fault of a server ends the job in the right kind of error, and in nothing else (OD-70, ADAPT-30xx)."""
     check(name, partial(faults.ends_as_expected, fault))
 
 
@@ -70,5 +70,5 @@ def test_reads_over(name: str, oddity: str) -> None:
 @pytest.mark.parametrize("claim", faults.CLAIMS, ids=lambda claim: claim.__name__)
 @pytest.mark.parametrize("name", ALL)
 def test_keeps(name: str, claim: faults.Claim) -> None:
-    """Health, time limits, keys and connections (OC-ADAPT)."""
+    """Health, time limits, connections; and the key, which no message has (OD-70, OD-72)."""
     check(name, claim)

@@ -20,7 +20,7 @@ import pytest
 import uvloop
 
 from orchestratord.infra import process
-from orchestratord.infra.engines import llamacpp_process
+from orchestratord.infra.engines import llamacpp_process, triton_process, vllm_process
 from orchestratord.infra.process import Child, ProcessHost
 from orchestratord.ports import ProcessSpec
 from tests.engines.support import CLOCK, LIMIT_S, run, turn
@@ -306,6 +306,45 @@ def test_the_llamacpp_command(monkeypatch: pytest.MonkeyPatch) -> None:
     by_name = llamacpp_process.environment(ProcessSpec("llamacpp", "m", 1, 1, 1, None, (), {}, "GPU-5a"))
     assert by_name["CUDA_VISIBLE_DEVICES"] == "GPU-5a"
     assert "GGML_VK_VISIBLE_DEVICES" not in by_name
+
+
+def test_the_vllm_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An interpreter runs the server's module, anything else is the `vllm` command; with neither the error says so."""
+    given = ProcessSpec("vllm", "models/x", 4, 2048, 2, "/opt/v/bin/python3.11", ("--dtype", "half"), {"A": "b"}, "1")
+    command = vllm_process.command(given, 8123)
+    assert command[:3] == ["/opt/v/bin/python3.11", "-m", "vllm.entrypoints.openai.api_server"]
+    assert command[-2:] == ["--dtype", "half"]
+    options = " ".join(command)
+    for option in (
+        *("--model models/x", "--host 127.0.0.1 --port 8123", "--max-model-len 2048 --max-num-seqs 4"),
+        *("--generation-config vllm", "--shutdown-timeout 4"),
+    ):
+        assert option in options
+    environment = vllm_process.environment(given)
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["A"], environment["OMP_NUM_THREADS"]) == ("1", "b", "2")
+    plain = ProcessSpec("vllm", "m", 1, 1, 1, None, (), {}, None)
+    monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/vllm")
+    assert vllm_process.command(plain, 1)[:3] == ["/usr/bin/vllm", "serve", "m"]
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: True)
+    assert vllm_process.command(plain, 1)[:2] == [sys.executable, "-m"]
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="no vLLM found: put `vllm` on PATH"):
+        vllm_process.command(plain, 1)
+
+
+def test_the_triton_command(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Only HTTP, on our port; extra arguments come last; with no program the error says what to do."""
+    given = ProcessSpec("triton", "repo", 4, 2048, 2, "/opt/tritonserver", ("--log-verbose=1",), {"A": "b"}, "0")
+    command = triton_process.command(given, 8123)
+    assert command[:2] == ["/opt/tritonserver", "--model-repository=repo"]
+    assert command[-1] == "--log-verbose=1"
+    assert {"--http-address=127.0.0.1", "--http-port=8123", "--allow-grpc=false"} <= set(command)
+    environment = triton_process.environment(given)
+    assert (environment["CUDA_VISIBLE_DEVICES"], environment["A"]) == ("0", "b")
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(FileNotFoundError, match="no tritonserver found"):
+        triton_process.command(ProcessSpec("triton", "m", 1, 1, 1, None, (), {}, None), 1)
 
 
 def test_which_llama_server(monkeypatch: pytest.MonkeyPatch) -> None:

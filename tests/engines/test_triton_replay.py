@@ -145,7 +145,7 @@ def test_props() -> None:
 
     async def body() -> None:
         plain = await props("ensemble")
-        assert (plain.engine_version, plain.model_id, plain.ctx, plain.slots) == ("2.51.0", "ensemble:1", 512, 1)
+        assert (plain.engine_version, plain.model_id, plain.ctx, plain.slots) == ("2.51.0", "ensemble:1", 2048, 1)
         assert set(plain.features) == {"temperature", "top_k", "top_p", "repetition_penalty", "stop"}
         assert (plain.chat_template, plain.exact_alone) == (False, False)
         one_text = await props("vllm_model", ctx=100, slots=7)

@@ -1,6 +1,6 @@
-"""The fake TGI against two real clients of it: what they understand is TGI's protocol. `tox -e clients`.
+"""The fake TGI against two real clients of TGI: what they understand is its protocol. `tox -e clients`.
 
-The clients run in an environment of their own (venvs.py), as a program that prints what it got.
+Each client runs in an environment of its own (venvs.py), as a program that prints what it got.
 """
 
 from __future__ import annotations
@@ -17,50 +17,45 @@ from tests.engines.real import venvs
 from tests.engines.support import run
 from tests.engines.wires.tgi import TgiWire
 
-HUB = """
+# A client's constructor, and its two ways to ask.
+CLIENTS = {
+    "huggingface_hub": (
+        "InferenceClient(url)",
+        "text_generation(details=True,",
+        "text_generation(details=True, stream=True,",
+    ),
+    "text_generation": ("Client(url)", "generate(", "generate_stream("),
+}
+PROGRAM = """
 import json, sys
-from huggingface_hub import InferenceClient
-from huggingface_hub.errors import HfHubHTTPError
-client = InferenceClient(sys.argv[1])
-out = client.text_generation("ba fi gono", max_new_tokens=6, seed=7, temperature=0.7, details=True)
-asked = {"max_new_tokens": 6, "seed": 7, "temperature": 0.7, "details": True}
-stream = list(client.text_generation("ba fi gono", stream=True, **asked))
+from {module} import {name}
+url = sys.argv[1]
+client = {constructor}
+asked = {{"max_new_tokens": 6, "seed": 7, "temperature": 0.7}}
+out = client.{whole} prompt="ba fi gono", **asked)
+stream = list(client.{stream} prompt="ba fi gono", **asked))
 try:
-    client.text_generation("ba", max_new_tokens=100_000)
+    client.{whole} prompt="ba", max_new_tokens=100_000)
     error = None
 except Exception as refused:
-    error = f"{type(refused).__name__}: {refused}"
+    error = f"{{type(refused).__name__}}: {{refused}}"
 last = stream[-1]
-print(json.dumps({
+print(json.dumps({{
     "whole": out.generated_text, "tokens": out.details.generated_tokens, "reason": out.details.finish_reason,
     "stream": "".join(event.token.text for event in stream), "last": last.generated_text,
     "last_tokens": last.details.generated_tokens, "error": error,
-}))
-"""
-TEXT_GENERATION = """
-import json, sys
-from text_generation import Client
-client = Client(sys.argv[1])
-out = client.generate("ba fi gono", max_new_tokens=6, seed=7, temperature=0.7)
-stream = list(client.generate_stream("ba fi gono", max_new_tokens=6, seed=7, temperature=0.7))
-try:
-    client.generate("ba", max_new_tokens=100_000)
-    error = None
-except Exception as refused:
-    error = f"{type(refused).__name__}: {refused}"
-last = stream[-1]
-print(json.dumps({
-    "whole": out.generated_text, "tokens": out.details.generated_tokens, "reason": out.details.finish_reason,
-    "stream": "".join(event.token.text for event in stream), "last": last.generated_text,
-    "last_tokens": last.details.generated_tokens, "error": error,
-}))
+}}))
 """
 
 
-@pytest.mark.parametrize("program", [HUB, TEXT_GENERATION], ids=["huggingface_hub", "text_generation"])
-def test_real_clients_accept_the_fake(program: str) -> None:
+@pytest.mark.parametrize("module", CLIENTS)
+def test_real_clients_accept_the_fake(module: str) -> None:
     """Whole and streamed texts agree, the figures are read, and a refusal arrives as one."""
-    python = venvs.python("clients")
+    python = venvs.python(module)
+    constructor, whole, stream = CLIENTS[module]
+    program = PROGRAM.format(
+        module=module, name=constructor.partition("(")[0], constructor=constructor, whole=whole, stream=stream
+    )
 
     def ask(url: str) -> Any:
         done = subprocess.run([python, "-c", program, url], capture_output=True, text=True, timeout=60)

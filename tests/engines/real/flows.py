@@ -15,6 +15,7 @@ from tests.http.support import submit, task, wait_for
 
 class Flows:
     engine: str
+    templates = False  # whether the model has a chat template the engine applies
 
     @pytest.fixture
     def session(self, app: LiveApp) -> VerifyingSession:
@@ -55,6 +56,16 @@ class Flows:
         assert answer.status_code == 400
         assert answer.json()["details"]["rule"] == "prompt_exceeds_ctx"
 
+    def test_messages_go_through_the_models_own_template(self, session: VerifyingSession) -> None:
+        """Or are refused, where the engine applies none."""
+        fields = {"prompt": None, "messages": [{"role": "user", "content": "bade"}], "max_tokens": 4}
+        if self.templates:
+            assert self.text_of(session, **fields)
+            return
+        answer = session.post("/v1/tasks", json=task(engine=self.engine, ctx=CTX, **fields))
+        assert answer.status_code == 400
+        assert answer.json()["details"]["rule"] == "no_chat_template"
+
     def test_a_cancel_frees_the_slot(self, session: VerifyingSession) -> None:
         """ORCH-3026: the stream ends at the seal, and the next task runs."""
         task_id = submit(session, engine=self.engine, max_tokens=CTX - 100, ctx=CTX)
@@ -70,9 +81,9 @@ class Flows:
 
     def test_z_an_engine_that_is_killed_comes_back(self, app: LiveApp, session: VerifyingSession) -> None:
         """OC-POOL-30xx: the stream ends in WORKER_RESET, nothing of the old server is left, a new one serves."""
-        task_id = submit(session, engine=self.engine, max_tokens=CTX - 100, ctx=CTX)
         old = self.servers()
         assert old
+        task_id = submit(session, engine=self.engine, max_tokens=CTX - 100, ctx=CTX)
         with session.events(task_id, timeout=60) as events:
             for event in events:
                 if event.name == "token":

@@ -26,12 +26,12 @@ from orchestratord.infra.engines.triton_model import Model, describe
 from orchestratord.infra.engines.vllm import Vllm, _Model, _request
 from orchestratord.infra.process import Child
 from orchestratord.ports import Engine, Job
-from tests.engines.real.servers import CTX, server, tiny_models, triton_process, until_ready, vllm_process
+from tests.engines.real.servers import CTX, SHORT_CTX, server, tiny_models, triton_process, until_ready, vllm_process
 from tests.engines.record import body, exchange, save
 from tests.engines.support import CLOCK, job
 
 GREEDY = Sampling(temperature=0.0)
-WILD = Sampling(temperature=5.0, top_k=0, top_p=1.0, min_p=0.0)
+WILD = Sampling(temperature=2.0, top_k=0, top_p=1.0, min_p=0.0)
 KEY = "sesame-open-up"
 
 
@@ -76,27 +76,29 @@ async def vllm_writer() -> None:
         texts = [choice["text"] for frame in frames(stream) for choice in frame["choices"]]
         await complete("stream_stop", job(max_tokens=12, sampling=Sampling(temperature=0.0, stop=(texts[5],))))
         await complete("stream_wild", job(max_tokens=120, seed=3, sampling=WILD))
-        await complete("stream_cut", job("ba " * 200, max_tokens=CTX - 20, sampling=GREEDY))
+        await complete("stream_cut", job("ba " * (CTX - 40), max_tokens=100, sampling=GREEDY))
         await complete("overflow", job("ba fi " * CTX))
         await complete("too_many_tokens", job(max_tokens=CTX + 1))
         await complete("bad_grammar", job(sampling=Sampling(grammar="nonsense ::=")))
         await complete("unknown_model", job(), model="nobody")
         await post("bad_json", "/v1/completions", b"{bad")
         await post("unauthorized", "/v1/completions", body(**_request(job(), model)), extra="")
-        asked = asyncio.create_task(complete("stream_dying", job(max_tokens=CTX - 20)))
-        while not await running(port, bearer):
-            pass
-        for process in psutil.Process(child.pid).children(recursive=True):
-            if "EngineCore" in process.name():
-                process.send_signal(signal.SIGKILL)
-        await asked
+        cores = [p for p in psutil.Process(child.pid).children(recursive=True) if "EngineCore" in p.name()]
+        raw = body(**_request(job(max_tokens=CTX - 20), model))
+        save("vllm/stream_dying", await dying(port, raw, bearer, cores))
 
 
-async def running(port: int, bearer: str) -> bool:
-    """Whether vLLM computes something."""
-    return b'vllm:num_requests_running{engine="0",model_name="tiny-llama"} 1' in await exchange(
-        port, "/metrics", extra=bearer
-    )
+async def dying(port: int, raw: bytes, extra: str, cores: list[psutil.Process]) -> bytes:
+    """The reply to a completion during which the engine is killed."""
+    reader, writer = await asyncio.open_connection("127.0.0.1", port)
+    head = f"POST /v1/completions HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n{extra}"
+    writer.write(f"{head}Content-Type: application/json\r\nContent-Length: {len(raw)}\r\n\r\n".encode() + raw)
+    first = await reader.readuntil(b"data: ")
+    for core in cores:
+        core.send_signal(signal.SIGKILL)
+    reply = first + await reader.read(-1)
+    writer.close()
+    return reply
 
 
 def frames(reply: bytes) -> list[Any]:
@@ -105,7 +107,7 @@ def frames(reply: bytes) -> list[Any]:
 
 
 async def vllm_pooling(model: str, name: str, path: str, **fields: Any) -> None:
-    async with server("vllm", vllm_process(Path(model), "--runner", "pooling")) as child:
+    async with server("vllm", vllm_process(Path(model), "--runner", "pooling", ctx=SHORT_CTX)) as child:
         await ready(Vllm(child.url, clock=CLOCK), child)
         port = int(child.url.rpartition(":")[2])
         save(f"vllm/{name}", await exchange(port, path, body(model=model, **fields)))

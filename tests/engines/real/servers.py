@@ -19,7 +19,8 @@ from tests.engines.real import triton_repo, venvs
 from tests.engines.support import CLOCK
 
 START_S = 180.0
-CTX = 512
+CTX = 2048
+SHORT_CTX = 512  # what the tiny BERTs hold
 TINY_HF = Path(__file__).with_name("tiny_hf.py")
 
 
@@ -64,14 +65,14 @@ def tiny_models(folder: Path) -> Path:
     return folder
 
 
-def vllm_process(model: Path, *extra: str) -> dict[str, Any]:
+def vllm_process(model: Path, *extra: str, ctx: int = CTX) -> dict[str, Any]:
     """The replica's `process` for a vLLM on the CPU with a tiny model; `extra` options."""
     small = ("--dtype", "float32", "--enforce-eager", "--kv-cache-memory-bytes", str(64 << 20))
     return {
         "model_path": str(model),
         "binary": str(venvs.python("vllm")),
         "slots": 4,
-        "ctx": CTX,
+        "ctx": ctx,
         "extra_args": [*small, *extra],
         "env": {"HF_HUB_OFFLINE": "1"},
     }

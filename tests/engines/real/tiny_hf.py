@@ -14,7 +14,8 @@ import random
 import sys
 from pathlib import Path
 
-CONTEXT = 512
+CONTEXT = 4096  # of the decoder
+SHORT_CONTEXT = 512
 TEMPLATE = (
     "{{ bos_token }}{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}\n{% endfor %}"
     "{% if add_generation_prompt %}assistant:{% endif %}"
@@ -97,7 +98,7 @@ def tiny_bert(folder: Path, *, scores: bool) -> None:
         sep_token="[SEP]",
         pad_token="[PAD]",
         mask_token="[MASK]",
-        model_max_length=CONTEXT,
+        model_max_length=SHORT_CONTEXT,
     )
     torch.manual_seed(2)
     config = BertConfig(
@@ -106,7 +107,7 @@ def tiny_bert(folder: Path, *, scores: bool) -> None:
         num_hidden_layers=2,
         num_attention_heads=4,
         intermediate_size=256,
-        max_position_embeddings=CONTEXT,
+        max_position_embeddings=SHORT_CONTEXT,
         pad_token_id=0,
         **({"num_labels": 1} if scores else {}),
     )

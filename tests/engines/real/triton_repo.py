@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 from pathlib import Path
 
-CTX = 512
+CTX = 2048
 MODEL = Path(__file__).with_name("triton_model.py")
 # Input -> type. What TensorRT-LLM's ensemble and the vLLM backend call them.
 SHARED = {

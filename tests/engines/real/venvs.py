@@ -1,8 +1,8 @@
 """Virtual environments with real engine servers, built on first use and kept under .tox/engines.
 
-    python -m tests.engines.real.venvs triton|vllm|clients
+    python -m tests.engines.real.venvs triton|vllm|...
 
-What is downloaded: triton 55 MB (369 MB on disk), vllm 325 MB (3.5 GB on disk), clients 5 MB.
+What is downloaded: triton 55 MB (369 MB on disk), vllm 325 MB (3.5 GB on disk), each client 5 MB.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ RECIPES: dict[str, tuple[tuple[str, ...], ...]] = {
         # Builds for CUDA that come along: transformers breaks on them here.
         ("uninstall", "-y", "torchvision", "torchaudio", "torchcodec"),
     ),
-    "clients": (("install", "huggingface_hub>=1", "text-generation==0.7.0"),),
+    # Each in its own: the second wants a huggingface_hub of its time.
+    "huggingface_hub": (("install", "huggingface_hub==2.4.0"),),
+    "text_generation": (("install", "text-generation==0.7.0"),),
 }
 
 

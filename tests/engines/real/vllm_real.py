@@ -22,7 +22,7 @@ from orchestratord.ports import Engine, EngineError, Job
 from orchestratord.testing.live import LiveApp, mock_settings
 from tests.engines import conformance
 from tests.engines.real.flows import Flows
-from tests.engines.real.servers import CTX, tiny_models, vllm_process
+from tests.engines.real.servers import CTX, SHORT_CTX, tiny_models, vllm_process
 from tests.engines.real.shared_server import SharedServer
 from tests.engines.support import CLOCK, Collected, collect, following, job, run
 
@@ -80,7 +80,7 @@ def test_what_it_says_of_itself(writer: SharedServer) -> None:
     async def body() -> None:
         engine = writer.engine()
         props = await engine.props()
-        assert (props.engine_version, props.ctx, props.slots, props.chat_template) == ("0.32.0", CTX, 128, True)
+        assert (props.engine_version, props.ctx, props.slots, props.chat_template) == ("0.32.0", CTX, 32, True)
         assert "prefix_cache" in props.features
         await engine.close()
 
@@ -103,7 +103,9 @@ def test_a_schema_and_a_grammar_are_followed(writer: SharedServer) -> None:
 
 def test_embeddings(models: Path) -> None:
     """One unit vector per input, each with the engine's own count; nothing else is served there."""
-    with SharedServer("vllm", vllm_process(models / "tiny-embed", "--runner", "pooling"), make) as shared:
+    with SharedServer(
+        "vllm", vllm_process(models / "tiny-embed", "--runner", "pooling", ctx=SHORT_CTX), make
+    ) as shared:
 
         async def body() -> None:
             engine = shared.engine()
@@ -118,7 +120,7 @@ def test_embeddings(models: Path) -> None:
             assert not all(math.isclose(a, b, abs_tol=1e-3) for a, b in zip(first, other, strict=True))
             assert collected.end is not None
             assert (collected.end.tokens_in, collected.end.tokens_out) == (11, 0)
-            long = await collect(engine, Job("embedding", 1, 0, inputs=("ba", "ba " * CTX)))
+            long = await collect(engine, Job("embedding", 1, 0, inputs=("ba", "ba " * SHORT_CTX)))
             assert (long.kind, len(long.results)) == ("refused", 1)
             await conformance.unknown_work_is_refused(engine)
             await engine.close()
@@ -128,7 +130,9 @@ def test_embeddings(models: Path) -> None:
 
 def test_reranking(models: Path) -> None:
     """Every document once, best first, as probabilities; the order of the documents does not change the scores."""
-    with SharedServer("vllm", vllm_process(models / "tiny-rerank", "--runner", "pooling"), make) as shared:
+    with SharedServer(
+        "vllm", vllm_process(models / "tiny-rerank", "--runner", "pooling", ctx=SHORT_CTX), make
+    ) as shared:
 
         async def body() -> None:
             engine = shared.engine()
@@ -202,6 +206,7 @@ def _cores(pid: int) -> list[psutil.Process]:
 
 class TestFlows(Flows):
     engine = "vllm"
+    templates = True
 
     @pytest.fixture(scope="class")
     @staticmethod
@@ -225,7 +230,3 @@ class TestFlows(Flows):
             if any("vllm.entrypoints" in word for word in p.cmdline()) and "warden" not in str(p.cmdline())
         ]
         return servers + [p for server in servers for p in server.children(recursive=True)]
-
-    def test_messages_go_through_the_models_own_template(self, session) -> None:
-        text = self.text_of(session, prompt=None, messages=[{"role": "user", "content": "bade"}], max_tokens=4)
-        assert text
