@@ -71,6 +71,7 @@ class _Tokens(msgspec.Struct):
     token_strs: list[str] | None = None
 
 
+_KV_USAGE = re.compile(r"^vllm:kv_cache_usage_perc\{[^}]*\} ([0-9][0-9.e+-]*)$", re.MULTILINE)
 _FRAME = msgspec.json.Decoder(_Frame)
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -189,6 +190,11 @@ class Vllm:
 
     async def busy(self) -> frozenset[int] | None:
         return None  # it has no slots; an abandoned request is gone within milliseconds
+
+    async def kv_usage(self) -> float | None:
+        """See `ports.KvGauge`."""
+        found = _KV_USAGE.search(await self._server.text("/metrics") or "")
+        return min(1.0, max(0.0, float(found[1]))) if found else None
 
     def bound(self, text: str) -> int:
         return byte_bound(text)
