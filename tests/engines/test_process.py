@@ -13,6 +13,7 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Callable, Coroutine
 from contextlib import asynccontextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -323,6 +324,8 @@ def test_the_vllm_command(monkeypatch: pytest.MonkeyPatch) -> None:
     environment = vllm_process.environment(given)
     assert (environment["CUDA_VISIBLE_DEVICES"], environment["A"], environment["OMP_NUM_THREADS"]) == ("1", "b", "2")
     plain = ProcessSpec("vllm", "m", 1, 1, 1, None, (), {}, None)
+    pooling = vllm_process.command(replace(given, mode="embedding"), 1)
+    assert ("--runner" in command, pooling[pooling.index("--runner") + 1]) == (False, "pooling")
     monkeypatch.setattr(shutil, "which", lambda name: "/usr/bin/vllm")
     assert vllm_process.command(plain, 1)[:3] == ["/usr/bin/vllm", "serve", "m"]
     monkeypatch.setattr(shutil, "which", lambda name: None)
@@ -342,6 +345,8 @@ def test_the_triton_command(monkeypatch: pytest.MonkeyPatch) -> None:
     assert {"--http-address=127.0.0.1", "--http-port=8123", "--allow-grpc=false"} <= set(command)
     environment = triton_process.environment(given)
     assert (environment["CUDA_VISIBLE_DEVICES"], environment["A"]) == ("0", "b")
+    with pytest.raises(OSError, match="leave `mode` out"):
+        triton_process.command(replace(given, mode="rerank"), 1)
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match="no tritonserver found"):
         triton_process.command(ProcessSpec("triton", "m", 1, 1, 1, None, (), {}, None), 1)

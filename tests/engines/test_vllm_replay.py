@@ -201,6 +201,28 @@ def test_props() -> None:
     run(body())
 
 
+@pytest.mark.parametrize(
+    ("metrics", "usage"),
+    [
+        (b'# HELP x\nvllm:kv_cache_usage_perc{engine="0",model_name="a"} 0.25\nother 1\n', 0.25),
+        (b'vllm:kv_cache_usage_perc{engine="0"} 1e-3\n', 0.001),
+        (b'vllm:kv_cache_usage_perc{engine="0"} 1.5\n', 1.0),
+        (b'vllm:kv_cache_usage_perc{engine="0"} NaN\n', None),
+        (b"other 1\n", None),
+    ],
+)
+def test_how_full_its_cache_is(metrics: bytes, usage: float | None) -> None:
+    """A share of the whole, or nothing where vLLM does not tell."""
+
+    async def body() -> None:
+        async with raw_server(response(metrics, content_type="text/plain")) as raw:
+            engine = Vllm(raw.url, clock=CLOCK)
+            assert await engine.kv_usage() == usage
+            await engine.close()
+
+    run(body())
+
+
 def test_pooling_servers() -> None:
     """What a server mounts is what it does."""
 

@@ -9,9 +9,11 @@ from typing import Any
 import pytest
 
 from orchestratord import cli, contract
+from orchestratord.cli.common import UNAVAILABLE, USAGE
 from orchestratord.testing import live, provider
 from orchestratord.testing.ledger import Message, Receive, Send, ServedLedger
 from orchestratord.testing.live import LiveApp, mock_settings
+from orchestratord.wire.responses import WIRE
 
 
 @pytest.fixture
@@ -56,6 +58,8 @@ class Tampered(ServedLedger):
     fault = ""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
+        scope.setdefault("extensions", {}).pop(WIRE, None)  # streams past ASGI cannot be tampered with here
+
         async def tampering(message: Message) -> None:
             if message["type"] == "http.response.start":
                 if self.fault == "status" and scope["path"] == "/healthz":
@@ -110,9 +114,9 @@ def test_the_command_tells_failure_and_absence_apart(
     """An unknown model breaks the task's rows: 1. Nobody there: 69. No address: 2."""
     assert verify(served.url, "--model-ref", "nowhere") == 1
     assert "BROKEN createTask 202" in capsys.readouterr().out
-    assert verify("http://127.0.0.1:9") == cli.UNAVAILABLE
+    assert verify("http://127.0.0.1:9") == UNAVAILABLE
     assert "no daemon answers" in capsys.readouterr().err
-    assert verify("not an address") == cli.USAGE
+    assert verify("not an address") == USAGE
 
 
 def test_a_server_of_another_kind_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -9,7 +9,9 @@ from orchestratord.ports import ProcessSpec
 
 
 def command(spec: ProcessSpec, port: int) -> list[str]:
-    """The command line of a server on 127.0.0.1:`port`. Raises FileNotFoundError."""
+    """The command line of a server on 127.0.0.1:`port`. Raises OSError."""
+    if spec.mode != "completion":
+        raise OSError(f"the Triton driver has no {spec.mode}: leave `mode` out")
     binary = spec.binary or shutil.which("tritonserver")
     if binary is None:
         raise FileNotFoundError("no tritonserver found: put it on PATH, or name it in the replica's `binary`")

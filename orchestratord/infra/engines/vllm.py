@@ -71,6 +71,7 @@ class _Tokens(msgspec.Struct):
     token_strs: list[str] | None = None
 
 
+_KV_USAGE = re.compile(r"^vllm:kv_cache_usage_perc\{[^}]*\} ([0-9][0-9.e+-]*)$", re.MULTILINE)
 _FRAME = msgspec.json.Decoder(_Frame)
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
@@ -247,9 +248,6 @@ def _request(job: Job, model: _Model) -> dict[str, Any]:
     if not job.keep_cache:
         body["cache_salt"] = secrets.token_hex(16)  # a name no other request's cache goes by
     return body
-
-
-_KV_USAGE = re.compile(r"^vllm:kv_cache_usage_perc\{.*\} ([0-9.]+(?:e-?[0-9]+)?)$", re.MULTILINE)
 
 
 def _cache_config(metrics: str) -> dict[str, str]:

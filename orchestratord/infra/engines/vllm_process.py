@@ -33,6 +33,7 @@ def command(spec: ProcessSpec, port: int) -> list[str]:
     return [
         *_program(spec),
         *("--host", "127.0.0.1", "--port", str(port)),
+        *(() if spec.mode == "completion" else ("--runner", "pooling")),
         *("--max-model-len", str(spec.ctx), "--max-num-seqs", str(spec.slots)),
         *("--generation-config", "vllm"),  # a model's own defaults would fill in knobs behind our back
         *("--shutdown-timeout", "4"),  # without it SIGTERM leaves streams hanging for ever

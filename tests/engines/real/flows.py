@@ -10,7 +10,7 @@ import pytest
 from orchestratord.testing.live import LiveApp
 from orchestratord.testing.session import VerifyingSession
 from tests.engines.real.servers import CTX, START_S
-from tests.http.support import submit, task, wait_for
+from tests.http.support import state_of, submit, task, wait_for
 
 
 class Flows:
@@ -84,11 +84,9 @@ class Flows:
         old = self.servers()
         assert old
         task_id = submit(session, engine=self.engine, max_tokens=CTX - 100, ctx=CTX)
+        wait_for(lambda: state_of(session, task_id) == "running", "the task runs")
+        old[0].send_signal(signal.SIGKILL)
         with session.events(task_id, timeout=60) as events:
-            for event in events:
-                if event.name == "token":
-                    break
-            old[0].send_signal(signal.SIGKILL)
             rest = list(events)
         assert rest[-1].name == "error", rest[-1]
         assert rest[-1].data["code"] == "WORKER_RESET"
