@@ -209,7 +209,8 @@ def _daemon(engine: str, folder: Path) -> Iterator[Runner]:
 
 def run(engine: str, seeds: int, first: int = 1, model: Path | None = None) -> dict[str, Outcome]:
     """Every pass of one engine, in an order of tasks of its own each time."""
-    keys = [(prompt, seed) for seed in range(first, first + seeds) for prompt in PROMPTS]
+    prompts = [name for name in PROMPTS if model is None or name != "messages"]  # a base model has no template
+    keys = [(prompt, seed) for seed in range(first, first + seeds) for prompt in prompts]
     outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
