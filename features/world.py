@@ -58,6 +58,7 @@ class World:
     def __init__(self, deployment: Deployment | None, verifier: Verifier) -> None:
         self.deployment = deployment
         self.record = Record()
+        self.spoken: set[tuple[str, int]] = set()  # errors whose code a step has looked at
         self.answer: requests.Response | None = None
         self.answers: dict[str, requests.Response] = {}  # of every operation, by its name
         self.tasks: dict[str, Sent] = {}
@@ -177,10 +178,10 @@ class World:
         """The id a name of the scenario stands for."""
         return self.ids.setdefault((kind, name), str(uuid4()))
 
-    def submit(self, name: str, kind: str, wanted: Wanted) -> Sent:
+    def submit(self, name: str, kind: str, wanted: Wanted, **options: Any) -> Sent:
         """Send a task; from now on `it` is this one."""
         body = self._body(name, kind, wanted)
-        self.tasks[name] = Sent(body, self.send("POST", "/v1/tasks", json=body))
+        self.tasks[name] = Sent(body, self.send("POST", "/v1/tasks", json=body, **options))
         self.last = name
         return self.tasks[name]
 

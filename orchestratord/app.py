@@ -7,9 +7,10 @@ import inspect
 import os
 import random
 import secrets
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,7 @@ from orchestratord.config import (
     ReplicaSettings,
     Settings,
     TariffSettings,
+    TrustSettings,
     is_loopback,
 )
 from orchestratord.domain.budget import Budget, Tariff
@@ -32,10 +34,11 @@ from orchestratord.domain.hooks import Hooks, Limits
 from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pins import Pins
-from orchestratord.domain.pool import PoolSpec, Replica
+from orchestratord.domain.pool import Pool, PoolSpec, Replica
 from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.request import Sampling
+from orchestratord.domain.trust import TrustPolicy
 from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.framework import App
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
@@ -44,9 +47,7 @@ from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines import registry
 from orchestratord.infra.engines.mock import MockEngine
 from orchestratord.infra.fetch.cache import Cache
-from orchestratord.infra.fetch.digest import Digests
 from orchestratord.infra.fetch.files import LocalFiles
-from orchestratord.infra.fetch.host import FetchingHost
 from orchestratord.infra.fetch.models import Fetches, Models
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
 from orchestratord.infra.gpu import NvmlProbe
@@ -57,6 +58,8 @@ from orchestratord.infra.process import ProcessHost
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.infra.telemetry import StandardTelemetry, make_logger
+from orchestratord.infra.trust.proofs import FileProofs, load_roots
+from orchestratord.infra.trust.signatures import BadKey, Root
 from orchestratord.middleware import Access, BodyLimit, Edge, Guard
 from orchestratord.ports import (
     Artifact,
@@ -71,12 +74,14 @@ from orchestratord.ports import (
 )
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
+from orchestratord.services.catalog import CatalogModels
 from orchestratord.services.dispatch import Dispatch
 from orchestratord.services.gauges import Gauges
 from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.narration import Narrator
 from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
+from orchestratord.services.recorder import Recorder
 from orchestratord.services.reload import Reloads, ReloadSettings
 from orchestratord.services.replicas import Replicas
 from orchestratord.services.residents import Residents
@@ -86,6 +91,8 @@ from orchestratord.services.sessions import Sessions
 from orchestratord.services.streams import LiveFrames, Streams, StreamSettings
 from orchestratord.services.sweeps import Sweeps, Watchdogs
 from orchestratord.services.tasks import Tasks
+from orchestratord.services.trust import Trust
+from orchestratord.services.verification import Verification
 from orchestratord.wire import canonical, sse
 from orchestratord.wire.tasks import MICRO, budgets_body
 
@@ -94,7 +101,7 @@ _HANDLERS = (tasks, sessions, pools, catalog, artifacts, operations)
 
 
 class Daemon:
-    """One daemon: everything between the settings and the sockets. `asgi` is what a server serves."""
+    """One daemon: everything between the settings and the sockets."""
 
     def __init__(
         self,
@@ -114,12 +121,16 @@ class Daemon:
         self.journal = journal or self._journal()
         self.store = store or self._store()
         self.mocks: dict[tuple[str, str], MockEngine] = {}
+        self.proofs = FileProofs(_roots(settings.trust.roots))
         self._drivers = drivers(settings)
         self.stopping = False
         self.failure: str | None = None  # why it could not start
 
         profiles = {name: _sampling(profile) for name, profile in settings.all_profiles.items()}
         self.models = self._models()
+        self.recorder = Recorder(
+            self.journal, self.clock, lambda task_id, artifact: self.core.saved_late(task_id, artifact)
+        )
         self.dispatch = Dispatch(self.clock, self._run)
         self.runs = Runs(
             self.clock,
@@ -142,7 +153,7 @@ class Daemon:
                 transcripts=settings.artifacts.transcripts != "off",
             ),
             Hooks(
-                record=self.journal.append,
+                record=self.recorder.append,
                 encode=sse.encode,
                 encode_token=sse.encode_token,
                 abort=self.dispatch.abort,
@@ -151,7 +162,13 @@ class Daemon:
                 ended=lambda task, phase, reason: self.narrator.ended(task, phase, reason),
                 archive=lambda task_id, artifact: self.artifacts.archive(task_id, artifact),
             ),
+            _trust_policy(settings.trust),
             settings.models.starve_ms / 1000,
+        )
+        self.trust = Trust(
+            self.core.catalog,
+            self.proofs,
+            {pool.id: pool.pins.model_digest for pool in settings.pools if pool.pins.model_digest is not None},
         )
         self.narrator = Narrator(self.telemetry, self.core.pools)
         self.dispatch.bind(self.core, self.narrator, lambda: self.residents.step())
@@ -160,10 +177,11 @@ class Daemon:
             self.core,
             self.clock,
             self.telemetry,
-            FetchingHost(ProcessHost(self.clock), self.models),
+            ProcessHost(self.clock),
             self._connect,
             _jitter,
-            Digests().of,
+            self._vet,
+            self.models,
         )
         models = settings.models
         self.room = Room(ProcMemory(), RoomSettings(models.memory_bytes, models.vram_bytes), self.replicas.all_pids)
@@ -205,11 +223,21 @@ class Daemon:
         )
         self.pools = Pools(self.core, _limits(settings), contract.api_version(), self.models.progress)
         self.operations = Operations(self.core, self.clock, self.telemetry, self.replicas.revive)
+        self.catalog = CatalogModels(
+            self.core,
+            self.operations,
+            Verification(self.models, self.proofs, self.clock, self.core.catalog.policy),
+            self.proofs,
+            self.clock,
+            self.telemetry,
+            settings.models.drain_ms,
+        )
         self.reloads = Reloads(
             self.operations,
             self.core,
             self.replicas,
             self.models,
+            self.trust,
             self.residents,
             self.room,
             self.clock,
@@ -218,7 +246,7 @@ class Daemon:
             self.admission.forget_counts,
         )
         self.metrics.watch(self._state)
-        services = Services(
+        self.services = Services(
             admission=self.admission,
             tasks=Tasks(self.core, self.clock),
             streams=self.streams,
@@ -227,15 +255,20 @@ class Daemon:
             operations=self.operations,
             reloads=self.reloads,
             artifacts=self.artifacts,
+            catalog=self.catalog,
             metrics=lambda: (prometheus.CONTENT_TYPE, self.metrics.render()),
             readiness=self.not_ready,
         )
-        self.asgi = App(
-            handler_table(services),
+
+    @cached_property
+    def asgi(self) -> App:
+        """What a server serves. Compiled on first use: a daemon whose services are called directly needs none."""
+        return App(
+            handler_table(self.services),
             outer=[
                 partial(Edge, telemetry=self.telemetry),
-                partial(Guard, access=_access(settings)),
-                partial(BodyLimit, max_bytes=settings.server.max_body_bytes, clock=self.clock),
+                partial(Guard, access=_access(self.settings)),
+                partial(BodyLimit, max_bytes=self.settings.server.max_body_bytes, clock=self.clock),
             ],
             lifespan=self._lifespan,
         )
@@ -259,6 +292,7 @@ class Daemon:
         if isinstance(self.store, FileArtifacts):
             await self.store.open()
         now, wall_ms = self.clock.now(), self.clock.wall_ms()
+        self.core.catalog.restore(self.journal.catalog())
         self.core.restore_pools(self.journal.changed_pools(), wall_ms)
         self.core.restore(journaled, self.journal.deleted_sessions(), sse.split, now, wall_ms)
         for task_id, artifact in self.journal.transcripts():
@@ -269,6 +303,7 @@ class Daemon:
         self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
         self.gauges.start()
         self.sweeps.start()
+        self.catalog.start()
         self.telemetry.event("daemon_started", f"serving {len(self.core.pools)} pools", recovered=len(journaled))
 
     async def drain(self, grace_s: float) -> None:
@@ -303,6 +338,7 @@ class Daemon:
         self.runs.give_up()
         self.dispatch.abort_all()
         await self.dispatch.drained()
+        await self.catalog.stop()
         await self.operations.stop()
         await self.residents.stop()
         await self.gauges.stop()
@@ -310,6 +346,7 @@ class Daemon:
         await self.models.close()
         self._archiver.cancel()
         await asyncio.gather(self._archiver, return_exceptions=True)
+        self.recorder.stop()
         await self.journal.close()
         self.telemetry.event("daemon_stopped", "everything is down")
 
@@ -326,6 +363,11 @@ class Daemon:
     async def _run(self, lease: Any) -> None:
         self.sweeps.leased()
         await self.runs.run(lease)
+
+    async def _vet(self, pool: Pool, spec: ReplicaSpec) -> str | None:
+        assert spec.process is not None, "only files of this machine can be looked at"
+        ref = spec.model.ref if spec.model is not None else pool.configured
+        return await self.trust.vet(pool, ref, spec.process.model_path)
 
     def _archive(self, source: TranscriptSource) -> Artifact:
         full = self.settings.artifacts.transcripts == "full"
@@ -398,6 +440,9 @@ class Daemon:
                 yield "orchestratord_model_resident", labels, float(pool.stay.phase == "in")
             for replica in pool.ready_replicas:
                 yield from _gauges(replica, {**labels, "engine_version": replica.engine_version})
+        states = Counter((self.core.catalog.label(e.id), e.state) for e in self.core.catalog.oldest())
+        for (model_id, state), count in states.items():
+            yield "model_state", {"model_id": model_id, "state": state}, count
 
 
 def _gauges(replica: Replica, pool: dict[str, str]) -> Iterable[prometheus.Sample]:
@@ -529,6 +574,20 @@ def _remote(policy: FetchPolicy, cache: Cache, clock: Clock) -> Fetches | None:
     from orchestratord.infra.fetch.remote import Remote
 
     return Remote(policy, cache, clock)
+
+
+def _trust_policy(trust: TrustSettings) -> TrustPolicy:
+    return TrustPolicy(trust.mode, trust.allowed_registries, trust.require_signature, trust.require_sbom)
+
+
+def _roots(paths: dict[str, str]) -> list[Root]:
+    """Raises ConfigError."""
+    try:
+        return load_roots(paths)
+    except BadKey as error:
+        raise ConfigError(str(error)) from None
+    except OSError as error:
+        raise ConfigError(f"trust.roots: cannot read {error.filename}: {error.strerror}") from None
 
 
 def _budget(budgets: BudgetSettings) -> Budget:

@@ -23,6 +23,7 @@ from orchestratord.domain.modelref import parse as parse_ref
 from orchestratord.domain.url import BadReference, host_pattern, parse_url
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 Positive = Annotated[int, Meta(ge=1)]
 Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
 
@@ -152,7 +153,7 @@ class PinSettings(Section, frozen=True):
     """What every replica of a pool has to be; one that is not gets no work."""
 
     engine_version: str | None = None
-    model_digest: Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")] | None = None
+    model_digest: Digest | None = None
     profile: Name | None = None
 
 
@@ -266,6 +267,16 @@ class ModelSettings(Section, frozen=True):
     fetch: FetchSettings = field(default_factory=FetchSettings)
 
 
+class TrustSettings(Section, frozen=True):
+    """What is asked of models. Entries of the catalog and clients may ask for more, never for less."""
+
+    mode: Literal["permissive", "strict"] = "permissive"
+    require_signature: bool = False
+    require_sbom: bool = False
+    allowed_registries: tuple[str, ...] | None = None
+    roots: dict[Name, str] = {}
+
+
 class ProfileSettings(Section, frozen=True):
     """A sampler profile: an immutable set of defaults that `sampling` overrides knob by knob."""
 
@@ -300,6 +311,7 @@ class Settings(Section, frozen=True):
     streams: StreamSettings = field(default_factory=StreamSettings)
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     models: ModelSettings = field(default_factory=ModelSettings)
+    trust: TrustSettings = field(default_factory=TrustSettings)
     pools: tuple[PoolSettings, ...] = ()
     profiles: dict[Name, ProfileSettings] = {}
     allow_mock: bool = False
@@ -357,7 +369,7 @@ def _unique(what: str, ids: list[str]) -> None:
 
 def load(path: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings of this start. Raises ConfigError."""
-    raw = _read(Path(path)) if path is not None else {}
+    raw = read_file(Path(path)) if path is not None else {}
     for secret in ("token", "auth_optional"):
         if secret in raw:
             raise ConfigError(f"{secret} is not read from the file: set AUTH_TOKEN or AUTH_OPTIONAL in the environment")
@@ -392,7 +404,8 @@ def json_schema() -> dict[str, Any]:
     return msgspec.json.schema(Settings)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """What the file says, as it stands. Raises ConfigError."""
     try:
         text = path.read_text("utf-8")
         parsed = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)

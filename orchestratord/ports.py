@@ -5,12 +5,13 @@ Every implementation of a port, the test doubles included, passes the same suite
 
 from __future__ import annotations
 
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from orchestratord.domain.device import Device
+from orchestratord.domain.entry import CatalogEntry
 from orchestratord.domain.facts import Fact, JournaledTask, SessionDeleted
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import FinishReason
@@ -65,7 +66,19 @@ class JournalUnavailable(Exception):
     """The journal could not make the fact durable; it is as if it had never been appended."""
 
 
-class Journal(Protocol):
+class CatalogStore(Protocol):
+    """Where the catalog is kept. Every journal is one: its entries are facts like others, so that there is one order
+    of decisions and one writer. An entry is `CatalogChanged` as a whole, and gone with `CatalogRemoved`.
+    """
+
+    def append(self, fact: Fact) -> Ticket:
+        """See `Journal.append`: durable when the ticket resolves, and without trace when it fails."""
+
+    def catalog(self) -> list[CatalogEntry]:
+        """Every entry as its last fact left it, as found by `open`, by id."""
+
+
+class Journal(CatalogStore, Protocol):
     """Facts in decision order. `append` is synchronous; durability comes later, as a ticket."""
 
     def append(self, fact: Fact) -> Ticket:
@@ -290,7 +303,7 @@ class ProcessSpec:
     """How to run an engine: its own options, as the configuration gives them."""
 
     driver: str
-    model_path: str  # or a model reference, which is resolved first
+    model_path: str  # or a model reference, until it is resolved
     slots: int
     ctx: int  # per slot
     threads: int
@@ -345,6 +358,48 @@ class ModelUnavailable(Exception):
     def __init__(self, code: str, message: str) -> None:
         self.code = code
         super().__init__(message)
+
+
+@dataclass(frozen=True, slots=True)
+class Measured:
+    """What the bytes of a model are. `digest` is that of the file, or, for a folder and for numbered files, of the list
+    `sha256sum` makes of them, sorted by path: `<64 hex>  <path>` and a line feed each.
+    """
+
+    digest: str
+    files: tuple[tuple[str, int], ...]  # (digest, bytes) of each file
+
+
+@dataclass(frozen=True, slots=True)
+class Signed:
+    """What a signature is: the root that made it, None if none of those asked about did."""
+
+    root: str | None
+    algo: str
+
+
+class ModelProofs(Protocol):
+    """Evidence about files of this machine. Nothing of this blocks the loop, and all of it can be cancelled.
+
+    Every method raises ModelUnavailable: NOT_FOUND for what cannot be read, UNTRUSTED_ARTIFACT for what is not what it
+    should be.
+    """
+
+    @property
+    def roots(self) -> frozenset[str]:
+        """Names of the keys that may have signed."""
+
+    async def measure(self, path: str, *, fresh: bool = False) -> Measured:
+        """Read all of a model. Unless `fresh`, files that have not changed since are not read again."""
+
+    async def digest(self, path: str) -> str:
+        """The digest of a small file beside the model."""
+
+    async def signature(self, path: str, model: str, measured: Measured, roots: Collection[str]) -> Signed:
+        """Whether the signature in `path` is one of these roots' over the model that was measured at `model`."""
+
+    async def listed(self, path: str) -> frozenset[str]:
+        """The digests a bill of materials lists."""
 
 
 class ModelFiles(Protocol):

@@ -20,14 +20,19 @@ from orchestratord.domain.placement import place
 from orchestratord.domain.pool import Lease, Pool, PoolSpec, Replica
 from orchestratord.domain.recovery import Split
 from orchestratord.domain.task import Task
+from orchestratord.domain.trust import TrustPolicy
 
 
 class Control(Core):
     """The whole aggregate: the core, and the operations on its pools."""
 
-    def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks) -> None:
-        super().__init__(pools, limits, hooks)
+    def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks, trust: TrustPolicy | None = None) -> None:
         self._unsettled: set[str] = set()  # pools whose queued tasks may have to go elsewhere
+        super().__init__(pools, limits, hooks, trust)
+
+    def _catalog_changed(self) -> None:
+        self._unsettled.update(self.pools)
+        super()._catalog_changed()
 
     # -- operations --------------------------------------------------------------------------------------
     def begin(self, operation: Operation, *, draining: bool) -> Ticket:
@@ -148,9 +153,10 @@ class Control(Core):
 
     def _place_of(self, task: Task, pool: Pool, now: float) -> str:
         """The pool the task belongs to now: its own if that can take it, else what placement says, or raises."""
-        snapshots = self._snapshots(task.request, now)
+        barred = self._barred(task.request, strict=task.admitted.strict_trust, new=False)
+        snapshots = [s for s in self._snapshots(task.request, now) if s.id not in barred]
         own = [s for s in snapshots if s.id == pool.id]
-        if own[0].serves and not pool.draining and not pool.stay.shut:
+        if own and own[0].serves and not pool.draining and not pool.stay.shut:
             try:
                 return place(task.request, own).pool_id
             except Refusal as refusal:

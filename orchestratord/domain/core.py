@@ -8,7 +8,7 @@ are the `Hooks`.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from itertools import count
 from typing import Any
 
@@ -33,13 +33,14 @@ from orchestratord.domain.pool import Lease, Pool, PoolSpec, Replica
 from orchestratord.domain.request import DeterminismClass, TaskRequest
 from orchestratord.domain.session import Session
 from orchestratord.domain.task import Task
+from orchestratord.domain.trust import TrustPolicy
 
 
 class Core(Lives):
     """Admission, dispatch and recovery on top of the lives of tasks: the whole aggregate."""
 
-    def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks) -> None:
-        super().__init__(pools, limits, hooks)
+    def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks, trust: TrustPolicy | None = None) -> None:
+        super().__init__(pools, limits, hooks, trust)
         self._orders = count(1)
         self._lease_ids = count(1)
         self._victims: dict[str, Task] = {}  # newcomer that is not durable yet -> whose seat it will take
@@ -60,12 +61,14 @@ class Core(Lives):
     def admit(self, sized: Sized, now: float, wall_ms: int) -> tuple[Task, Ticket]:
         """Decide, and if the task fits, take turn and seat for it: the whole admission in one step.
 
-        The task is not dispatchable until `confirm`. Raises AdmissionReject, DeadlineUnmet and what `place` raises.
+        The task is not dispatchable until `confirm`. Raises AdmissionReject, DeadlineUnmet, and what the catalog and
+        `place` raise.
         """
         request = sized.request
+        barred = self._barred(request, strict=sized.strict_trust, new=True)
         held = worst_case(request, sized.prompt_bound, self.limits.tariff)
         self.sessions.check(request.session_id, held, now)
-        decision = place(request, self._snapshots(request, now))
+        decision = place(request, [s for s in self._snapshots(request, now) if s.id not in barred])
         pool = self.pools[decision.pool_id]
         position = forecast.position(pool, request.priority)
         start = forecast.start_ms(pool, request.priority, now=now)
@@ -101,6 +104,7 @@ class Core(Lives):
             held=held,
             caller=sized.caller,
             started_frame=self._hooks.encode(1, "started", promise),
+            strict_trust=sized.strict_trust,
         )
         task = Task(fact, EventLog(), now, now + request.deadline_ms / 1000, fact.determinism_class)
         task.profile = pool.spec.profile_of(request)
@@ -117,10 +121,13 @@ class Core(Lives):
 
     def _committed(self, task: Task, ticket: Ticket) -> None:
         victim = self._victims.pop(task.task_id, None)
+        end = self._untold.pop(task.task_id, None)
         if ticket.exception() is None:
             task.committed = True
             task.log.show(1)
             self._hooks.admitted(task)
+            if end is not None:
+                self._hooks.ended(task, *end)
             if victim is not None and victim.state is TaskState.QUEUED:
                 self._drop(victim, task)
             self._hooks.wake()
@@ -131,6 +138,15 @@ class Core(Lives):
             if not task.terminal:
                 self.sessions.return_turn(task.session_id, task.admitted.held)
             self.tasks.pop(task.task_id, None)
+
+    def _barred(self, request: TaskRequest, *, strict: bool, new: bool) -> Collection[str]:
+        """The pools whose model the catalog keeps from the task. Raises what it says when no other is left."""
+        pools = self.serving(request)
+        barred = self.catalog.barred(request.model_ref, pools, strict=strict, new=new)
+        pinned = request.placement.pin_pool_id if request.placement.mode == "pin" else None
+        if barred and (len(barred) == len(pools) or pinned in barred):
+            raise barred[pinned if pinned in barred else min(barred)]
+        return barred
 
     def _snapshots(self, request: TaskRequest, now: float) -> list[PoolSnapshot]:
         session = self.sessions.get(request.session_id, now)
@@ -305,8 +321,9 @@ class Core(Lives):
         replica.incarnation += 1
         replica.breaker.probed()
         replica.last_lease.clear()
-        for lease in [le for le in replica.leases.values() if le.quarantined]:
-            self.release(lease)
+        if replica.kind == "process":  # a new process: whatever ran is gone. Of another's engine that is not known
+            for lease in [le for le in replica.leases.values() if le.quarantined]:
+                self.release(lease)
         self._hooks.wake()
 
     def replica_probed(self, replica: Replica) -> None:

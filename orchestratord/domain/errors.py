@@ -89,6 +89,18 @@ class Conflict(Refusal):
     code = "CONFLICT"
 
 
+class ModelDeprecated(Refusal):
+    """This model is retired and takes no new work."""
+
+    code = "MODEL_DEPRECATED"
+
+
+class UntrustedArtifact(Refusal):
+    """This model is not trusted as the policy asks."""
+
+    code = "UNTRUSTED_ARTIFACT"
+
+
 class NotFound(Refusal):
     """There is nothing under this id; it may have expired."""
 
@@ -107,9 +119,3 @@ class Overloaded(Refusal):
 
     code = "OVERLOADED"
     retriable = True
-
-
-class NotImplementedYet(Refusal):
-    """The contract announces this operation; this version does not carry it out yet."""
-
-    code = "NOT_IMPLEMENTED"

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from orchestratord.domain.budget import Amounts
+from orchestratord.domain.entry import CatalogChanged, CatalogRemoved
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import Admission, Failure, TaskState, Usage
 from orchestratord.domain.placement import Decision
@@ -34,6 +35,7 @@ class Admitted:
     held: Amounts  # reserved from the session's budgets
     caller: Caller
     started_frame: bytes  # the log's first event, so that a restart serves the very same bytes
+    strict_trust: bool = False  # the client asked for it
 
     @property
     def task_id(self) -> str:
@@ -109,7 +111,18 @@ class Forgotten:
     task_id: str
 
 
-Fact = Admitted | Started | Frames | Finished | Archived | SessionDeleted | PoolChanged | Forgotten
+Fact = (
+    Admitted
+    | Started
+    | Frames
+    | Finished
+    | Archived
+    | SessionDeleted
+    | PoolChanged
+    | CatalogChanged
+    | CatalogRemoved
+    | Forgotten
+)
 
 
 @dataclass(frozen=True, slots=True)

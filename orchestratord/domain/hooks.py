@@ -61,3 +61,4 @@ class Sized:
     prompt_bound: int
     prompt_sha256: str | None
     caller: Caller
+    strict_trust: bool = False

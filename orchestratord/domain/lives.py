@@ -7,6 +7,7 @@ from functools import partial
 from typing import Any
 
 from orchestratord.domain.budget import Amounts
+from orchestratord.domain.catalog import Catalog
 from orchestratord.domain.facts import Fact, Finished, Frames, Started
 from orchestratord.domain.hooks import Hooks, Limits, Ticket
 from orchestratord.domain.operation import Fault
@@ -15,6 +16,7 @@ from orchestratord.domain.pool import Lease, Pool, PoolSpec
 from orchestratord.domain.roster import Roster
 from orchestratord.domain.session import Sessions
 from orchestratord.domain.task import Task
+from orchestratord.domain.trust import TrustPolicy
 from orchestratord.domain.views import terminal_payload, transcript_source
 
 FLUSH_BYTES = 64 * 1024  # the journal lags a stream by no more than this
@@ -23,13 +25,19 @@ FLUSH_BYTES = 64 * 1024  # the journal lags a stream by no more than this
 class Lives:
     """The state of the core, and every step that moves an admitted task on."""
 
-    def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks) -> None:
+    def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks, trust: TrustPolicy | None = None) -> None:
+        self.catalog = Catalog(hooks.record, trust or TrustPolicy(), self._catalog_changed)
         self.pools = {spec.id: Pool(spec) for spec in pools}
         self.limits = limits
         self.sessions = Sessions(limits.session_ttl_s, limits.turns_max, limits.budget)
         self.tasks = Roster()
         self.closing: dict[str, Ticket] = {}  # the undecided `Admitted` or `Finished` of a task
         self._hooks = hooks
+        self._untold: dict[str, tuple[str, CancelReason | None]] = {}  # ends of tasks whose admission is undecided
+
+    def _catalog_changed(self) -> None:
+        """What may be used has changed."""
+        self._hooks.wake()
 
     def _gate(self, task: Task, fact: Fact, then: Callable[[Task, Ticket], None]) -> Ticket:
         """Record a fact that somebody waits for; `closing` knows its ticket until it is decided."""
@@ -58,7 +66,9 @@ class Lives:
             self._first_output(task, lease, now, wall_ms)
         task.last_output = now
         encode, index = self._hooks.encode_token, task.token_frames
-        for text in texts:
+        room = task.request.max_tokens - index  # a frame holds at least one token, so more frames are more tokens
+        excess = len(texts) > room
+        for text in texts[:room] if excess else texts:
             log.append(encode(log.next_id, text, index))
             index += 1
         task.token_frames = index
@@ -69,6 +79,10 @@ class Lives:
         log.wake()
         if log.size - task.journaled > FLUSH_BYTES:
             self.flush(task)
+        if excess:
+            asked = f"The engine went on after the {task.request.max_tokens} tokens it was asked for."
+            self._fail(task, "WORKER_RESET", asked, now, wall_ms, retriable=True)
+            return False
         if log.size > self.limits.task_bytes:
             self._fail(
                 task,
@@ -252,7 +266,10 @@ class Lives:
         frame = self._hooks.encode(event_id, "error" if failure else "end", terminal_payload(task))
         self._record_tail(task)
         task.log.close(frame, event_id)
-        self._hooks.ended(task, phase, reason)
+        if task.committed:
+            self._hooks.ended(task, phase, reason)
+        else:
+            self._untold[task.task_id] = phase, reason
         used = self._used(task)
         finished = Finished(
             task_id=task.task_id,
@@ -289,6 +306,16 @@ class Lives:
             self._hooks.archive(task.task_id, artifact)
         task.log.reveal()  # a journal that failed must not leave a reader hanging
         if ticket.exception() is None:
+            self.tasks.keep_log(task)
+
+    def saved_late(self, task_id: str, artifact: Any) -> None:
+        """The end of this task is durable after all; readers have seen it long ago."""
+        task = self.tasks.get(task_id)
+        if artifact is not None:
+            if task is not None:
+                task.transcript_id = artifact.id
+            self._hooks.archive(task_id, artifact)
+        if task is not None:
             self.tasks.keep_log(task)
 
     def leases_of(self, task: Task) -> Iterator[Lease]:

@@ -19,6 +19,7 @@ from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pool import Pool, PoolSpec, Replica
 from orchestratord.domain.residency import Claim, Plan, Tenant
 from orchestratord.domain.stay import Booking
+from orchestratord.domain.trust import TrustPolicy
 
 Capacity = Callable[[], Mapping[str, int]]
 IDLE = Plan()
@@ -27,8 +28,15 @@ IDLE = Plan()
 class Lodging(Control):
     """The whole aggregate: the core, the operations on its pools, and their room in memory."""
 
-    def __init__(self, pools: list[PoolSpec], limits: Limits, hooks: Hooks, starve_s: float = 60.0) -> None:
-        super().__init__(pools, limits, hooks)
+    def __init__(
+        self,
+        pools: list[PoolSpec],
+        limits: Limits,
+        hooks: Hooks,
+        trust: TrustPolicy | None = None,
+        starve_s: float = 60.0,
+    ) -> None:
+        super().__init__(pools, limits, hooks, trust)
         self._starve_s = starve_s
         self._lodged: list[Pool] = []
         self._bookings: dict[str, Booking] = {}  # by the pool a reload brings up a new model for

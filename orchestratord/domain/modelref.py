@@ -16,6 +16,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import ClassVar, Literal, TypeAlias, get_args
 
 from orchestratord.domain.url import BadReference, Url, netloc, parse_url
@@ -113,6 +114,34 @@ def is_reference(text: str) -> bool:
     except BadReference:
         return False
     return True
+
+
+@lru_cache(maxsize=4096)
+def key(text: str) -> str:
+    """What a model reference is compared by: its one form, or itself if it is the name of a pool."""
+    try:
+        return normalise(text)
+    except BadReference:
+        return text
+
+
+def registry(text: str) -> str | None:
+    """Who serves a reference, as `allowed_registries` names it: a host, a bucket, `hf:` and an organisation.
+
+    None for what is of this machine: files, which `models.roots` governs, and names of pools.
+    """
+    if not is_reference(text):
+        return None
+    match parse(text):
+        case HubRef(repo=repo):
+            return f"hf:{repo.partition('/')[0]}"
+        case WebRef(url=url):
+            return netloc(url.host, url.port)
+        case BucketRef(bucket=bucket):
+            return bucket
+        case RegistryRef(host=host, port=port):
+            return netloc(host, port)
+    return None
 
 
 def parse(text: str) -> ModelRef:

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts
+from orchestratord.services.catalog import CatalogModels
 from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
 from orchestratord.services.reload import Reloads
@@ -27,5 +28,6 @@ class Services:
     operations: Operations
     reloads: Reloads
     artifacts: Artifacts
+    catalog: CatalogModels
     metrics: Callable[[], tuple[bytes, bytes]]  # (content type, body)
     readiness: Callable[[], list[str]]  # reasons against; empty when ready

@@ -1,39 +1,41 @@
-"""The model catalog: announced by the contract, brought by the control-plane work. Until then it holds nothing."""
+"""The model catalog."""
 
 from __future__ import annotations
 
 from typing import Any
 
-from orchestratord.domain.errors import NotFound, NotImplementedYet
+from orchestratord.domain.entry import ModelState
 from orchestratord.handlers import Services
+from orchestratord.wire import cursors
+from orchestratord.wire.catalog import entry_body, parse_entry
 from orchestratord.wire.responses import Reply
-
-_LATER = "The catalog comes with the control plane. Until then, models are named in the configuration."
 
 
 async def create_catalog_model(app: Services, body: dict[str, Any]) -> Reply:
-    raise NotImplementedYet(_LATER)
+    entry = await app.catalog.create(parse_entry(body))
+    return Reply(201, entry_body(entry), [(b"location", f"/v1/catalog/models/{entry.id}".encode())])
 
 
-async def list_catalog_models(app: Services, state: str | None, limit: int | None, cursor: str | None) -> Reply:
-    raise NotImplementedYet(_LATER)
+async def list_catalog_models(app: Services, state: ModelState | None, limit: int | None, cursor: str | None) -> Reply:
+    found = app.catalog.page(cursors.parse_key(cursor), state)
+    page, following = cursors.page(found, limit, lambda entry: cursors.key(entry.created_ms, entry.id))
+    return Reply(200, {"items": [entry_body(entry) for entry in page], "next_cursor": following})
 
 
 async def get_catalog_model(app: Services, id: str) -> Reply:  # noqa: A002 - the contract's name
-    raise _unknown(id)
+    return Reply(200, entry_body(app.catalog.get(id)))
 
 
 async def delete_catalog_model(app: Services, id: str) -> Reply:  # noqa: A002
-    raise _unknown(id)
+    await app.catalog.delete(id)
+    return Reply(204)
 
 
 async def verify_catalog_model(app: Services, id: str) -> Reply:  # noqa: A002
-    raise _unknown(id)
+    await app.catalog.verify(id)
+    return Reply(202, {"status": "started"})
 
 
 async def set_catalog_model_state(app: Services, id: str, body: dict[str, Any]) -> Reply:  # noqa: A002
-    raise _unknown(id)
-
-
-def _unknown(model_id: str) -> NotFound:
-    return NotFound(f"There is no catalog model {model_id!r}.")
+    entry = await app.catalog.set_state(id, body["state"], body.get("deadline_ms"))
+    return Reply(202, entry_body(entry))

@@ -12,12 +12,13 @@ from orchestratord.wire.responses import EventStream, Reply
 from orchestratord.wire.tasks import admission_body, budget_headers, parse_request, status_body
 
 
-async def create_task(app: Services, body: dict[str, Any], caller: Caller) -> Reply:
+async def create_task(app: Services, body: dict[str, Any], caller: Caller, x_trust_policy: str | None) -> Reply:
     try:
         fingerprint = canonical.fingerprint(body)
     except ValueError as error:
         raise InvalidParams(str(error), rule="body_syntax") from None
-    task, replay = await app.admission.admit(parse_request(body), fingerprint, caller)
+    strict = x_trust_policy == "strict"
+    task, replay = await app.admission.admit(parse_request(body), fingerprint, caller, strict_trust=strict)
     headers = [(b"location", f"/v1/tasks/{task.task_id}".encode())]
     headers += budget_headers(app.sessions.account(task.session_id))
     if replay:

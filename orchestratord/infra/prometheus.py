@@ -66,6 +66,10 @@ TABLE: dict[str, Series] = {
     "active_leases": Series("state", ("pool_id",), "Slots held by tasks."),
     "pool_ready": Series("state", ("pool_id",), "1 while a pool takes work."),
     "drain_events_total": Series("counter", ("pool_id", "reason"), "Times a pool stopped taking work."),
+    "catalog_verifications_total": Series(
+        "counter", ("result", "reason", "engine"), "Checks of catalog models that came to their end."
+    ),
+    "model_state": Series("state", ("model_id", "state"), "1 for the state a catalog model is in."),
     "orchestratord_tasks_ended_total": Series(
         "counter", ("engine", "pool_id", "phase", "outcome", "code"), "Tasks that reached their terminal event."
     ),

@@ -53,7 +53,9 @@ class Admission:
         """A model has changed: its tokenizer may count otherwise."""
         self._counts.clear()
 
-    async def admit(self, request: TaskRequest, fingerprint: bytes, caller: Caller) -> tuple[Task, bool]:
+    async def admit(
+        self, request: TaskRequest, fingerprint: bytes, caller: Caller, *, strict_trust: bool = False
+    ) -> tuple[Task, bool]:
         """(task, whether this repeats an earlier admission). Returns when the admission is durable.
 
         Raises a Refusal; a refused task_id is not remembered.
@@ -61,7 +63,7 @@ class Admission:
         try:
             known = self._core.known(request.task_id, fingerprint)
             if known is None:
-                known = await self._decide(request, fingerprint, caller)
+                known = await self._decide(request, fingerprint, caller, strict_trust=strict_trust)
         except Refusal as refusal:
             self._narrator.rejected(request, refusal, caller)
             raise
@@ -70,7 +72,9 @@ class Admission:
         await self._settled(known)
         return known, True
 
-    async def _decide(self, request: TaskRequest, fingerprint: bytes, caller: Caller) -> Task | None:
+    async def _decide(
+        self, request: TaskRequest, fingerprint: bytes, caller: Caller, *, strict_trust: bool
+    ) -> Task | None:
         """Admit; or, when an equal request got there first while this one was being sized, that one's task."""
         if self.closed:
             raise Overloaded("The server is shutting down. Try again when it is back.", retry_after_ms=2000)
@@ -89,6 +93,7 @@ class Admission:
             prompt_bound=bound,
             prompt_sha256=hashlib.sha256(text.encode()).hexdigest() if text is not None else None,
             caller=caller,
+            strict_trust=strict_trust,
         )
         _, ticket = self._core.admit(sized, self._clock.now(), self._clock.wall_ms())
         await durable(ticket)

@@ -2,23 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Awaitable, Callable
-
 from orchestratord.domain.pins import Pins
 from orchestratord.ports import Engine, EngineProps
-from orchestratord.services.members import Down, Member, ReplicaSpec
+from orchestratord.services.members import Down, Member
 
 
-async def digest_if_fit(
-    pins: Pins, spec: ReplicaSpec, props: EngineProps, digest_of: Callable[[str], Awaitable[str]]
-) -> str | None:
-    """The digest of its model, as far as it is known; a file is read for it only if it is pinned.
-
-    Raises Down, which names what differs, and OSError.
-    """
-    digest = spec.model_digest or props.model_digest
-    if digest is None and pins.model_digest is not None and spec.process is not None:
-        digest = await digest_of(spec.process.model_path)
+def known_digest(pins: Pins, member: Member, props: EngineProps) -> str | None:
+    """The digest of its model, as far as it is known. Raises Down, which names what differs from the pins."""
+    digest = member.digest or member.spec.model_digest or props.model_digest
     why = pins.mismatch(props.engine_version, digest, props.features)
     if why is not None:
         raise Down(why)

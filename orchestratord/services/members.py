@@ -9,10 +9,21 @@ from dataclasses import dataclass, field, replace
 from typing import TypeVar
 from urllib.parse import urlsplit
 
+from orchestratord.domain.modelref import is_reference
 from orchestratord.domain.operation import Model
-from orchestratord.domain.pool import Replica
+from orchestratord.domain.pool import Pool, Replica
 from orchestratord.domain.request import Sampling, Workload
-from orchestratord.ports import Chunk, Clock, Engine, EngineError, EngineProps, Job, ProcessSpec, ReplicaProcess
+from orchestratord.ports import (
+    Chunk,
+    Clock,
+    Engine,
+    EngineError,
+    EngineProps,
+    Job,
+    ModelFiles,
+    ProcessSpec,
+    ReplicaProcess,
+)
 
 T = TypeVar("T")
 
@@ -53,6 +64,20 @@ class ReplicaSpec:
 
 
 Connect = Callable[[ReplicaSpec, str], Engine]  # (spec, url) -> engine client
+Vet = Callable[[Pool, ReplicaSpec], Awaitable[str | None]]  # the digest of its model, if it had to have one; or raises
+
+
+async def at_hand(spec: ReplicaSpec, files: ModelFiles, digest: str | None) -> ReplicaSpec:
+    """The same replica with its model on this machine, where so far only a reference stood; fetched if need be.
+
+    `digest` is what it must have. Raises ModelUnavailable.
+    """
+    process = spec.process
+    if process is None or not is_reference(process.model_path):
+        return spec
+    path = await files.resolve(process.model_path, digest)
+    found = await files.verify(path)
+    return replace(spec, process=replace(process, model_path=path), model_digest=found or spec.model_digest)
 
 
 class Down(Exception):
@@ -108,6 +133,7 @@ class Member:
     nudge: asyncio.Event
     engine: Engine | None = None
     process: ReplicaProcess | None = None
+    digest: str | None = None  # of its model, where one had to be checked
     supervisor: asyncio.Task[None] | None = None
     leaving: asyncio.Future[None] | None = None  # the last stop of its engine
     restarts: Restarts = field(init=False)
@@ -142,14 +168,11 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
     greedy = Sampling(temperature=0.0) if "temperature" in props.features else Sampling()
     job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=greedy, keep_cache=False)
     await engine.run(job, lambda chunk: True)
-    before: frozenset[int] | None = await patiently(engine.busy)  # somebody else may be using an engine we only attach
+    before = await _at_work(engine)  # somebody else may be using an engine we only attach
     long = Job("completion", max_tokens=props.ctx // 2, seed=1, prompt="ping", keep_cache=False)
     await engine.run(long, lambda chunk: False)
     pause = 0.01
-    while True:
-        busy: frozenset[int] | None = await patiently(engine.busy)
-        if len(busy or ()) <= len(before or ()):
-            return
+    while await _at_work(engine) > before:
         await clock.sleep(pause)
         pause = min(pause * 2, 1.0)
 
@@ -167,3 +190,9 @@ async def _one_result(engine: Engine, workload: Workload) -> None:
     await engine.run(job, count)
     if results != 1:
         raise EngineError("protocol", f"the probe's {workload} gave {results} results for one input")
+
+
+async def _at_work(engine: Engine) -> int:
+    """How many slots the engine works on."""
+    busy = await patiently(engine.busy)
+    return len(busy or ())

@@ -180,6 +180,11 @@ class Operations:
         await durable(self._tickets[pool.id]) if pool.id in self._tickets else None
         return pool.operation or operation
 
+    async def over(self, pool: Pool) -> None:
+        """Return when the last operation that was started on the pool is over."""
+        if (work := self._work.get(pool.id)) is not None:
+            await asyncio.wait({work})
+
     def conclude(self, pool: Pool, state: OperationState, error: Fault | None = None, **fields: Any) -> None:
         operation = self._core.conclude(pool, state, self._clock.wall_ms(), error)
         self._telemetry.event(

@@ -25,6 +25,7 @@ from orchestratord.services.operations import Operations
 from orchestratord.services.replicas import Replicas
 from orchestratord.services.residents import Residents
 from orchestratord.services.room import Room
+from orchestratord.services.trust import Trust
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,7 @@ class Reloads:
         core: Lodging,
         replicas: Replicas,
         files: ModelFiles,
+        trust: Trust,
         residents: Residents,
         room: Room,
         clock: Clock,
@@ -60,6 +62,7 @@ class Reloads:
         self._core = core
         self._replicas = replicas
         self._files = files
+        self._trust = trust
         self._residents = residents
         self._room = room
         self._clock = clock
@@ -70,7 +73,8 @@ class Reloads:
     async def reload(self, pool_id: str, ref: str) -> Operation:
         """Begin to change the model; returns once that is journaled.
 
-        Raises NotFound, Conflict, InvalidParams (a reference that no policy allows) and StorageUnavailable.
+        Raises NotFound, Conflict, InvalidParams (a reference that no policy allows), ModelDeprecated,
+        UntrustedArtifact and StorageUnavailable.
         """
         pool = self._operations.pool(pool_id)
         if (known := self._operations.running(pool, "reload", ref, None)) is not None:
@@ -81,8 +85,10 @@ class Reloads:
                 f"Pool {pool.id} has engines this daemon did not start: change their model where they were started.",
                 pool_id=pool.id,
             )
-        if self._alias(ref) is None:
+        named = self._alias(ref)
+        if named is None:
             self._check(pool, ref)
+        self._trust.check(named.spec.model_ref if named is not None else ref)
         return await self._operations.begin(
             pool, "reload", lambda: self._work(pool, ref, specs), draining=pool.draining, to_ref=ref
         )
@@ -158,14 +164,15 @@ class Reloads:
             specs = self._replicas.specs(named)
             path = next((spec.process.model_path for spec in specs if spec.process is not None), None)
             ref = named.spec.model_ref
-            if path is not None and is_reference(path):
+            if path is not None and is_reference(path):  # it has not come up yet
                 path = await self._files.resolve(path)
         else:
             path = await self._files.resolve(ref) if any(spec.process for spec in old) else None
         self._core.advance(pool, "verifying")
         if path is None:
             return Model(ref)
-        return Model(ref, path, await self._files.verify(path))
+        digest = await self._files.verify(path)
+        return Model(ref, path, await self._trust.vet(pool, ref, path) or digest)
 
     async def _make_room(self, pool: Pool, claim: Claim) -> None:
         """Nothing of the old model is left in memory, and the new one has its room. Raises NoRoom."""

@@ -7,7 +7,7 @@ One supervisor task per replica. A replica is ready only after a minimal decode 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from typing import Any
 
@@ -15,9 +15,18 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.diagnosis import Diagnosis, diagnose
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.pool import Lease, Pool, Replica
-from orchestratord.ports import Clock, Engine, EngineError, EngineProps, ReplicaHost, ReplicaProcess, Telemetry
-from orchestratord.services.fitness import digest_if_fit, replaced
-from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, patiently, prove
+from orchestratord.ports import (
+    Clock,
+    Engine,
+    EngineError,
+    EngineProps,
+    ModelFiles,
+    ReplicaHost,
+    ReplicaProcess,
+    Telemetry,
+)
+from orchestratord.services.fitness import known_digest, replaced
+from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, Vet, at_hand, patiently, prove
 
 POLL_S = 2.0
 LOADING_POLL_S = 0.1
@@ -37,7 +46,8 @@ class Replicas:
         host: ReplicaHost,
         connect: Connect,
         jitter: Callable[[float], float],
-        digest_of: Callable[[str], Awaitable[str]],
+        vet: Vet,
+        files: ModelFiles,
     ) -> None:
         self._core = core
         self._clock = clock
@@ -45,7 +55,8 @@ class Replicas:
         self._host = host
         self._connect = connect
         self._jitter = jitter
-        self._digest_of = digest_of
+        self._vet = vet
+        self._files = files
         self._members: dict[Replica, Member] = {}
 
     # -- what the rest of the services needs -------------------------------------------------------------
@@ -188,9 +199,14 @@ class Replicas:
         spec, replica = member.spec, member.replica
         backoff = BACKOFF_S
         while True:
-            was_ready = False
+            was_ready = started = False
             try:
                 if spec.process is not None:
+                    pins = self._core.pools[spec.pool_id].spec.pins
+                    spec = member.spec = await at_hand(spec, self._files, pins.model_digest)
+                    assert spec.process is not None
+                    member.digest = await self._vet(self._core.pools[spec.pool_id], spec)
+                    started = True
                     member.process = await self._host.start(spec.process)
                 url = member.process.url if member.process is not None else spec.url
                 assert url is not None
@@ -212,7 +228,7 @@ class Replicas:
                 await self._let_go(member)
             if self._core.pools[spec.pool_id].replicas.get(spec.id) is not replica:
                 return  # on trial, or retiring: nobody waits for it to come back
-            if spec.process is not None and not member.restarts.allows(self._clock.now()):
+            if started and not member.restarts.allows(self._clock.now()):
                 self._stays_down(member)
                 member.revived.clear()
                 await member.revived.wait()
@@ -220,7 +236,7 @@ class Replicas:
                 backoff = BACKOFF_S
             await self._pause(member, self._jitter(backoff))
             backoff = min(backoff * 2, BACKOFF_MAX_S)
-            if spec.process is not None:
+            if started:
                 self._telemetry.count("orchestratord_replica_restarts_total", pool_id=spec.pool_id)
 
     async def _let_go(self, member: Member) -> None:
@@ -242,7 +258,7 @@ class Replicas:
         await self._until_loaded(member, engine)
         async with self._clock.limit(PROBE_LIMIT_S):
             props = await patiently(engine.props)
-        digest = await digest_if_fit(self._core.pools[spec.pool_id].spec.pins, spec, props, self._digest_of)
+        digest = known_digest(self._core.pools[spec.pool_id].spec.pins, member, props)
         if trial is not None:
             trial.probing()
         async with self._clock.limit(PROBE_LIMIT_S):

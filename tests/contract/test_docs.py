@@ -36,6 +36,7 @@ SECTIONS: dict[type[config.Section], str] = {
     config.ModelSettings: "models",
     config.FetchSettings: "fetch",
     config.BucketSettings: "s3",
+    config.TrustSettings: "trust",
     config.PoolSettings: "pools",
     config.QueueSettings: "queue",
     config.PriorSettings: "prior",

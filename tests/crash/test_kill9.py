@@ -223,3 +223,23 @@ def test_kills_at_random_moments(tmp_path: Path, seed: int) -> None:
             assert seen in (None, (events[-1].id, events[-1].raw))
         health = session.get("/v1/pools/home/health").json()
         assert (health["slots_busy"], health["queue"]["interactive"], health["queue"]["batch"]) == (0, 0, 0)
+
+
+def test_the_catalog_survives(tmp_path: Path) -> None:
+    """ORCH-3060, ORCH-3062: every change that was answered, and nothing that was taken back."""
+    config = write_config(tmp_path, data=tmp_path / "data")
+    models = "/v1/catalog/models"
+    with DaemonProcess(config) as daemon, daemon.up().session() as session:
+        for name in ("kept", "gone", "mine"):
+            source = "file:home.gguf" if name == "mine" else f"file:{name}.gguf"
+            assert session.post(models, json={"id": name, "source_url": source}).status_code == 201
+        assert session.delete(f"{models}/gone").status_code == 204
+        assert session.post(f"{models}/mine/state", json={"state": "Retired"}).status_code == 202
+        daemon.kill()
+
+    with DaemonProcess(config) as daemon, daemon.up("/healthz").session() as session:
+        items = session.get(models).json()["items"]
+        assert [(item["id"], item["state"]) for item in items] == [("mine", "Retired"), ("kept", "Active")]
+        refused = session.post("/v1/tasks", json=task())
+        assert (refused.status_code, refused.json()["code"]) == (409, "MODEL_DEPRECATED")
+        wait_for(lambda: session.get("/v1/pools/home/health").json()["draining"], "its pool is drained")

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestratord.domain.modelref import SCHEMES, normalise, parse
+from orchestratord.domain.modelref import SCHEMES, key, normalise, parse, registry
 from orchestratord.domain.url import BadReference, Url, join, parse_url
 
 HEX = "ab" * 32
@@ -234,3 +234,25 @@ def test_where_no_redirect_leads(location: str) -> None:
         assert location in ("", "?x")
     except BadReference:
         assert location not in ("", "?x")
+
+
+@pytest.mark.parametrize(
+    ("ref", "expected"),
+    [
+        ("hf:acme/coder/q4.gguf", "hf:acme"),
+        ("https://models.example:8443/a.gguf", "models.example:8443"),
+        ("https://models.example/a.gguf", "models.example"),
+        ("s3://bucket/deep/a.gguf", "bucket"),
+        ("oci://registry.example:5000/acme/coder:v1", "registry.example:5000"),
+        ("file:a.gguf", None),
+    ],
+)
+def test_every_reference_has_a_registry_but_files(ref: str, expected: str | None) -> None:
+    """What `trust.allowed_registries` names (ORCH-3080)."""
+    assert registry(ref) == expected
+
+
+def test_names_of_pools_are_compared_as_they_are() -> None:
+    """ORCH-3060"""
+    assert key("home") == "home"
+    assert key("https://Models.Example:443/a") == key("https://models.example/a")

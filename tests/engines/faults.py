@@ -264,6 +264,12 @@ async def the_key_goes_to_the_engine_and_nowhere_else(fake: FakeServer, engine: 
         assert collected.kind in ("refused", "failed")
         assert KEY not in repr(collected.error)
         assert "redacted" in repr(collected.error)
+    controls = {path for _, path, _, _ in fake.requests} - {fake.wire.stream_path}
+    fake.override = dict.fromkeys(controls, json_response(echo, "401 Unauthorized"))
+    with pytest.raises(EngineError) as caught:
+        await keyed.props()
+    assert KEY not in repr(caught.value)
+    fake.override = {}
     assert KEY not in repr(keyed)
     await keyed.close()
     fake.requests.clear()

@@ -540,9 +540,3 @@ def test_int64_bounds_hold_in_queries(shared_session: VerifyingSession, after: s
     with shared_session.events(task_id, after=None) as events:
         assert [event.name for event in events][-1] == "end"
     refused(shared_session.get(f"/v1/tasks/{task_id}/stream?after={after}"), 400, "INVALID_PARAMS")
-
-
-# -- what is declared of the future --------------------------------------------------------------------------
-def test_operations_announced_for_later_say_so(shared_session: VerifyingSession) -> None:
-    answer = shared_session.get("/v1/catalog/models")
-    refused(answer, 501, "NOT_IMPLEMENTED")

@@ -9,8 +9,10 @@ import asyncio
 import os
 import resource
 import sys
+from dataclasses import replace
 from pathlib import Path
 
+from orchestratord.domain.entry import CatalogChanged, CatalogEntry, CatalogRemoved
 from orchestratord.domain.facts import Fact
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import JournalUnavailable, Ticket
@@ -44,6 +46,19 @@ async def run(journal: SqliteJournal, number: int) -> None:
         for ticket in tickets:
             await within(ticket)
         number = crowd.stop
+
+
+async def keep_catalog(journal: SqliteJournal, number: int) -> None:
+    """Enter models for ever, change each once, and remove every third."""
+    while True:
+        entry = CatalogEntry(f"m-{number}", f"file:{number}", number)
+        tickets = [append(journal, CatalogChanged(entry), f"E {number}")]
+        tickets.append(append(journal, CatalogChanged(replace(entry, state="Retired")), f"R {number}"))
+        if number % 3 == 0:
+            tickets.append(append(journal, CatalogRemoved(entry.id), f"D {number}"))
+        for ticket in tickets:
+            await within(ticket)
+        number += 1
 
 
 async def die(journal: SqliteJournal, point: str) -> None:
@@ -83,6 +98,8 @@ async def main(path: Path, scenario: str) -> None:
     match scenario:
         case "run":
             await run(journal, 1 + max((task.admitted.order for task in tasks), default=0))
+        case "catalog":
+            await keep_catalog(journal, 1 + max((entry.created_ms for entry in journal.catalog()), default=0))
         case "die_before_commit" | "die_after_commit":
             await die(journal, scenario.removeprefix("die_"))
         case "finish_and_die":

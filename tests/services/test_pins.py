@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -14,10 +12,8 @@ import pytest
 from orchestratord.config import Settings
 from orchestratord.domain.pins import Pins
 from orchestratord.infra.engines.mock import KNOBS, MockEngine
-from orchestratord.infra.fetch.digest import Digests
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
-from tests.engines.support import run
 from tests.services.support import health, records, state_of, submit, task
 
 DIGEST = "sha256:" + "ab" * 32
@@ -138,19 +134,3 @@ def test_a_pin_to_a_profile_nobody_has_is_a_wrong_configuration() -> None:
 def test_nothing_pinned_pins_nothing() -> None:
     assert not Pins().any
     assert Pins().mismatch("x", None, ()) is None
-
-
-def test_digests(tmp_path: Path) -> None:
-    """ORCH-3050: of the bytes that are there now; a file is read once as long as it stays the same."""
-    model = tmp_path / "m.gguf"
-
-    async def body() -> None:
-        digests = Digests()
-        for content in (b"one", b"three"):
-            model.write_bytes(content)
-            expected = f"sha256:{hashlib.sha256(content).hexdigest()}"
-            assert [await digests.of(str(model)) for _ in range(2)] == [expected] * 2
-        with pytest.raises(OSError, match="nowhere"):
-            await digests.of(str(tmp_path / "nowhere"))
-
-    run(body())

@@ -62,7 +62,7 @@ def test_fetching_and_verifying_are_shown(monkeypatch: Any) -> None:
         monkeypatch.setattr(reloads, "_files", Slow())
         pool = app.daemon.core.pools["home"]
         spec = app.daemon.replicas.specs(pool)[0]
-        monkeypatch.setattr(app.daemon.replicas, "specs", lambda _: [_as_process(spec)])
+        monkeypatch.setattr(app.daemon.replicas, "specs", lambda _: [as_process(spec)])
         found = reload(app, session)
         assert reached == ["fetching", "verifying"]
         assert (found["operation"]["state"], found["operation"]["error"]["code"]) == ("failed", "UNTRUSTED_ARTIFACT")
@@ -75,7 +75,7 @@ def health_of(app: LiveApp) -> str:
     return operation.state
 
 
-def _as_process(spec: Any) -> Any:
+def as_process(spec: Any) -> Any:
     from dataclasses import replace
 
     from orchestratord.ports import ProcessSpec

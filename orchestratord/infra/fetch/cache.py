@@ -15,6 +15,7 @@ import os
 import re
 import shutil
 import tempfile
+import threading
 from collections.abc import Mapping
 from contextlib import suppress
 from pathlib import Path
@@ -197,7 +198,7 @@ class Cache:
 
     def remember(self, known: Known) -> None:
         target = self._folder("refs") / f"{_hex(known.ref)}.json"
-        fresh = target.with_suffix(".new")
+        fresh = target.with_suffix(f".{threading.get_ident()}")  # two fetches may end at once
         fresh.write_bytes(msgspec.json.encode(known))
         os.replace(fresh, target)
 

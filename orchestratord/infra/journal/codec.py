@@ -6,6 +6,7 @@ from dataclasses import replace
 
 import msgspec
 
+from orchestratord.domain.entry import CatalogEntry
 from orchestratord.domain.facts import Admitted, Fact, Finished, Frames, Started
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.request import Message
@@ -20,11 +21,14 @@ _started = msgspec.json.Decoder(Started)
 _finished = msgspec.json.Decoder(Finished)
 _artifact = msgspec.json.Decoder(Artifact)
 _pool_changed = msgspec.json.Decoder(PoolChanged)
+_entry = msgspec.json.Decoder(CatalogEntry)
 
 decode_started = _started.decode
 decode_finished = _finished.decode
 decode_artifact = _artifact.decode
 decode_pool_changed = _pool_changed.decode
+encode_entry = _encode
+decode_entry = _entry.decode
 
 
 def without_content(admitted: Admitted) -> Admitted:

@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
+from orchestratord.domain.entry import CatalogChanged, CatalogEntry, CatalogRemoved
 from orchestratord.domain.facts import (
     Admitted,
     Archived,
@@ -36,7 +37,7 @@ from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
 from orchestratord.ports import Artifact, JournalUnavailable
 
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 SCHEMA = """
 CREATE TABLE tasks (ord INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE, admitted BLOB NOT NULL,
                     started BLOB, finished BLOB, transcript_id TEXT);
@@ -49,7 +50,8 @@ CREATE TABLE sessions (session_id TEXT PRIMARY KEY, after_order INTEGER NOT NULL
 CREATE TABLE probe (id INTEGER PRIMARY KEY, writes INTEGER NOT NULL);
 INSERT INTO probe VALUES (1, 0);
 """
-POOLS = "CREATE TABLE pools (pool_id TEXT PRIMARY KEY, changed BLOB NOT NULL)"  # since schema 2
+POOLS = "CREATE TABLE IF NOT EXISTS pools (pool_id TEXT PRIMARY KEY, changed BLOB NOT NULL)"  # since schema 2
+CATALOG = "CREATE TABLE IF NOT EXISTS catalog (model_id TEXT PRIMARY KEY, entry BLOB NOT NULL)"  # since schema 3
 PAGE = 4096
 SHARED = bytes(PAGE)  # what of a content may sit in a shared page: nothing but zeros
 
@@ -65,6 +67,7 @@ class Loaded:
     outbox: list[tuple[str, Artifact]]
     deleted: list[SessionDeleted]
     pools: list[PoolChanged]
+    catalog: list[CatalogEntry]
 
 
 class Database:
@@ -91,6 +94,8 @@ class Database:
             Archived: self._archived,
             SessionDeleted: self._session_deleted,
             PoolChanged: self._pool_changed,
+            CatalogChanged: self._catalog_changed,
+            CatalogRemoved: self._catalog_removed,
             Forgotten: self._forgotten,
         }
 
@@ -157,6 +162,7 @@ class Database:
                 for statement in SCHEMA.split(";") if version == 0 else ():
                     self._run(statement)
                 self._run(POOLS)
+                self._run(CATALOG)
                 self._run(f"PRAGMA user_version = {SCHEMA_VERSION}")
 
     def _load(self) -> Loaded:
@@ -185,6 +191,7 @@ class Database:
             [(task_id, codec.decode_artifact(artifact)) for task_id, artifact in outbox],
             [SessionDeleted(*row) for row in deleted],
             [codec.decode_pool_changed(row[0]) for row in self._run("SELECT changed FROM pools ORDER BY pool_id")],
+            [codec.decode_entry(row[0]) for row in self._run("SELECT entry FROM catalog ORDER BY model_id")],
         )
 
     def close(self) -> None:
@@ -285,6 +292,13 @@ class Database:
 
     def _pool_changed(self, fact: PoolChanged, body: bytes, _: bytes) -> None:
         self._run("INSERT OR REPLACE INTO pools VALUES (?, ?)", (fact.pool_id, body))
+
+    def _catalog_changed(self, fact: CatalogChanged, *_: bytes) -> None:
+        entry = codec.encode_entry(fact.entry)
+        self._run("INSERT OR REPLACE INTO catalog VALUES (?, ?)", (fact.entry.id, entry))
+
+    def _catalog_removed(self, fact: CatalogRemoved, *_: bytes) -> None:
+        self._run("DELETE FROM catalog WHERE model_id = ?", (fact.model_id,))
 
     def _forgotten(self, fact: Forgotten, *_: bytes) -> None:
         self._run("DELETE FROM tasks WHERE task_id = ?", (fact.task_id,))

@@ -6,6 +6,7 @@ import asyncio
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
+from orchestratord.domain.entry import CatalogChanged, CatalogEntry, CatalogRemoved
 from orchestratord.domain.facts import (
     Admitted,
     Archived,
@@ -33,6 +34,7 @@ class MemoryStore:
     outbox: dict[str, Artifact] = field(default_factory=dict)
     deleted: dict[str, SessionDeleted] = field(default_factory=dict)
     pools: dict[str, PoolChanged] = field(default_factory=dict)
+    catalog: dict[str, CatalogEntry] = field(default_factory=dict)
 
     def apply(self, fact: Fact, transcript: Artifact | None) -> None:
         """Take one fact in. One about a task that is not here changes nothing."""
@@ -44,6 +46,10 @@ class MemoryStore:
                 self.deleted[fact.session_id] = fact
             case PoolChanged():
                 self.pools[fact.pool_id] = fact
+            case CatalogChanged():
+                self.catalog[fact.entry.id] = fact.entry
+            case CatalogRemoved():
+                self.catalog.pop(fact.model_id, None)
             case _ if (task := self.tasks.get(fact.task_id)) is not None:
                 self._change(task, fact, transcript)
 
@@ -88,6 +94,7 @@ class MemoryJournal:
         self._transcripts: list[tuple[str, Artifact]] = []
         self._deleted: list[SessionDeleted] = []
         self._changed_pools: list[PoolChanged] = []
+        self._catalog: list[CatalogEntry] = []
 
     async def open(self) -> list[JournaledTask]:
         self._loop = asyncio.get_running_loop()
@@ -101,6 +108,7 @@ class MemoryJournal:
         ids = [task.admitted.task_id for task in tasks]
         self._transcripts = [(one, self.store.outbox[one]) for one in ids if one in self.store.outbox]
         self._changed_pools = sorted(self.store.pools.values(), key=lambda fact: fact.pool_id)
+        self._catalog = sorted(self.store.catalog.values(), key=lambda entry: entry.id)
         self._deleted = sorted(self.store.deleted.values(), key=lambda fact: (fact.after_order, fact.session_id))
         return tasks
 
@@ -147,6 +155,9 @@ class MemoryJournal:
 
     def changed_pools(self) -> list[PoolChanged]:
         return self._changed_pools
+
+    def catalog(self) -> list[CatalogEntry]:
+        return self._catalog
 
     @property
     def healthy(self) -> bool:

@@ -12,9 +12,8 @@ When a commit fails, so does everything appended so far, and `append` refuses un
 on the same connection. The same one on purpose: its next transaction overwrites what the failed one may have
 left in the WAL, whereas a reopened database could find it there and bring it back.
 
-Boundary: what the failed facts said is missing from the store, while the core in memory may have moved on (a
-task that ended during the outage is still unfinished here). A restart then goes by the store: such a task runs
-again or ends as interrupted. A snapshot of the core after an outage would close this; there is none yet.
+Boundary: what the failed facts said is missing from the store, while the core in memory may have moved on. Whoever
+appends keeps them and appends them again (`services/recorder`); token frames stay lost.
 """
 
 from __future__ import annotations
@@ -27,6 +26,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from orchestratord.domain.entry import CatalogEntry
 from orchestratord.domain.facts import Fact, Finished, JournaledTask, SessionDeleted, TranscriptSource
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
@@ -68,7 +68,7 @@ class SqliteJournal:
         self._archive = archive
         self._durability: Durability = durability
         self._fault = fault
-        self._loaded = Loaded([], [], [], [])
+        self._loaded = Loaded([], [], [], [], [])
         self._thread: threading.Thread | None = None
         # Only the loop uses the intake and the tickets; the rest is shared with the writer, under `_wake`.
         self._intake = Intake(backlog_limit)
@@ -134,6 +134,9 @@ class SqliteJournal:
 
     def changed_pools(self) -> list[PoolChanged]:
         return self._loaded.pools
+
+    def catalog(self) -> list[CatalogEntry]:
+        return self._loaded.catalog
 
     @property
     def healthy(self) -> bool:

@@ -1,0 +1,1 @@
+"""Evidence about models: digests, signatures, bills of materials."""

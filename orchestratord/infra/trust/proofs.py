@@ -1,0 +1,56 @@
+"""Evidence about models that are files of this machine."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from orchestratord.infra.trust import bills, signatures
+from orchestratord.infra.trust.measure import Measure, off_loop, small
+from orchestratord.infra.trust.signatures import Root
+from orchestratord.ports import Measured, Signed
+
+
+class FileProofs:
+    """See `ports.ModelProofs`."""
+
+    def __init__(self, roots: Iterable[Root] = ()) -> None:
+        self._roots = {root.name: root for root in roots}
+        self._measure = Measure()
+
+    @property
+    def roots(self) -> frozenset[str]:
+        return frozenset(self._roots)
+
+    async def measure(self, path: str, *, fresh: bool = False) -> Measured:
+        return await off_loop(lambda stopped: self._measure(path, stopped, fresh=fresh))
+
+    async def digest(self, path: str) -> str:
+        return await off_loop(lambda _: f"sha256:{hashlib.sha256(small(path)).hexdigest()}")
+
+    async def signature(self, path: str, model: str, measured: Measured, roots: Collection[str]) -> Signed:
+        sha256 = bytes.fromhex(measured.digest.removeprefix("sha256:"))
+        return await off_loop(
+            lambda stopped: signatures.check(
+                small(path),
+                sha256,
+                lambda: self._measure.content(model, hashlib.blake2b, stopped),
+                self._roots,
+                roots,
+            )
+        )
+
+    async def listed(self, path: str) -> frozenset[str]:
+        return await off_loop(lambda _: bills.listed(small(path)))
+
+
+def load_roots(paths: dict[str, str]) -> list[Root]:
+    """The keys of `trust.roots`. Raises BadKey, which names the root, and OSError."""
+    loaded = []
+    for name, path in sorted(paths.items()):
+        try:
+            loaded.append(signatures.load(name, Path(path).expanduser().read_bytes()))
+        except signatures.BadKey as error:
+            raise signatures.BadKey(f"trust.roots.{name} ({path}): {error}") from error
+    return loaded
