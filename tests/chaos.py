@@ -39,6 +39,7 @@ CLIENTS = 12
 DEADLINE_MS = 60_000
 HUNG_S = DEADLINE_MS / 1000 + 30  # real time after which a client counts as hung
 READY_S = 120.0
+LETS_GO_S = 10.0
 HONEST = frozenset({"WORKER_RESET", "DECODE_TIMEOUT", "REPLICA_EXHAUSTED", "DEADLINE_UNMET"})
 FATAL = frozenset({"garbage", "too many", "too few", "no end", "error", "late silence", "drip"})  # such a task fails
 
@@ -288,7 +289,9 @@ async def _whole(count: int, seed: int) -> Report:
             )
         finally:
             await asyncio.to_thread(app.stop)
-        left = [p.pid for p in psutil.Process().children(recursive=True) if p.status() != psutil.STATUS_ZOMBIE]
+        # An engine that was just being started lets go by itself, as soon as it sees its lifeline closed.
+        _, alive = await asyncio.to_thread(psutil.wait_procs, psutil.Process().children(recursive=True), LETS_GO_S)
+        left = [process.pid for process in alive]
     bodies = {plan.body["task_id"]: plan.body for plan in (make_plan(seed, n) for n in range(len(chaos.record.tasks)))}
     hit = {**faults.hit, **{i: f"lie: {told[b['prompt']]}" for i, b in bodies.items() if b["prompt"] in told}}
     findings += check(chaos.record)

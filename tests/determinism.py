@@ -209,7 +209,8 @@ def _daemon(engine: str, folder: Path) -> Iterator[Runner]:
 
 def run(engine: str, seeds: int, first: int = 1, model: Path | None = None) -> dict[str, Outcome]:
     """Every pass of one engine, in an order of tasks of its own each time."""
-    keys = [(prompt, seed) for seed in range(first, first + seeds) for prompt in PROMPTS]
+    prompts = [name for name in PROMPTS if model is None or name != "messages"]  # a base model has no template
+    keys = [(prompt, seed) for seed in range(first, first + seeds) for prompt in prompts]
     outcomes: dict[str, Outcome] = {}
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
@@ -270,10 +271,9 @@ def main(argv: list[str] | None = None) -> int:
         began = time.monotonic()
         outcomes = run(engine, arguments.seeds, arguments.first, arguments.model)
         found = list(judge(outcomes))
+        prompts = len(outcomes["one"].streams) // arguments.seeds
         (version, *_), *_ = sorted(outcomes["one"].origins, key=str) or [("unknown",)]
-        sys.stdout.write(
-            f"{engine} {version}: {arguments.seeds} seeds x {len(PROMPTS)} prompts, {TOKENS} tokens each\n"
-        )
+        sys.stdout.write(f"{engine} {version}: {arguments.seeds} seeds x {prompts} prompts, {TOKENS} tokens each\n")
         sys.stdout.write("\n".join(report(outcomes)) + "\n")
         sys.stdout.write("".join(f"{fault}\n" for fault in found[:20]))
         sys.stdout.write(f"findings {len(found)}, seconds {time.monotonic() - began:.1f}\n\n")
