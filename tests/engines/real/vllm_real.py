@@ -222,11 +222,15 @@ class TestFlows(Flows):
 
     @staticmethod
     def servers() -> list[psutil.Process]:
-        """The API server first, then its engine core and worker: all of them have to go."""
+        """The API server first, then its engine core and worker: all of them have to go. Not the one all other tests
+        share, which has a key."""
         found = psutil.Process(os.getpid()).children(recursive=True)
         servers = [
             p
             for p in found
-            if any("vllm.entrypoints" in word for word in p.cmdline()) and "warden" not in str(p.cmdline())
+            if (line := p.cmdline())
+            and "vllm.entrypoints" in str(line)
+            and "warden" not in str(line)
+            and KEY not in line
         ]
         return servers + [p for server in servers for p in server.children(recursive=True)]
