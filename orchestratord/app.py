@@ -184,11 +184,16 @@ class Daemon:
             self.models,
         )
         models = settings.models
-        self.room = Room(ProcMemory(), RoomSettings(models.memory_bytes, models.vram_bytes), self.replicas.all_pids)
+        self.gauges = Gauges(self.core, self.clock, gpus or NvmlProbe(), self.replicas.serving, self.runs.proving)
+        self.room = Room(
+            ProcMemory(),
+            RoomSettings(models.memory_bytes, models.vram_bytes),
+            self.replicas.all_pids,
+            self.gauges.vram,
+        )
         self.residents = Residents(
             self.core, self.replicas, self.room, self.clock, self.telemetry, models.load_ms / 1000
         )
-        self.gauges = Gauges(self.core, self.clock, gpus or NvmlProbe(), self.replicas.serving, self.runs.proving)
         self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
         s = settings.streams
         self.streams = Streams(

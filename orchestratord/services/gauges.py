@@ -35,6 +35,11 @@ class Gauges:
         self._serving = serving
         self._proving = proving
         self._task: asyncio.Task[None] | None = None
+        self._seen: list[Device] = []
+
+    def vram(self) -> dict[str, int]:
+        """Bytes of each device that was seen, by its number and by its UUID: whatever is in them."""
+        return {name: device.used + device.free for device in self._seen for name in (str(device.index), device.uuid)}
 
     def start(self) -> None:
         self._task = asyncio.get_running_loop().create_task(self._serve(), name="gauges")
@@ -47,7 +52,7 @@ class Gauges:
     async def _serve(self) -> None:
         while True:
             await self._clock.sleep(POLL_S)
-            devices = await self._devices()
+            self._seen = devices = await self._devices()
             await asyncio.gather(*(self._measure(*each, devices) for each in self._serving()))
 
     async def _devices(self) -> list[Device]:

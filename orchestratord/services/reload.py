@@ -232,8 +232,6 @@ class Reloads:
             with suppress(TimeoutError):  # it is tried on and on; only this wait has an end
                 async with self._clock.limit(self._settings.load_s):
                     await asyncio.gather(*back, return_exceptions=True)
-        elif pool.stay.phase == "out" and pool.spec.on_demand:
-            self._core.unloaded(pool, self._clock.now())
         self._core.hold(pool, draining=draining)
 
     def _fault(self, code: str, error: Exception) -> Fault:

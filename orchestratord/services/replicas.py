@@ -8,12 +8,9 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable, Iterable
-from contextlib import suppress
 from typing import Any
 
 from orchestratord.domain.core import Core
-from orchestratord.domain.diagnosis import Diagnosis, diagnose
-from orchestratord.domain.operation import Fault
 from orchestratord.domain.pool import Lease, Pool, Replica
 from orchestratord.ports import (
     Clock,
@@ -25,6 +22,7 @@ from orchestratord.ports import (
     ReplicaProcess,
     Telemetry,
 )
+from orchestratord.services.deaths import Deaths
 from orchestratord.services.fitness import known_digest, replaced
 from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, Vet, at_hand, patiently, prove
 
@@ -34,7 +32,6 @@ PROBE_LIMIT_S = 60.0
 HEALTH_LIMIT_S = 2.0
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 STOP_GRACE_S = 5.0
-LAST_WORDS_S = 0.5  # what an engine whose connection broke gets to die
 
 
 class Replicas:
@@ -57,6 +54,7 @@ class Replicas:
         self._jitter = jitter
         self._vet = vet
         self._files = files
+        self._deaths = Deaths(core, clock, telemetry)
         self._members: dict[Replica, Member] = {}
 
     # -- what the rest of the services needs -------------------------------------------------------------
@@ -155,19 +153,6 @@ class Replicas:
             if replica in self._members:
                 self._members[replica].revived.set()
 
-    def _stays_down(self, member: Member) -> None:
-        spec, replica, restarts = member.spec, member.replica, member.restarts
-        last = replica.last_error
-        message = (
-            f"It was restarted {restarts.limit} times within {restarts.window_s:g} s and stays down until the pool is "
-            f"resumed or reloaded. Last: {last.message if last is not None else replica.reason}"
-        )
-        fault = Fault("RESTART_STORM", message, self._clock.wall_ms(), last.log_tail if last is not None else ())
-        self._core.replica_failed(spec.pool_id, replica, fault)
-        self._telemetry.event(
-            "replica_given_up", f"{spec.pool_id}/{spec.id}: {message}", pool_id=spec.pool_id, replica_id=spec.id
-        )
-
     async def stand_down(self, replica: Replica) -> None:
         """Stop its engine; the replica stays where it is."""
         member = self._members[replica]
@@ -218,9 +203,7 @@ class Replicas:
                     trial = None
                 await self._watch(member)
             except Exception as error:  # whatever it was, the replica is down and will be tried again
-                if member.process is not None:
-                    await self._last_words(member.process, error)
-                fallen = self._fell(member, error, was_ready)
+                fallen = await self._deaths.fell(member, error, was_ready=was_ready)
                 if trial is not None:
                     trial.failed(fallen)
                     trial = None
@@ -229,7 +212,7 @@ class Replicas:
             if self._core.pools[spec.pool_id].replicas.get(spec.id) is not replica:
                 return  # on trial, or retiring: nobody waits for it to come back
             if started and not member.restarts.allows(self._clock.now()):
-                self._stays_down(member)
+                self._deaths.given_up(member)
                 member.revived.clear()
                 await member.revived.wait()
                 member.restarts.clear()
@@ -346,35 +329,6 @@ class Replicas:
     def _check_alive(self, process: ReplicaProcess) -> None:
         if process.returncode is not None:
             raise Down(f"the engine process exited with code {process.returncode}")
-
-    async def _last_words(self, process: ReplicaProcess, error: Exception) -> None:
-        """A connection that broke may be the first sign of a death: give it a moment to show."""
-        if isinstance(error, EngineError) and error.kind == "lost":
-            with suppress(TimeoutError):
-                async with self._clock.limit(LAST_WORDS_S):
-                    await process.wait()
-
-    def _fell(self, member: Member, error: Exception, was_ready: bool) -> Down:
-        spec, process = member.spec, member.process
-        reason = str(error) or type(error).__name__
-        tail = tuple(process.tail()[-20:]) if process is not None else ()
-        found = Diagnosis("POOL_UNAVAILABLE", reason)
-        if process is not None and process.returncode is not None:
-            found = diagnose(process.returncode, tail)
-        elif spec.process is not None and process is None:
-            found = diagnose(None, (), reason)
-        reason = found.message
-        fault = Fault(found.code, reason, self._clock.wall_ms(), tail)
-        self._core.replica_failed(spec.pool_id, member.replica, fault)
-        if spec.process is not None:
-            self._telemetry.count("orchestratord_engine_faults_total", pool_id=spec.pool_id, code=found.code)
-        self._telemetry.event(
-            "replica_down", f"{spec.pool_id}/{spec.id}: {reason}", pool_id=spec.pool_id, replica_id=spec.id
-        )
-        name = "orchestratord_replica_losses_total" if was_ready else "orchestratord_preloads_total"
-        labels = {} if was_ready else {"outcome": "failed"}
-        self._telemetry.count(name, pool_id=spec.pool_id, **labels)
-        return Down(reason, tail, found.code)
 
 
 def _facts(props: EngineProps) -> dict[str, Any]:
