@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 from typing import Any
+from urllib.parse import urlsplit
 
 import parse
+import requests
 from behave import register_type
 
 from features.wishes import KINDS, Wanted, seconds, wishes
 from features.world import World
 from orchestratord import contract
+from orchestratord.testing.oracle import LAYER, methods
 
 IT = ""
 
@@ -124,6 +127,15 @@ def refusal(world: World, ref: str = IT) -> Any:
     answer = world.task(ref).answer if ref else world.answer
     assert answer is not None, "nothing was asked yet"
     assert answer.status_code >= 400, f"it was not refused but answered with {answer.status_code}: {answer.text}"
+    return envelope(world, answer)
+
+
+def envelope(world: World, answer: requests.Response) -> Any:
+    """What an error says. A step that reads it compares it: only such errors count as shown."""
+    path, method = urlsplit(answer.request.url or "").path, answer.request.method or ""
+    operation = methods(path).get(method)
+    world.spoken.add((operation.operation_id if operation else "", answer.status_code))
+    world.spoken.add((LAYER.get(answer.status_code, ""), answer.status_code))
     return answer.json()
 
 

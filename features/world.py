@@ -58,6 +58,7 @@ class World:
     def __init__(self, deployment: Deployment | None, verifier: Verifier) -> None:
         self.deployment = deployment
         self.record = Record()
+        self.spoken: set[tuple[str, int]] = set()  # errors whose code a step has looked at
         self.answer: requests.Response | None = None
         self.answers: dict[str, requests.Response] = {}  # of every operation, by its name
         self.tasks: dict[str, Sent] = {}

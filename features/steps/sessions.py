@@ -6,7 +6,7 @@ from typing import Any
 
 from behave import given, step, then, when
 
-from features.vocabulary import equal
+from features.vocabulary import envelope, equal
 from features.wishes import Wanted
 
 
@@ -60,7 +60,11 @@ def session_is_warm(context: Any, session: str, warmth: str) -> None:
 @then('there is no session "{session:Text}"')
 def session_is_unknown(context: Any, session: str) -> None:
     answer = context.world.http.get(_path(context, session))
-    equal((answer.status_code, answer.json()["code"]), (404, "NOT_FOUND"), "what is known of the session")
+    equal(
+        (answer.status_code, envelope(context.world, answer)["code"]),
+        (404, "NOT_FOUND"),
+        "what is known of the session",
+    )
 
 
 # -- budgets ---------------------------------------------------------------------------------------------------

@@ -6,7 +6,7 @@ from typing import Any
 
 from behave import step, then, when
 
-from features.vocabulary import equal, name
+from features.vocabulary import envelope, equal, name
 from features.wishes import Wanted
 
 # The ways a request may be wrong below its fields.
@@ -202,7 +202,9 @@ def task_drew_a_seed(context: Any, ref: str) -> None:
 def task_is_unknown(context: Any, ref: str) -> None:
     door = context.world.door(context.world.record)
     answer = door.get(f"/v1/tasks/{context.world.task(name(context.world, ref)).id}")
-    equal((answer.status_code, answer.json()["code"]), (404, "NOT_FOUND"), "what is known of the task")
+    equal(
+        (answer.status_code, envelope(context.world, answer)["code"]), (404, "NOT_FOUND"), "what is known of the task"
+    )
 
 
 # -- how it ends -----------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from typing import Any
 from behave import given, then, when
 
 from features.sockets import trickle
-from features.vocabulary import equal
+from features.vocabulary import envelope, equal
 from features.wishes import calls, malformed, unknown
 from orchestratord import contract
 
@@ -159,7 +159,7 @@ def all_are_refused(context: Any, code: str) -> None:
 @then("each is refused as {code:Code}")
 def every_one_is_refused(context: Any, code: str) -> None:
     answers = context.world.answers
-    found = {operation: answer.json().get("code") for operation, answer in answers.items()}
+    found = {operation: envelope(context.world, answer).get("code") for operation, answer in answers.items()}
     assert found, "nothing was asked"
     equal(found, dict.fromkeys(answers, code), "the codes")
 
