@@ -42,6 +42,18 @@ def test_a_task_holds_its_worst_case_and_is_settled_at_what_it_used() -> None:
     assert account(w).remaining() == {"tokens": 87, "time": 98_000, "cost": 4_882}
 
 
+def test_an_engine_cannot_charge_more_than_was_held() -> None:
+    """ORCH-3099: whatever it counts, the budget is not overspent."""
+    w = world()
+    w.admit(session_id="s", bound=10, max_tokens=30, deadline_ms=20_000)
+    (lease,) = w.dispatch()
+    w.now += 500  # far beyond its deadline
+    w.output(lease, "a")
+    w.finish(lease, finish_reason="length", usage=Usage(tokens_in=10_000, tokens_out=10_000))
+    assert account(w).held == Amounts()
+    assert account(w).spent == Amounts(40, 20_000, 10 + 10 + 600)
+
+
 @pytest.mark.parametrize(
     ("fields", "label"),
     [
