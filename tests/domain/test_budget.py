@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orchestratord.domain.budget import Amounts, Budget, Tariff
+from orchestratord.domain.budget import Account, Amounts, Budget, Tariff
 from orchestratord.domain.errors import AdmissionReject
 from orchestratord.domain.hooks import Limits
 from orchestratord.domain.outcome import Failure, Usage
@@ -52,6 +52,14 @@ def test_an_engine_cannot_charge_more_than_was_held() -> None:
     w.finish(lease, finish_reason="length", usage=Usage(tokens_in=10_000, tokens_out=10_000))
     assert account(w).held == Amounts()
     assert account(w).spent == Amounts(40, 20_000, 10 + 10 + 600)
+
+
+def test_an_account_is_never_charged_more_than_it_held() -> None:
+    """The last guard, whoever settles."""
+    ours = Account(Budget(tokens=10, time=10, cost=10))
+    ours.hold(Amounts(5, 6, 7))
+    ours.settle(Amounts(5, 6, 7), Amounts(50, 60, 70))
+    assert (ours.held, ours.spent) == (Amounts(), Amounts(5, 6, 7))
 
 
 @pytest.mark.parametrize(
