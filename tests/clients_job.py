@@ -1,4 +1,4 @@
-"""The main job through the generated Python client: enqueue, watch until it ended. Run by `tests.clients`, elsewhere."""
+"""The main job through the generated Python client: enqueue, watch until it ended. Run by `tests.clients`."""
 
 from __future__ import annotations
 
