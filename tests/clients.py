@@ -1,4 +1,4 @@
-"""Clients made from the contracts by others' generators: `python -m tests.clients --bin DIR` (tox run -e clients).
+"""Clients made from the contracts by others' generators: `python -m tests.clients --bin DIR` (tox run -e generated).
 
 DIR has openapi-python-client, mypy and a Python with what generated code needs. The Python client of both contracts is
 type-checked, and that of the data plane does the main job against a live daemon; TypeScript types of both compile.
