@@ -63,7 +63,7 @@ class Tampered(ServedLedger):
                 if self.fault == "header":
                     message["headers"] = [(n, v) for n, v in message["headers"] if n.lower() != b"x-correlation-id"]
             if message["type"] == "http.response.body" and self.fault == "field":
-                message["body"] = message["body"].replace(b"backoff_ms", b"back_ms")
+                message["body"] = message["body"].replace(b'"ok"', b'"no"')
             await send(message)
 
         await super().__call__(scope, receive, tampering)
@@ -71,7 +71,7 @@ class Tampered(ServedLedger):
 
 @pytest.mark.parametrize(
     ("fault", "broken"),
-    [("status", {"getHealth"}), ("field", {"createTask"}), ("header", {"getPoolHealth", "createTask", "NotFound"})],
+    [("status", {"getHealth"}), ("field", {"getHealth"}), ("header", {"getPoolHealth", "createTask", "NotFound"})],
 )
 def test_a_fault_is_found(monkeypatch: pytest.MonkeyPatch, fault: str, broken: set[str]) -> None:
     """Where it is, and the report says so; what is not touched by it stays kept."""
