@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import sys
 import warnings
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -18,6 +19,7 @@ from orchestratord.testing.verifier import Verifier
 
 HERE = Path(__file__).resolve().parent
 EVIDENCE = HERE.parent / "build" / "evidence.jsonl"
+FAILED = HERE.parent / "build" / "failed"
 PORTABLE_FLOOR = 40
 
 
@@ -67,6 +69,7 @@ def _deployment(userdata: Any) -> Deployment | None:
 
 def before_all(context: Any) -> None:
     warnings.simplefilter("ignore", DeprecationWarning)
+    shutil.rmtree(FAILED, ignore_errors=True)  # of the run before
     try:
         context.suite = Suite(context.config)
     except requests.ConnectionError as error:
@@ -92,7 +95,12 @@ def after_scenario(context: Any, scenario: Any) -> None:
     try:
         if passed:
             world.settle_accounts()
+    except AssertionError:
+        passed = False
+        raise
     finally:
+        if not passed and scenario.status.name != "skipped":
+            keep(world, scenario)
         suite.retire(world)
     if scenario.status.name == "skipped":
         suite.skipped += "portable" in scenario.effective_tags
@@ -102,6 +110,17 @@ def after_scenario(context: Any, scenario: Any) -> None:
         suite.take(world.record, world.spoken)
         place = f"{Path(scenario.filename).resolve().relative_to(HERE.parent)}:{scenario.line}"
         suite.evidence.append({"tags": sorted(scenario.effective_tags), "scenario": scenario.name, "location": place})
+
+
+def keep(world: World, scenario: Any) -> None:
+    """What helps to understand a failure: `build/failed/<place>/` has the daemon's log, the answers and the streams."""
+    place = Path(scenario.filename).resolve().relative_to(HERE).with_suffix("")
+    folder = FAILED / f"{'-'.join(place.parts)}-{scenario.line}"
+    folder.mkdir(parents=True, exist_ok=True)
+    failure = "".join(step.error_message or "" for step in scenario.all_steps)
+    (folder / "failure.txt").write_text(f"{scenario.name}\n{scenario.error_message or ''}{failure}\n", "utf-8")
+    for name, text in world.traces().items():
+        (folder / name).write_bytes(text)
 
 
 def after_all(context: Any) -> None:
@@ -116,7 +135,8 @@ def after_all(context: Any) -> None:
         )
         return
     EVIDENCE.parent.mkdir(exist_ok=True)
-    EVIDENCE.write_text("".join(json.dumps(entry) + "\n" for entry in suite.evidence), "utf-8")
+    entries = [{"complete": suite.complete}, *suite.evidence]
+    EVIDENCE.write_text("".join(json.dumps(entry) + "\n" for entry in entries), "utf-8")
     if suite.complete and not context.failed:
         found = problems(suite.seen, allowed=HERE / "uncovered.txt")
         assert not found, "coverage gate (features/uncovered.txt):\n" + "\n".join(found)

@@ -306,6 +306,18 @@ class World:
         answer = door.get(f"/v1/artifacts/{final['transcript_id']}")
         return answer.json()["content"]["text"] if answer.status_code == 200 else None
 
+    def traces(self) -> dict[str, bytes]:
+        """What was seen and said, by file name: for somebody who looks for the cause of a failure."""
+        answers = [sent.answer for sent in self.tasks.values()] + [self.answer, *self.answers.values()]
+        told = [f"{a.request.method} {a.url} {a.status_code}\n{a.text}\n" for a in answers if a is not None]
+        found = {"answers.txt": "\n".join(told).encode()}
+        found |= {f"stream-{name}.txt": reader.stream.raw for name, reader in self.readers.items()}
+        if self._app is not None:
+            found["daemon.log"] = self._app.log.getvalue().encode()
+            served = [f"{e.status} {e.method} {e.path} {e.correlation_id}" for e in self._app.ledger.entries]
+            found["served.txt"] = "\n".join(served).encode()
+        return found
+
     def leave(self) -> None:
         """Whatever happened, let go of all that other scenarios could stumble over. Idempotent."""
         for reader in self.readers.values():

@@ -5,7 +5,7 @@ Feature: Accepting work
   @OC-CTRL-2010
   Rule: An admission names the place, the start and the task
 
-    @portable
+    @portable @smoke
     Scenario: An accepted task can be found where the answer says
       When a task arrives
       Then it is admitted

@@ -5,7 +5,7 @@ Feature: Sending a task twice
   @ORCH-3006
   Rule: An equal request is answered as before and runs once
 
-    @portable
+    @portable @smoke
     Scenario: The same request gives the first answer again
       Given a task arrives
       When it is sent again

@@ -5,7 +5,7 @@ Feature: Invalid requests
   @OD-14
   Rule: A request that does not fit the schema is refused with the place of the fault
 
-    @portable
+    @portable @smoke
     Scenario: A misspelt field gets the name that was probably meant
       When a task arrives, with promt "Hello"
       Then it is refused as INVALID_PARAMS

@@ -30,7 +30,7 @@ Feature: Artifacts
   @OC-CTRL-2066
   Rule: Reading is checked, and cheap for who has it already
 
-    @portable
+    @portable @smoke
     Scenario: An artifact reads as it was stored
       Given somebody stores a plan
       When somebody reads the artifact

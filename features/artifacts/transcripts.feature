@@ -5,7 +5,7 @@ Feature: Transcripts
   @OC-CTRL-2067
   Rule: Every task that ends leaves a transcript
 
-    @portable
+    @portable @smoke
     Scenario: The transcript has every event of the stream
       When a task arrives
       Then it ends well

@@ -75,7 +75,7 @@ Feature: Cancelling
   @ORCH-3026
   Rule: Cancelling what is over changes nothing
 
-    @portable
+    @portable @smoke
     Scenario: A finished task stays as it ended
       Given a task arrives
       And it has been read to the end

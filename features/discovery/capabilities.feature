@@ -5,7 +5,7 @@ Feature: Capabilities
   @OC-CTRL-2061
   Rule: Capabilities describe what is there
 
-    @portable
+    @portable @smoke
     Scenario: The version is that of the contracts
       When somebody asks what it can do
       Then it speaks the version of the contracts

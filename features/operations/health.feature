@@ -5,7 +5,7 @@ Feature: Health
   @OD-12
   Rule: A probe learns whether the daemon lives
 
-    @portable
+    @portable @smoke
     Scenario: A daemon that answers lives
       When a probe asks whether it lives
       Then it lives
@@ -18,7 +18,7 @@ Feature: Health
   @OD-12
   Rule: A probe learns whether work can be taken, and if not, why
 
-    @portable
+    @portable @smoke
     Scenario: A daemon with ready pools is ready
       When a probe asks whether it is ready
       Then it is ready

@@ -5,7 +5,7 @@ Feature: Figures
   @OD-12
   Rule: Figures are served as text for Prometheus
 
-    @portable
+    @portable @smoke
     Scenario: A scrape has the queue of every pool
       When Prometheus scrapes
       Then the answer has a figure of queue_depth

@@ -5,7 +5,7 @@ Feature: Pools
   @ORCH-2101
   Rule: Health tells of a pool, well or not
 
-    @portable
+    @portable @smoke
     Scenario: A ready pool says so
       When an operator looks at a pool of the list
       Then the pool shows

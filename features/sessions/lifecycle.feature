@@ -5,7 +5,7 @@ Feature: Sessions
   @ORCH-3021
   Rule: A session begins with its first admitted task
 
-    @portable
+    @portable @smoke
     Scenario: Looking at a session does not create it
       When somebody looks at session "S"
       Then it is refused as NOT_FOUND
@@ -125,7 +125,7 @@ Feature: Sessions
       And "mine" is canceled
       And "other" is starting
 
-    @portable
+    @portable @smoke
     Scenario: A deleted session is unknown
       Given a task arrives, in session "S"
       When session "S" is deleted

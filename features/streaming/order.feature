@@ -5,7 +5,7 @@ Feature: Streams
   @OC-CTRL-2020 @OC-CTRL-2021 @OC-CTRL-2025
   Rule: A stream begins, speaks and ends, and is numbered without gaps
 
-    @portable
+    @portable @smoke
     Scenario: The stream of a task is complete and in order
       When a task arrives
       Then it ends well

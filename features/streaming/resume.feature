@@ -26,7 +26,7 @@ Feature: Resuming a stream
       When somebody reads it after event 1 with Last-Event-ID 5
       Then somebody sees events 6 to 7 and no others
 
-    @portable
+    @portable @smoke
     Scenario: Who has seen the end is told to stay away
       When somebody reads it after its last event
       Then it succeeds without content

@@ -5,7 +5,7 @@ Feature: Looking at tasks
   @OD-10
   Rule: A task can be read at any time
 
-    @portable
+    @portable @smoke
     Scenario: A finished task tells how it went
       Given a task arrives
       When it has been read to the end

@@ -9,7 +9,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
-from orchestratord.domain.budget import Amounts, Budget, Tariff
+from orchestratord.domain.budget import Account, Amounts, Budget, Tariff
 from orchestratord.domain.errors import AdmissionReject
 from orchestratord.domain.hooks import Limits
 from orchestratord.domain.outcome import Failure, Usage
@@ -40,6 +40,26 @@ def test_a_task_holds_its_worst_case_and_is_settled_at_what_it_used() -> None:
     assert account(w).held == Amounts()
     assert account(w).spent == Amounts(13, 2000, 10 + 8 + 100)
     assert account(w).remaining() == {"tokens": 87, "time": 98_000, "cost": 4_882}
+
+
+def test_an_engine_cannot_charge_more_than_was_held() -> None:
+    """ORCH-3099: whatever it counts, the budget is not overspent."""
+    w = world()
+    w.admit(session_id="s", bound=10, max_tokens=30, deadline_ms=20_000)
+    (lease,) = w.dispatch()
+    w.now += 500  # far beyond its deadline
+    w.output(lease, "a")
+    w.finish(lease, finish_reason="length", usage=Usage(tokens_in=10_000, tokens_out=10_000))
+    assert account(w).held == Amounts()
+    assert account(w).spent == Amounts(40, 20_000, 10 + 10 + 600)
+
+
+def test_an_account_is_never_charged_more_than_it_held() -> None:
+    """The last guard, whoever settles."""
+    ours = Account(Budget(tokens=10, time=10, cost=10))
+    ours.hold(Amounts(5, 6, 7))
+    ours.settle(Amounts(5, 6, 7), Amounts(50, 60, 70))
+    assert (ours.held, ours.spent) == (Amounts(), Amounts(5, 6, 7))
 
 
 @pytest.mark.parametrize(

@@ -122,6 +122,17 @@ def test_a_deadline_the_median_end_misses_is_refused_with_the_prediction() -> No
     assert refused.value.is_retriable
 
 
+def test_the_predicted_end_itself_decides_about_a_deadline() -> None:
+    """A millisecond less than the median end is refused; the end itself is not."""
+    fields = {"max_tokens": 4000, "ctx": 4096}
+    with pytest.raises(DeadlineUnmet) as refused:
+        World().admit(**fields, deadline_ms=1)
+    end = refused.value.details["predicted_end_ms"]
+    with pytest.raises(DeadlineUnmet):
+        World().admit(**fields, deadline_ms=end - 1)
+    World().admit(**fields, deadline_ms=end + 1)
+
+
 def test_nothing_is_appended_above_the_seal_of_a_cancel() -> None:
     """ORCH-3026: the seal names the terminal event; the engine call is aborted; the slot stays taken."""
     world = World(slots=1)

@@ -453,6 +453,14 @@ def test_the_body_limit_is_exact(shared_app: LiveApp, shared_session: VerifyingS
         assert chunked(shared_app, padded(size)).status == status, size
 
 
+def test_one_byte_too_many_is_refused_before_it_comes(shared_app: LiveApp) -> None:
+    """By its declared length alone: nothing of the body was sent yet."""
+    with RawConnection(shared_app.url) as connection:
+        head = f"POST /v1/tasks HTTP/1.1\r\nHost: {connection.host}\r\nContent-Type: application/json\r\n"
+        connection.send(f"{head}Content-Length: {LIMIT + 1}\r\n\r\n".encode())
+        assert connection.answer().status == 413
+
+
 def test_too_much_is_an_envelope_either_way(shared_app: LiveApp, shared_session: VerifyingSession) -> None:
     refused(post(shared_session, padded(LIMIT + 1)), 413, "PAYLOAD_TOO_LARGE")
     assert envelope_of(chunked(shared_app, padded(2 * LIMIT)), 413)["code"] == "PAYLOAD_TOO_LARGE"

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestratord.infra.engines.mock import MockScript
 from orchestratord.testing.live import LiveApp
 from tests.services.support import leases, soon, state_of, submit
 
@@ -29,3 +30,17 @@ def test_a_cancel_between_lease_and_first_step_frees_the_slot() -> None:
         task_id = submit(session)
         app.settle()
         assert state_of(session, task_id) == "ended"
+
+
+def test_an_engine_that_dies_after_output_is_not_asked_again() -> None:
+    """OD-24: what was seen stands, the task ends as failed and may be sent again; its slot is free."""
+    with LiveApp() as app, app.session() as session:
+        app.call(lambda: app.engine().play(MockScript(die_after=2)))
+        before = app.engine().calls
+        task_id = submit(session)
+        with session.events(task_id) as events:
+            app.settle()
+            *_, last = events
+        assert (last.name, last.data["code"], last.data["retriable"]) == ("error", "WORKER_RESET", True)
+        assert app.engine().calls == before + 1
+        assert leases(app) == 0

@@ -66,8 +66,8 @@ class Tampered(ServedLedger):
                     message["status"] = 203
                 if self.fault == "header":
                     message["headers"] = [(n, v) for n, v in message["headers"] if n.lower() != b"x-correlation-id"]
-            if message["type"] == "http.response.body" and self.fault == "event":
-                message["body"] = message["body"].replace(b"event: end", b"event: done")
+            if message["type"] == "http.response.body" and self.fault == "field":
+                message["body"] = message["body"].replace(b'"ok"', b'"no"')
             await send(message)
 
         await super().__call__(scope, receive, tampering)
@@ -75,7 +75,7 @@ class Tampered(ServedLedger):
 
 @pytest.mark.parametrize(
     ("fault", "broken"),
-    [("status", {"getHealth"}), ("event", {"streamTask"}), ("header", {"getPoolHealth", "createTask", "NotFound"})],
+    [("status", {"getHealth"}), ("field", {"getHealth"}), ("header", {"getPoolHealth", "createTask", "NotFound"})],
 )
 def test_a_fault_is_found(monkeypatch: pytest.MonkeyPatch, fault: str, broken: set[str]) -> None:
     """Where it is, and the report says so; what is not touched by it stays kept."""
