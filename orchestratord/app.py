@@ -9,7 +9,7 @@ import random
 import secrets
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cached_property, partial
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import Any
@@ -80,6 +80,7 @@ from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.narration import Narrator
 from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
+from orchestratord.services.recorder import Recorder
 from orchestratord.services.reload import Reloads, ReloadSettings
 from orchestratord.services.replicas import Replicas
 from orchestratord.services.residents import Residents
@@ -97,7 +98,7 @@ _HANDLERS = (tasks, sessions, pools, catalog, artifacts, operations)
 
 
 class Daemon:
-    """One daemon: everything between the settings and the sockets. `asgi` is what a server serves."""
+    """One daemon: everything between the settings and the sockets."""
 
     def __init__(
         self,
@@ -127,6 +128,9 @@ class Daemon:
 
         profiles = {name: _sampling(profile) for name, profile in settings.all_profiles.items()}
         self.models = self._models()
+        self.recorder = Recorder(
+            self.journal, self.clock, lambda task_id, artifact: self.core.saved_late(task_id, artifact)
+        )
         self.dispatch = Dispatch(self.clock, self._run)
         self.runs = Runs(
             self.clock,
@@ -149,7 +153,7 @@ class Daemon:
                 transcripts=settings.artifacts.transcripts != "off",
             ),
             Hooks(
-                record=self.journal.append,
+                record=self.recorder.append,
                 encode=sse.encode,
                 encode_token=sse.encode_token,
                 abort=self.dispatch.abort,
@@ -221,7 +225,7 @@ class Daemon:
             self.admission.forget_counts,
         )
         self.metrics.watch(self._state)
-        services = Services(
+        self.services = Services(
             admission=self.admission,
             tasks=Tasks(self.core, self.clock),
             streams=self.streams,
@@ -233,12 +237,16 @@ class Daemon:
             metrics=lambda: (prometheus.CONTENT_TYPE, self.metrics.render()),
             readiness=self.not_ready,
         )
-        self.asgi = App(
-            handler_table(services),
+
+    @cached_property
+    def asgi(self) -> App:
+        """What a server serves. Compiled on first use: a daemon whose services are called directly needs none."""
+        return App(
+            handler_table(self.services),
             outer=[
                 partial(Edge, telemetry=self.telemetry),
-                partial(Guard, access=_access(settings)),
-                partial(BodyLimit, max_bytes=settings.server.max_body_bytes, clock=self.clock),
+                partial(Guard, access=_access(self.settings)),
+                partial(BodyLimit, max_bytes=self.settings.server.max_body_bytes, clock=self.clock),
             ],
             lifespan=self._lifespan,
         )
@@ -313,6 +321,7 @@ class Daemon:
         await self.models.close()
         self._archiver.cancel()
         await asyncio.gather(self._archiver, return_exceptions=True)
+        self.recorder.stop()
         await self.journal.close()
         self.telemetry.event("daemon_stopped", "everything is down")
 

@@ -357,7 +357,7 @@ def _unique(what: str, ids: list[str]) -> None:
 
 def load(path: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings of this start. Raises ConfigError."""
-    raw = _read(Path(path)) if path is not None else {}
+    raw = read_file(Path(path)) if path is not None else {}
     for secret in ("token", "auth_optional"):
         if secret in raw:
             raise ConfigError(f"{secret} is not read from the file: set AUTH_TOKEN or AUTH_OPTIONAL in the environment")
@@ -392,7 +392,8 @@ def json_schema() -> dict[str, Any]:
     return msgspec.json.schema(Settings)
 
 
-def _read(path: Path) -> dict[str, Any]:
+def read_file(path: Path) -> dict[str, Any]:
+    """What the file says, as it stands. Raises ConfigError."""
     try:
         text = path.read_text("utf-8")
         parsed = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)

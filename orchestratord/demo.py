@@ -220,11 +220,11 @@ def tour(client: Client, prompt: str, seed: int) -> None:
     print(f"    {len(artifact['content']['events'])} events, text of {len(artifact['content']['text'])} characters")
 
 
-def main() -> int:
+def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--prompt", default="The sky is blue because")
     parser.add_argument("--seed", type=int, default=7)
-    arguments = parser.parse_args()
+    arguments = parser.parse_args(argv)
     begun = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="orchestratord-demo-") as folder:
         model = model_file()

@@ -117,10 +117,13 @@ class Core(Lives):
 
     def _committed(self, task: Task, ticket: Ticket) -> None:
         victim = self._victims.pop(task.task_id, None)
+        end = self._untold.pop(task.task_id, None)
         if ticket.exception() is None:
             task.committed = True
             task.log.show(1)
             self._hooks.admitted(task)
+            if end is not None:
+                self._hooks.ended(task, *end)
             if victim is not None and victim.state is TaskState.QUEUED:
                 self._drop(victim, task)
             self._hooks.wake()
@@ -305,8 +308,9 @@ class Core(Lives):
         replica.incarnation += 1
         replica.breaker.probed()
         replica.last_lease.clear()
-        for lease in [le for le in replica.leases.values() if le.quarantined]:
-            self.release(lease)
+        if replica.kind == "process":  # a new process: whatever ran is gone. Of another's engine that is not known
+            for lease in [le for le in replica.leases.values() if le.quarantined]:
+                self.release(lease)
         self._hooks.wake()
 
     def replica_probed(self, replica: Replica) -> None:

@@ -30,6 +30,7 @@ class Lives:
         self.tasks = Roster()
         self.closing: dict[str, Ticket] = {}  # the undecided `Admitted` or `Finished` of a task
         self._hooks = hooks
+        self._untold: dict[str, tuple[str, CancelReason | None]] = {}  # ends of tasks whose admission is undecided
 
     def _gate(self, task: Task, fact: Fact, then: Callable[[Task, Ticket], None]) -> Ticket:
         """Record a fact that somebody waits for; `closing` knows its ticket until it is decided."""
@@ -58,7 +59,9 @@ class Lives:
             self._first_output(task, lease, now, wall_ms)
         task.last_output = now
         encode, index = self._hooks.encode_token, task.token_frames
-        for text in texts:
+        room = task.request.max_tokens - index  # a frame holds at least one token, so more frames are more tokens
+        excess = len(texts) > room
+        for text in texts[:room] if excess else texts:
             log.append(encode(log.next_id, text, index))
             index += 1
         task.token_frames = index
@@ -69,6 +72,10 @@ class Lives:
         log.wake()
         if log.size - task.journaled > FLUSH_BYTES:
             self.flush(task)
+        if excess:
+            asked = f"The engine went on after the {task.request.max_tokens} tokens it was asked for."
+            self._fail(task, "WORKER_RESET", asked, now, wall_ms, retriable=True)
+            return False
         if log.size > self.limits.task_bytes:
             self._fail(
                 task,
@@ -252,7 +259,10 @@ class Lives:
         frame = self._hooks.encode(event_id, "error" if failure else "end", terminal_payload(task))
         self._record_tail(task)
         task.log.close(frame, event_id)
-        self._hooks.ended(task, phase, reason)
+        if task.committed:
+            self._hooks.ended(task, phase, reason)
+        else:
+            self._untold[task.task_id] = phase, reason
         used = self._used(task)
         finished = Finished(
             task_id=task.task_id,
@@ -289,6 +299,16 @@ class Lives:
             self._hooks.archive(task.task_id, artifact)
         task.log.reveal()  # a journal that failed must not leave a reader hanging
         if ticket.exception() is None:
+            self.tasks.keep_log(task)
+
+    def saved_late(self, task_id: str, artifact: Any) -> None:
+        """The end of this task is durable after all; readers have seen it long ago."""
+        task = self.tasks.get(task_id)
+        if artifact is not None:
+            if task is not None:
+                task.transcript_id = artifact.id
+            self._hooks.archive(task_id, artifact)
+        if task is not None:
             self.tasks.keep_log(task)
 
     def leases_of(self, task: Task) -> Iterator[Lease]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections import deque
+from collections import OrderedDict, deque
 from collections.abc import Iterator
 from heapq import heappop, heappush
 
@@ -16,7 +16,7 @@ class Roster(dict[str, Task]):
         super().__init__()
         self._deadlines: list[tuple[float, int, str]] = []
         self._finished: deque[Task] = deque()
-        self._logs: deque[Task] = deque()  # finished tasks whose frames are in memory, oldest first
+        self._logs: OrderedDict[str, Task] = OrderedDict()  # finished tasks whose frames are in memory, oldest first
         self.log_bytes = 0  # of those
 
     def enlist(self, task: Task) -> None:
@@ -30,19 +30,19 @@ class Roster(dict[str, Task]):
 
     def keep_log(self, task: Task) -> None:
         """The frames of a finished task are in memory, and safe in the journal."""
-        self._logs.append(task)
-        self.log_bytes += task.log.size
+        if self.get(task.task_id) is task and self._logs.get(task.task_id) is not task:
+            self._logs[task.task_id] = task
+            self.log_bytes += task.log.size
 
     def oldest_log(self) -> Task | None:
         """Take out the finished task whose frames should go first; one that somebody reads waits its turn again."""
         for _ in range(len(self._logs)):
-            task = self._logs.popleft()
-            if self.get(task.task_id) is task and task.log.watchers:
-                self._logs.append(task)
+            task_id, task = self._logs.popitem(last=False)
+            if task.log.watchers:
+                self._logs[task_id] = task
                 continue
             self.log_bytes -= task.log.size
-            if self.get(task.task_id) is task:
-                return task
+            return task
         return None
 
     def next_deadline(self) -> float | None:
@@ -70,4 +70,6 @@ class Roster(dict[str, Task]):
             self._finished.popleft()
             if self.get(task.task_id) is task:
                 del self[task.task_id]
+                if self._logs.pop(task.task_id, None) is not None:
+                    self.log_bytes -= task.log.size
                 yield task.task_id

@@ -192,10 +192,13 @@ class Runs:
         while True:
             try:
                 busy = await engine.busy()
-            except EngineError:
-                return True  # nothing runs on an engine that does not answer; health decides its fate
-            if busy is None or lease.let_go(busy):
-                return True
+            except EngineError as error:  # it may only be out of reach: health decides its fate
+                self._suspect(lease, str(error))
+                if (replica := lease.replica).state == "dead" or replica.incarnation != lease.incarnation:
+                    return replica.kind == "process"  # our child is gone, and what it did with it
+            else:
+                if busy is None or lease.let_go(busy):
+                    return True
             if self._clock.now() >= give_up:
                 self._telemetry.event(
                     "slot_quarantined",

@@ -10,6 +10,7 @@ from itertools import count
 
 from orchestratord.infra.clock import Limit
 
+START_S = 1000.0
 START_WALL_MS = 1_800_000_000_000
 
 
@@ -31,8 +32,8 @@ class ManualClock:
     empty and every registered `idle` condition (journal backlog, scripted engines) holds.
     """
 
-    def __init__(self) -> None:
-        self._now = 1000.0
+    def __init__(self, now: float = START_S) -> None:
+        self._now = now
         self._timers: list[tuple[float, int, _Timer]] = []
         self._order = count()
         self._idle: list[Callable[[], bool]] = []
@@ -43,7 +44,7 @@ class ManualClock:
         return self._now
 
     def wall_ms(self) -> int:
-        return START_WALL_MS + round((self._now - 1000.0) * 1000)
+        return START_WALL_MS + round((self._now - START_S) * 1000)
 
     def call_at(self, when: float, fn: Callable[[], None]) -> _Timer:
         timer = _Timer(fn)
@@ -80,14 +81,27 @@ class ManualClock:
         """Move time on the clock's own loop."""
         target = self._now + seconds
         await self.settle()
-        while self._timers and self._timers[0][0] <= target:
-            when, _, timer = heappop(self._timers)
-            if not timer.cancelled:
-                self._now = max(self._now, when)
-                timer.fn()
-                await self.settle()
+        while (due := self.next_due()) is not None and due <= target:
+            self.fire()
+            await self.settle()
         self._now = target
         await self.settle()
+
+    def next_due(self) -> float | None:
+        """When the next timer fires."""
+        while self._timers and self._timers[0][2].cancelled:
+            heappop(self._timers)
+        return self._timers[0][0] if self._timers else None
+
+    def fire(self) -> None:
+        """Go on to the next timer and call it: for a loop that drives time itself."""
+        when, _, timer = heappop(self._timers)
+        self._now = max(self._now, when)
+        timer.fn()
+
+    def reach(self, now: float) -> None:
+        """Time has come to `now`; no timer is due before that."""
+        self._now = max(self._now, now)
 
     async def settle(self) -> None:
         """Return when nothing is left to do at this moment."""

@@ -238,6 +238,18 @@ def test_retention_forgets_the_oldest_finished_tasks() -> None:
     assert not world.core.tasks
 
 
+def test_the_end_of_a_task_is_told_only_if_its_admission_was() -> None:
+    """ORCH-3027: a task cancelled before its admission is durable counts as enqueued and ended, or as neither."""
+    world = World(auto=False)
+    kept, withdrawn = world.admit(), world.admit()
+    for task in (kept, withdrawn):
+        world.cancel(task)
+    assert world.ended == []
+    world.tickets[0].resolve()
+    world.tickets[1].resolve(Boom())
+    assert [(task, phase) for task, phase, _ in world.ended] == [(kept, "queued")]
+
+
 @settings(max_examples=120, stateful_step_count=50, deadline=None)
 class CoreMachine(RuleBasedStateMachine):
     """Random lives of tasks against a model of plain lists (I1-I6, I9-I12 of the invariants)."""
@@ -402,3 +414,18 @@ def test_no_two_leases_share_a_slot_and_a_restart_empties_them() -> None:
     assert [lease.slot for lease in world.dispatch()] == [leases[1].slot]
     world.ready(3)
     assert not world.core.session("s", world.now).kv_warm
+
+
+def test_what_is_forgotten_takes_no_memory() -> None:
+    """The frames of tasks that retention dropped do not count, nor are they kept."""
+    world = World(capacity=8, limits=Limits(retain_s=10, retain_tasks=2, turns_max=100))
+    for _ in range(6):
+        world.admit()
+        (lease,) = world.dispatch()
+        world.output(lease, "some", "text")
+        world.finish(lease)
+    world.core.forget(world.now)
+    kept = list(world.core.tasks.values())
+    assert len(kept) == 2
+    assert world.core.tasks.log_bytes == sum(task.log.size for task in kept)
+    assert list(world.core.tasks._logs.values()) == kept

@@ -66,6 +66,20 @@ def test_waiting_tasks_wait_again_in_order_and_the_running_one_ends_in_worker_re
     assert [lease.task.task_id for lease in after.dispatch()] == queue[:2]
 
 
+def test_a_task_that_waits_again_shows_no_token_before_its_start_is_durable() -> None:
+    """ORCH-2002: as before the restart; else a second crash would run again what somebody saw."""
+    world = World()
+    task_id = world.admit().task_id
+    after = restart(world)
+    task = after.core.tasks[task_id]
+    after.auto = False
+    (lease,) = after.dispatch()
+    after.output(lease, "a")
+    assert [name for _, name, _ in after.visible(task)] == ["started"]
+    after.commit()
+    assert [name for _, name, _ in after.visible(task)] == ["started", "token"]
+
+
 def test_a_finished_task_replays_byte_for_byte() -> None:
     world = World()
     task = world.admit()

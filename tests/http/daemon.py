@@ -69,6 +69,7 @@ class DaemonProcess:
         env: dict[str, str] | None = None,
         module: Sequence[str] = ("orchestratord",),
     ) -> None:
+        self.config = config
         self.port = free_port() if port is None else port
         command = [sys.executable, "-W", "ignore", "-m", *module, "serve", "--port", str(self.port)]
         if config is not None:

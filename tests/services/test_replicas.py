@@ -268,6 +268,37 @@ def test_a_slot_whose_abort_is_ignored_is_not_used_until_it_is_idle() -> None:
         assert engine.overcommitted == 0
 
 
+def test_a_slot_of_an_engine_out_of_reach_is_not_known_to_be_free() -> None:
+    """Somebody else's engine may go on working while nobody can reach it: its slot waits until it says otherwise."""
+    with prepared(slots=1) as (app, engine, session):
+        engine.play(MockScript(ignore_abort=True))
+        stuck = running(app, session)
+        waiting = submit(session)
+        app.call(lambda: setattr(engine, "down", True))
+        assert session.post(f"/v1/tasks/{stuck}/cancel").status_code == 204
+        app.call(engine.release_hold)
+        app.advance(5)
+        assert (quarantined(session), state_of(session, waiting)) == (1, "queued")
+        app.call(lambda: setattr(engine, "down", False))
+        app.advance(40)
+        assert (quarantined(session), state_of(session, waiting)) == (1, "queued")
+        app.call(engine.release)
+        app.advance(40)
+        assert (quarantined(session), state_of(session, waiting)) == (0, "ended")
+        assert engine.calls > 3
+
+
+def test_an_engine_that_goes_on_after_max_tokens_is_cut() -> None:
+    """Not one event beyond what was asked for: the ids of a task have a bound that recovery relies on."""
+    with prepared(slots=1) as (app, engine, session):
+        engine.play(MockScript(endless=True))
+        task_id = submit(session, max_tokens=5)
+        app.advance(1)
+        status = session.get(f"/v1/tasks/{task_id}").json()
+        assert (status["state"], status["error"]["code"], status["last_event_id"]) == ("failed", "WORKER_RESET", 7)
+        assert (engine.busy_slots, leases(app)) == (0, 0)
+
+
 def test_a_cancel_does_not_wait_for_the_engine() -> None:
     """The 204 comes at once; only the slot waits."""
     with prepared(slots=1) as (app, engine, session):

@@ -12,9 +12,8 @@ When a commit fails, so does everything appended so far, and `append` refuses un
 on the same connection. The same one on purpose: its next transaction overwrites what the failed one may have
 left in the WAL, whereas a reopened database could find it there and bring it back.
 
-Boundary: what the failed facts said is missing from the store, while the core in memory may have moved on (a
-task that ended during the outage is still unfinished here). A restart then goes by the store: such a task runs
-again or ends as interrupted. A snapshot of the core after an outage would close this; there is none yet.
+Boundary: what the failed facts said is missing from the store, while the core in memory may have moved on. Whoever
+appends keeps them and appends them again (`services/recorder`); token frames stay lost.
 """
 
 from __future__ import annotations

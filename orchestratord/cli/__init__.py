@@ -1,0 +1,55 @@
+"""The command line. One module per group of commands; each adds its parsers and names the function that runs one.
+
+Exit codes are those of sysexits.h, so that scripts can tell what to do next: see `EXIT_CODES`.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from orchestratord import __version__
+from orchestratord.cli import artifacts, completion, doctor, models, pools, run, serve, settings, status, verify
+from orchestratord.cli.common import INTERRUPTED
+
+GROUPS = (serve, run, status, pools, models, artifacts, doctor, settings, verify, completion)
+
+EXIT_CODES = """exit codes:
+  0 done   1 the work failed   2 wrong usage   69 no daemon answers, or it cannot start   75 try again later
+  77 the token is missing or wrong   78 the configuration is wrong   130 interrupted
+
+environment:
+  ORCHD_URL   the daemon to talk to (default http://127.0.0.1:8080)   AUTH_TOKEN   its token
+  ORCHD_CONFIG   the configuration file to serve with   ORCHD_SECTION__SETTING   overrides one setting
+
+a first look:
+  orchestratord doctor    what this machine has, and what it lacks
+  orchestratord demo      a real model, from start to a streamed answer (needs the demo extra)
+  orchestratord serve     then, in another terminal: orchestratord status --watch
+"""
+
+
+def build_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="orchestratord",
+        description="Queue, place and stream work on local LLM engines.",
+        epilog=EXIT_CODES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action="version", version=__version__)
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+    for group in GROUPS:
+        group.register(commands)
+    return parser
+
+
+def main(argv: list[str] | None = None) -> int:
+    arguments = build_parser().parse_args(argv)
+    try:
+        code: int = arguments.call(arguments)
+    except KeyboardInterrupt:
+        return INTERRUPTED
+    except BrokenPipeError:  # the reader of our output has had enough, as `head` does
+        sys.stderr.close()
+        return 0
+    return code

@@ -1,0 +1,101 @@
+"""What the commands share: exit codes, the flags of those that talk to a daemon, and how things are said."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from http.client import HTTPException
+from pathlib import Path
+from typing import Any
+
+from orchestratord.client import Client, ServerError
+
+FAILED, USAGE, UNAVAILABLE, TRY_LATER, NO_PERMISSION, BAD_CONFIG, INTERRUPTED = 1, 2, 69, 75, 77, 78, 130
+DEFAULT_URL = "http://127.0.0.1:8080"
+
+Commands = Any  # what add_subparsers gives
+Call = Callable[[argparse.Namespace], int]
+PAGE = 200
+
+
+def command(commands: Commands, name: str, call: Call, summary: str, **more: Any) -> argparse.ArgumentParser:
+    """A command that runs here."""
+    parser: argparse.ArgumentParser = commands.add_parser(name, help=summary, description=f"{summary}.", **more)
+    parser.set_defaults(call=call)
+    return parser
+
+
+def client_command(
+    commands: Commands, name: str, call: Callable[[Client, argparse.Namespace], int], summary: str
+) -> argparse.ArgumentParser:
+    """A command that asks a daemon: `--url`, `--token`, `--json`, and every failure told in one way."""
+    parser = command(commands, name, lambda arguments: _asking(call, arguments), summary)
+    parser.add_argument("--url", default=os.environ.get("ORCHD_URL", DEFAULT_URL), help="default: ORCHD_URL")
+    parser.add_argument("--token", metavar="FILE", type=Path, help="a file with the token; default: AUTH_TOKEN")
+    parser.add_argument("--json", action="store_true", help="print what the daemon answered, for scripts")
+    return parser
+
+
+def _asking(call: Callable[[Client, argparse.Namespace], int], arguments: argparse.Namespace) -> int:
+    try:
+        token = arguments.token.read_text("utf-8").strip() if arguments.token else os.environ.get("AUTH_TOKEN")
+    except OSError as error:
+        return complain(f"the token file {arguments.token} cannot be read: {error.strerror}", USAGE)
+    try:
+        return call(Client(arguments.url, token), arguments)
+    except ValueError as error:
+        return complain(str(error), USAGE)
+    except ServerError as error:
+        return refused(error)
+    except (OSError, HTTPException) as error:
+        if isinstance(error, BrokenPipeError):
+            raise
+        hint = "Start one with `orchestratord serve`, or name another with --url."
+        return complain(f"no daemon answers at {arguments.url} ({error}). {hint}", UNAVAILABLE)
+
+
+def refused(error: ServerError) -> int:
+    """Say what the daemon said, and what to do where it is not clear by itself."""
+    if error.status in (401, 403):
+        hint = " Set AUTH_TOKEN to the daemon's token, or name a file with --token." if error.status == 401 else ""
+        return complain(f"{error.code}: {error.envelope.get('message')}{hint}", NO_PERMISSION)
+    wait_ms = error.envelope.get("retry_after_ms")
+    wait = f" (in {wait_ms / 1000:.1f} s)" if wait_ms is not None else ""
+    code = TRY_LATER if error.envelope.get("retriable") else FAILED
+    return complain(f"{error.code}: {error.envelope.get('message')}{wait}", code)
+
+
+def complain(text: str, code: int) -> int:
+    print(f"orchestratord: {text}", file=sys.stderr)
+    return code
+
+
+def show(arguments: argparse.Namespace, answer: Any, text: Callable[[], str]) -> int:
+    """The daemon's answer, as JSON or as people read it."""
+    print(json.dumps(answer, indent=2, ensure_ascii=False) if arguments.json else text())
+    return 0
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[object]]) -> str:
+    """Columns as wide as what is in them."""
+    cells = [list(map(str, row)) for row in (head, *rows)]
+    widths = [max(len(row[i]) for row in cells) for i in range(len(head))]
+    return "\n".join(
+        "  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip() for row in cells
+    )
+
+
+def items(client: Client, path: str) -> list[dict[str, Any]]:
+    """Everything of a list, page by page."""
+    found: list[dict[str, Any]] = []
+    mark = "&" if "?" in path else "?"
+    cursor = ""
+    while True:
+        page = client.call("GET", f"{path}{mark}limit={PAGE}{cursor}")
+        found += page["items"]
+        if page["next_cursor"] is None:
+            return found
+        cursor = f"&cursor={page['next_cursor']}"

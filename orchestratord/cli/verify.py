@@ -1,0 +1,33 @@
+"""`verify`: whether a running daemon, anybody's, keeps its contracts."""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+
+from orchestratord.cli.common import FAILED, UNAVAILABLE, USAGE, Commands, command, complain
+
+
+def register(commands: Commands) -> None:
+    parser = command(commands, "verify", _verify, "Check that a running daemon keeps its contracts (extra `testing`)")
+    parser.add_argument("url", help="http://host:port")
+    parser.add_argument("--token", default=os.environ.get("AUTH_TOKEN"), help="by default AUTH_TOKEN")
+    parser.add_argument("--model-ref", help="model of the one small task; by default the first ready pool's")
+    parser.add_argument("--json", action="store_true", help="a report for programs")
+
+
+def _verify(arguments: argparse.Namespace) -> int:
+    """0: every answer was as declared; 1: not so; 69: nobody answers."""
+    try:  # by name: the kit stands above the command line, and its libraries are an extra
+        provider = importlib.import_module("orchestratord.testing.provider")
+    except ImportError as error:
+        return complain(f"{error.name} is missing: pip install 'orchestratord[testing]'", USAGE)
+    try:
+        report = provider.inspect(arguments.url, arguments.token, arguments.model_ref)
+    except ValueError as error:
+        return complain(str(error), USAGE)
+    except OSError as error:  # of requests too
+        return complain(f"no daemon answers at {arguments.url} ({error})", UNAVAILABLE)
+    print(report.json() if arguments.json else "\n".join(report.table()))
+    return FAILED if report.failed else 0
