@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestratord import cli, contract
+from orchestratord.cli import common
 from orchestratord.testing import live, provider
 from orchestratord.testing.ledger import Message, Receive, Send, ServedLedger
 from orchestratord.testing.live import LiveApp, mock_settings
@@ -110,9 +111,9 @@ def test_the_command_tells_failure_and_absence_apart(
     """An unknown model breaks the task's rows: 1. Nobody there: 69. No address: 2."""
     assert verify(served.url, "--model-ref", "nowhere") == 1
     assert "BROKEN createTask 202" in capsys.readouterr().out
-    assert verify("http://127.0.0.1:9") == cli.UNAVAILABLE
+    assert verify("http://127.0.0.1:9") == common.UNAVAILABLE
     assert "no daemon answers" in capsys.readouterr().err
-    assert verify("not an address") == cli.USAGE
+    assert verify("not an address") == common.USAGE
 
 
 def test_a_server_of_another_kind_is_broken(monkeypatch: pytest.MonkeyPatch) -> None:
