@@ -12,7 +12,7 @@ from orchestratord import __version__
 from orchestratord.cli import artifacts, completion, doctor, models, pools, run, serve, settings, status, verify
 from orchestratord.cli.common import INTERRUPTED
 
-GROUPS = (serve, run, status, pools, models, artifacts, doctor, verify, settings, completion)
+GROUPS = (serve, run, status, pools, models, artifacts, doctor, settings, verify, completion)
 
 EXIT_CODES = """exit codes:
   0 done   1 the work failed   2 wrong usage   69 no daemon answers, or it cannot start   75 try again later

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import uuid
+from collections.abc import AsyncIterator
 from dataclasses import replace
 from random import Random
 from typing import Any
 
+from orchestratord.app import Daemon
 from orchestratord.domain.errors import Conflict, NotFound, Refusal, StorageUnavailable
 from orchestratord.domain.request import Caller, PlacementHints, TaskRequest
+from orchestratord.services.streams import Cursor
 from orchestratord.testing.checker import CancelAck, Reader, Seen, TaskRecord
 from orchestratord.wire import sse
 from tests.invariants import Broken
@@ -136,7 +140,7 @@ class Client:
             record.readers.append(reader)
             try:
                 pieces = 0
-                while data := await self.world.call(cursor.next()):
+                async for data in self._parts(daemon, cursor):
                     for frame in sse.split(data):
                         reader.events += [Seen(*event, frame) for event in sse.decode(frame)]
                     pieces += 1
@@ -158,6 +162,20 @@ class Client:
                 return None
             raise Broken(f"i12_views: {task_id} after {after}: {refusal}") from refusal
         return reader
+
+    async def _parts(self, daemon: Daemon, cursor: Cursor) -> AsyncIterator[bytes]:
+        """What the connection would be given, as long as the daemon lives."""
+        wake = asyncio.Event()
+        cursor.follow(wake.set, cursor.cut)
+        while self.world.up is daemon:
+            if data := cursor.take():
+                yield data
+            elif cursor.over:
+                return
+            else:
+                wake.clear()
+                await self.world.call(wake.wait())
+        raise Down
 
     async def _crowd(self, request: TaskRequest) -> None:
         """Several readers of one task; one of them cancels it."""

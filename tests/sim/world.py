@@ -12,6 +12,7 @@ from typing import Any, TypeVar
 
 from orchestratord.app import Daemon
 from orchestratord.config import Settings
+from orchestratord.domain.pool import Lease
 from orchestratord.domain.task import Task
 from orchestratord.infra.engines import mock_text
 from orchestratord.infra.engines.mock import MockEngine
@@ -171,9 +172,14 @@ class World:
         engine._admit = noting
         return engine
 
-    def _text(self, task: Task, count: int) -> list[str]:
+    def _text(self, task: Task, count: int) -> list[str] | None:
         assert self.daemon is not None
-        job = self.daemon.runs._job(type("L", (), {"task": task, "slot": 0})())  # type: ignore[arg-type]
+        pool = self.daemon.core.pools[task.pool_id]
+        replica = next((r for r in pool.replicas.values() if r.features), None)
+        if replica is None:
+            return None  # none has been up yet: what knobs it has is not known
+        lease = Lease(0, task, pool, replica, 0, 0)
+        job = self.daemon.runs._job(lease, task.request)
         return list(islice(mock_text.outputs(job), count))
 
     def _after(self) -> None:
