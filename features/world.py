@@ -240,11 +240,12 @@ class World:
         return self.readers[reader]
 
     def follow_slowly(self, reader: str, task: str) -> None:
-        """Open a stream that the client takes next to nothing of, as over a line that hangs."""
+        """Open a stream that the client takes next to nothing of after its first event, as over a line that hangs."""
         door = self.door(self.record)
         door.mount("http://", Narrow())
         stream = door.events(self.task(task).id, cut=True)
-        self.readers[reader] = Reader(reader, task, stream, cut=True)
+        slow = self.readers[reader] = Reader(reader, task, stream, cut=True)
+        slow.until(lambda r: bool(r.seen))
         self.settle()
 
     def reader(self, name: str) -> Reader:
