@@ -166,7 +166,7 @@ def input_output_error(folder: Path, _: argparse.Namespace) -> str:
 def read_only(folder: Path, _: argparse.Namespace) -> str:
     with small_disk(folder, "ro") as disk:
         daemon = DaemonProcess(write_config(folder, data=disk / "data"))
-        code, said = daemon.ended(20), daemon.output().strip().splitlines()[-1]
+        code, said = daemon.ended(), daemon.output().strip().splitlines()[-1]
         assert code == 69, (code, said)
         assert str(disk) in said, said
         return f"exit {code}: {said.partition('orchestratord: ')[2][:90]}"
@@ -216,7 +216,7 @@ def descriptors(folder: Path, _: argparse.Namespace) -> str:
             done = submit(session)
             wait_for(lambda: session.get(f"/v1/tasks/{done}").json()["state"] == "ended", "it works again", 20)
         daemon.signal()
-        assert daemon.ended(20) == 0
+        assert daemon.ended() == 0
         lines = daemon.output().count("\n")
         assert lines < 200, f"{lines} lines of log"
         return (
@@ -313,7 +313,7 @@ def sigterm(folder: Path, _: argparse.Namespace) -> str:
         began = time.monotonic()
         daemon.signal()
         ends = [connection.rest() for connection in streams]
-        assert daemon.ended(10) == 0
+        assert daemon.ended() == 0
         took = since(began)
         assert all(b"event: error" in end or b"event: end" in end for end in ends), ends[0][-300:]
         assert all(end.endswith(b"0\r\n\r\n") for end in ends), "a stream without its proper end"
@@ -332,7 +332,7 @@ def second_signal(folder: Path, _: argparse.Namespace) -> str:
         wait_for(lambda: session.get("/readyz").status_code == 503, "it drains")
         began = time.monotonic()
         daemon.signal()
-        assert daemon.ended(20) == 0
+        assert daemon.ended() == 0
         return f"grace 60 s, exit 0 {since(began)} after the second signal"
 
 
@@ -342,7 +342,7 @@ def storm(folder: Path, _: argparse.Namespace) -> str:
         for number in range(200):
             with contextlib.suppress(ProcessLookupError):
                 os.kill(daemon.process.pid, (signal.SIGTERM, signal.SIGINT)[number % 2])
-        assert daemon.ended(20) == 0
+        assert daemon.ended() == 0
         assert "Traceback" not in daemon.output()
         return "200 SIGTERM and SIGINT: one orderly exit, code 0"
 

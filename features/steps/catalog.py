@@ -77,7 +77,7 @@ def operator_enters(context: Any, name: str) -> None:
 
 @step('an operator enters model "{name:Text}" from the source of "{other:Text}", spelt otherwise')
 def operator_enters_same_source(context: Any, name: str, other: str) -> None:
-    enter(context, name, elsewhere(context, other).replace("models.example/", "MODELS.example:443/./"))
+    enter(context, name, elsewhere(context, other).replace("models.example/", "MODELS.example:443/"))
 
 
 @step('an operator enters model "{name:Text}" from "{source:Text}"')

@@ -99,6 +99,6 @@ Feature: Engines that fail
       Given "home" lets no task run longer than 1 minute
       And the engine of "home" takes 1000 ms for a token
       And the engine of "home" never stops
-      And a task arrives
+      And a task arrives, of 200 tokens
       When 61 seconds pass
       Then it fails as DECODE_TIMEOUT

@@ -61,6 +61,8 @@ class Exchange:
             case.headers = {**dict(case.headers or {}), "Last-Event-ID": str(live.ends[target])}
         if name == "getArtifact" and target in live.etags and "header" in good and self.half():
             case.headers = {**dict(case.headers or {}), "If-None-Match": live.etags[target]}
+        if name == "createTask" and "header" in good and self._random.random() < 0.8:  # nothing here is to be trusted
+            case.headers = {k: v for k, v in (case.headers or {}).items() if k.lower() != "x-trust-policy"}
         if name in live.cursors and "query" in good and self.half():
             case.query = {**dict(case.query or {}), "cursor": self._random.choice(live.cursors[name])}
 

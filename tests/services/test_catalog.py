@@ -334,13 +334,12 @@ def vet(
     *entries: CatalogEntry,
     policy: TrustPolicy | None = None,
     pinned: str | None = None,
-    path: str | None = None,
 ) -> str | None:
     books = Catalog(lambda fact: pytest.fail("nothing is written"), policy or TrustPolicy())
     books.restore(entries)
-    trust = Trust(books, LocalFiles([str(root)]), FileProofs(), {"home": pinned} if pinned else {})
+    trust = Trust(books, FileProofs(), {"home": pinned} if pinned else {})
     pool = Pool(PoolSpec("home", "llamacpp", "llamacpp", "file:m.gguf"))
-    return asyncio.run(trust.vet(pool, "file:./m.gguf", path or str(root / "m.gguf")))
+    return asyncio.run(trust.vet(pool, "file:./m.gguf", str(root / "m.gguf")))
 
 
 def checked(digest: str) -> Findings:
@@ -351,7 +350,6 @@ def test_a_digest_that_was_given_is_compared(root: Path) -> None:
     """ORCH-3037: of the entry and of the configuration; without one the file is not read."""
     assert vet(root, CatalogEntry("m", "file:m.gguf", 1, digest=DIGEST)) == DIGEST
     assert vet(root, pinned=DIGEST) == DIGEST
-    assert vet(root, pinned=DIGEST, path="file:m.gguf") == DIGEST
     assert vet(root) is None
     assert vet(root, CatalogEntry("other", "file:other.gguf", 1, digest=WRONG)) is None
 

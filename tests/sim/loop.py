@@ -11,6 +11,7 @@ from weakref import WeakKeyDictionary
 
 from orchestratord.testing.clock import ManualClock
 
+STEPS_MAX = 100_000  # a world takes one or two thousand
 HASTE = 0.02  # how often time moves although something is ready
 
 
@@ -86,6 +87,8 @@ class SimLoop(asyncio.BaseEventLoop):
         return self._trace.hexdigest()[:16]
 
     def _run_once(self) -> None:
+        if self.steps >= STEPS_MAX:
+            raise Stuck(f"no rest after {STEPS_MAX} steps: somebody waits for what never comes")
         handle = self._next()
         if handle is not None and not handle._cancelled:
             handle._run()
