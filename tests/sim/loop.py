@@ -59,6 +59,7 @@ class SimLoop(asyncio.BaseEventLoop):
         self._numbers: WeakKeyDictionary[asyncio.Task[Any], int] = WeakKeyDictionary()
         self._kept: list[asyncio.Task[Any]] = []
         self._count = 0
+        self._limit = STEPS_MAX
         self.set_task_factory(self._task)
         self.set_exception_handler(self._unhandled)
         self.unhandled: list[str] = []
@@ -80,6 +81,7 @@ class SimLoop(asyncio.BaseEventLoop):
     def trace_over(self) -> None:
         """What happens from now on is not part of the run."""
         self.note = lambda *what: None  # type: ignore[method-assign]
+        self._limit = self.steps + STEPS_MAX
         self.after = lambda: None
 
     @property
@@ -87,7 +89,7 @@ class SimLoop(asyncio.BaseEventLoop):
         return self._trace.hexdigest()[:16]
 
     def _run_once(self) -> None:
-        if self.steps >= STEPS_MAX:
+        if self.steps >= self._limit:
             raise Stuck(f"no rest after {STEPS_MAX} steps: somebody waits for what never comes")
         handle = self._next()
         if handle is not None and not handle._cancelled:
