@@ -33,6 +33,23 @@ Feature: Cancelling
       Then it ends with canceled after 2 tokens
       And the engine of "home" was told to stop 1 time
 
+    Scenario Outline: Wherever the cancel comes, it is the end: after <given> of 5 tokens
+      Given the engine of "home" holds its tokens back
+      And a task arrives, of 5 tokens
+      And the engine of "home" gives <given> tokens
+      And somebody cancels it
+      When the engine of "home" is let go
+      Then it ends with canceled after <given> tokens
+      And the cancel names the last event of it
+
+      Examples:
+        | given |
+        | 0     |
+        | 1     |
+        | 2     |
+        | 3     |
+        | 4     |
+
     Scenario: A reader sees the end at once
       Given the engine of "home" holds its tokens back
       And a task arrives

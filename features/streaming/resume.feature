@@ -18,6 +18,20 @@ Feature: Resuming a stream
       When somebody reads it after event 0
       Then somebody and "story of it" got the same log, byte for byte
 
+    Scenario Outline: Wherever a reader was, it gets the rest: after event <seen>
+      When somebody reads it with Last-Event-ID <seen>
+      Then somebody sees events <first> to 7 and no others
+
+      Examples:
+        | seen | first |
+        | 0    | 1     |
+        | 1    | 2     |
+        | 2    | 3     |
+        | 3    | 4     |
+        | 4    | 5     |
+        | 5    | 6     |
+        | 6    | 7     |
+
     Scenario: A query parameter does the same
       When somebody reads it after event 3
       Then somebody sees events 4 to 7 and no others
@@ -41,6 +55,22 @@ Feature: Resuming a stream
       And somebody reads it after event 2
       When the engine of "home" is let go
       Then somebody sees events 3 to 6 and no others
+
+    Scenario Outline: So does one that had seen <seen> of 4 events when it came back
+      Given the engine of "home" holds its tokens back
+      And a task arrives, of 4 tokens
+      And the engine of "home" gives 3 tokens
+      And somebody reads it after event <seen>
+      When the engine of "home" is let go
+      Then somebody sees events <first> to 6 and no others
+
+      Examples:
+        | seen | first |
+        | 0    | 1     |
+        | 1    | 2     |
+        | 2    | 3     |
+        | 3    | 4     |
+        | 4    | 5     |
 
   @OC-CTRL-2026
   Rule: An id nobody gave is refused
