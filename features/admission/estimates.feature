@@ -49,13 +49,10 @@ Feature: Estimates
   @OC-CTRL-2010
   Rule: Each pool is judged by its own speed
 
-    Scenario Outline: Behind one task of the <speed> pool
-      Given pool "quick" runs 1 task at a time and queues 4
-      And pool "slow" runs 1 task at a time and queues 4
-      And the engine of "quick" takes 125 ms for a token
+    Scenario Outline: A third of what two tasks take in the <speed> pool
+      Given the engine of "quick" takes 125 ms for a token
       And the engine of "slow" takes 250 ms for a token
-      And the task "first" arrives, of model "quick"
-      And the task "second" arrives, of model "slow"
+      And the task "first" arrives, of model "<speed>"
       And 6 seconds pass
       And "<speed>" is busy
       When a task arrives, of model "<speed>"
@@ -63,8 +60,8 @@ Feature: Estimates
 
       Examples:
         | speed | start |
-        | quick | 1250  |
-        | slow  | 2500  |
+        | quick | 833   |
+        | slow  | 1666  |
 
   @OC-CTRL-2011
   Rule: Above half full, the next submission is asked to wait
