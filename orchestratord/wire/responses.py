@@ -83,8 +83,8 @@ WIRE = "orchestratord.wire"
 class EventStream:
     """A text/event-stream answer: writes whatever its source has, until the source or the client is done.
 
-    Where the server offers its connection, parts of the body go straight into it, in the very call that found them:
-    per token this costs a third of the way through ASGI. Elsewhere they go through `send`.
+    Where the server offers its connection, parts of the body go straight into it, in the very call that found them.
+    Elsewhere they go through `send`.
     """
 
     __slots__ = ("headers", "source")

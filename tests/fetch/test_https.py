@@ -16,6 +16,7 @@ import pytest
 from orchestratord.infra.fetch.cache import Partial
 from orchestratord.infra.fetch.models import Models
 from orchestratord.ports import ModelUnavailable
+from tests.engines.support import turn
 from tests.fetch.site import MODEL, Asked, Reply, Site, digest, serving
 from tests.fetch.support import Lab
 
@@ -304,8 +305,8 @@ def test_who_stops_waiting_does_not_stop_the_others(lab: Lab, site: Site) -> Non
 
     async def impatient(models: Models) -> None:
         first, second = (asyncio.ensure_future(models.resolve(ref)) for _ in range(2))
-        while (models.progress(ref) or (0, 0))[1] != len(MODEL):  # noqa: ASYNC110 - nothing tells that the head is here
-            await asyncio.sleep(0.001)  # noqa: TID251
+        while (models.progress(ref) or (0, 0))[1] != len(MODEL):
+            await turn()  # nothing tells that the head is here
         first.cancel()
         await asyncio.gather(first, return_exceptions=True)
         assert models.progress(ref) == (0, len(MODEL))

@@ -8,6 +8,7 @@ import threading
 import pytest
 
 from orchestratord.infra.fetch.threads import off_loop
+from tests.engines.support import turn
 
 
 def test_a_cancel_waits_for_its_thread_however_often_it_is_repeated() -> None:
@@ -25,7 +26,7 @@ def test_a_cancel_waits_for_its_thread_however_often_it_is_repeated() -> None:
         for _ in range(3):
             task.cancel()
             for _ in range(5):
-                await asyncio.sleep(0)  # noqa: TID251 - lets the loop turn, no time passes
+                await turn()
             assert not task.done()
         go_on.set()
         with pytest.raises(asyncio.CancelledError):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -25,7 +24,6 @@ class Dead:
         self.returncode, self._tail = code, tail
 
     async def wait(self) -> int:
-        await asyncio.sleep(0)  # noqa: TID251 - one turn of the loop, no time
         return self.returncode
 
     async def stop(self, grace: float) -> None: ...

@@ -103,7 +103,7 @@ class Reply:
                 if not sink(data):
                     self._settle(None)
                     return
-            except Exception as error:
+            except Exception as error:  # the reader's own: it comes out of `each`, where the reader waits
                 self._settle(error)
                 return
         if self._error is not None:
