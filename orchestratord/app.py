@@ -7,39 +7,22 @@ import inspect
 import os
 import random
 import secrets
-from collections import Counter
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from functools import cached_property, partial
-from pathlib import Path
 from typing import Any
 
-from orchestratord import contract
+from orchestratord import contract, mapping
 from orchestratord.config import (
-    BudgetSettings,
     ConfigError,
-    FetchSettings,
-    PoolSettings,
-    QueueSettings,
-    ReplicaSettings,
     Settings,
-    TariffSettings,
-    TrustSettings,
-    is_loopback,
 )
-from orchestratord.domain.budget import Budget, Tariff
-from orchestratord.domain.eta import Prior
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.hooks import Hooks, Limits
 from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.outcome import Failure
-from orchestratord.domain.pins import Pins
-from orchestratord.domain.pool import Pool, PoolSpec, Replica
-from orchestratord.domain.queue import QueueSpec
+from orchestratord.domain.pool import Pool
 from orchestratord.domain.ratelimit import RateLimit
-from orchestratord.domain.request import Sampling
-from orchestratord.domain.trust import TrustPolicy
-from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.framework import App
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
 from orchestratord.infra import prometheus
@@ -49,18 +32,18 @@ from orchestratord.infra.engines.mock import MockEngine
 from orchestratord.infra.fetch.cache import Cache
 from orchestratord.infra.fetch.files import LocalFiles
 from orchestratord.infra.fetch.models import Fetches, Models
-from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
+from orchestratord.infra.fetch.policy import FetchPolicy
 from orchestratord.infra.gpu import NvmlProbe
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.infra.memory import ProcMemory
 from orchestratord.infra.process import ProcessHost
+from orchestratord.infra.samples import samples
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.infra.telemetry import StandardTelemetry, make_logger
-from orchestratord.infra.trust.proofs import FileProofs, load_roots
-from orchestratord.infra.trust.signatures import BadKey, Root
-from orchestratord.middleware import Access, BodyLimit, Edge, Guard
+from orchestratord.infra.trust.proofs import FileProofs
+from orchestratord.middleware import BodyLimit, Edge, Guard
 from orchestratord.ports import (
     Artifact,
     ArtifactStore,
@@ -70,7 +53,6 @@ from orchestratord.ports import (
     Journal,
     JournalUnavailable,
     ModelUnavailable,
-    ProcessSpec,
 )
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts, transcript
@@ -89,12 +71,12 @@ from orchestratord.services.room import Room, RoomSettings
 from orchestratord.services.runs import Runs
 from orchestratord.services.sessions import Sessions
 from orchestratord.services.streams import LiveFrames, Streams, StreamSettings
-from orchestratord.services.sweeps import Sweeps, Watchdogs
+from orchestratord.services.sweeps import Sweeps
 from orchestratord.services.tasks import Tasks
 from orchestratord.services.trust import Trust
 from orchestratord.services.verification import Verification
 from orchestratord.wire import canonical, sse
-from orchestratord.wire.tasks import MICRO, budgets_body
+from orchestratord.wire.tasks import budgets_body
 
 SEEDS = 2**32 - 1  # engines cut wider seeds silently or take the last one for "random"
 _HANDLERS = (tasks, sessions, pools, catalog, artifacts, operations)
@@ -121,12 +103,12 @@ class Daemon:
         self.journal = journal or self._journal()
         self.store = store or self._store()
         self.mocks: dict[tuple[str, str], MockEngine] = {}
-        self.proofs = FileProofs(_roots(settings.trust.roots))
+        self.proofs = FileProofs(mapping.roots(settings.trust.roots))
         self._drivers = drivers(settings)
         self.stopping = False
         self.failure: str | None = None  # why it could not start
 
-        profiles = {name: _sampling(profile) for name, profile in settings.all_profiles.items()}
+        profiles = {name: mapping.sampling(profile) for name, profile in settings.all_profiles.items()}
         self.models = self._models()
         self.recorder = Recorder(
             self.journal, self.clock, lambda task_id, artifact: self.core.saved_late(task_id, artifact)
@@ -141,12 +123,12 @@ class Daemon:
             _jitter,
         )
         self.core = Lodging(
-            [_pool_spec(pool, profiles) for pool in settings.pools],
+            [mapping.pool_spec(pool, profiles) for pool in settings.pools],
             Limits(
                 session_ttl_s=settings.sessions.ttl_ms / 1000,
                 turns_max=settings.sessions.turns_max,
-                budget=_budget(settings.sessions.budgets),
-                tariff=_tariff(settings.sessions.tariff),
+                budget=mapping.budget(settings.sessions.budgets),
+                tariff=mapping.tariff(settings.sessions.tariff),
                 retain_s=settings.retention.tasks_ms / 1000,
                 retain_tasks=settings.retention.tasks,
                 log_bytes=settings.retention.log_bytes,
@@ -162,7 +144,7 @@ class Daemon:
                 ended=lambda task, phase, reason: self.narrator.ended(task, phase, reason),
                 archive=lambda task_id, artifact: self.artifacts.archive(task_id, artifact),
             ),
-            _trust_policy(settings.trust),
+            mapping.trust_policy(settings.trust),
             settings.models.starve_ms / 1000,
         )
         self.trust = Trust(
@@ -213,7 +195,7 @@ class Daemon:
             self.core,
             self.clock,
             self.journal,
-            {pool.id: _watchdogs(pool) for pool in settings.pools},
+            {pool.id: mapping.watchdogs(pool) for pool in settings.pools},
             self.runs.silent,
         )
         self.admission = Admission(
@@ -226,7 +208,7 @@ class Daemon:
             draw_seed or (lambda: secrets.randbelow(SEEDS)),
             RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
         )
-        self.pools = Pools(self.core, _limits(settings), contract.api_version(), self.models.progress)
+        self.pools = Pools(self.core, mapping.limits(settings), contract.api_version(), self.models.progress)
         self.operations = Operations(self.core, self.clock, self.telemetry, self.replicas.revive)
         self.catalog = CatalogModels(
             self.core,
@@ -250,7 +232,7 @@ class Daemon:
             ReloadSettings(models.drain_ms / 1000, models.load_ms / 1000),
             self.admission.forget_counts,
         )
-        self.metrics.watch(self._state)
+        self.metrics.watch(lambda: samples(self.core))
         self.services = Services(
             admission=self.admission,
             tasks=Tasks(self.core, self.clock),
@@ -272,7 +254,7 @@ class Daemon:
             handler_table(self.services),
             outer=[
                 partial(Edge, telemetry=self.telemetry),
-                partial(Guard, access=_access(self.settings)),
+                partial(Guard, access=mapping.access(self.settings)),
                 partial(BodyLimit, max_bytes=self.settings.server.max_body_bytes, clock=self.clock),
             ],
             lifespan=self._lifespan,
@@ -303,7 +285,11 @@ class Daemon:
         for task_id, artifact in self.journal.transcripts():
             self.artifacts.archive(task_id, artifact)
         self.residents.start(
-            [_replica_spec(p, r).serving(self.core.pools[p.id].model) for p in self.settings.pools for r in p.replicas]
+            [
+                mapping.replica_spec(p, r).serving(self.core.pools[p.id].model)
+                for p in self.settings.pools
+                for r in p.replicas
+            ]
         )
         self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
         self.gauges.start()
@@ -391,7 +377,7 @@ class Daemon:
 
     def _models(self) -> Models:
         settings, fetch = self.settings, self.settings.models.fetch
-        policy = _fetch_policy(fetch)
+        policy = mapping.fetch_policy(fetch)
         named = [r.process.model_path for p in settings.pools for r in p.replicas if r.process is not None]
         local = LocalFiles(settings.models.roots, filter(None, named))
         cache = Cache(settings.data_path / "models")
@@ -434,32 +420,6 @@ class Daemon:
         engine: Engine = make(url, clock=self.clock, api_key=api_key, **options)
         return engine
 
-    def _state(self) -> Iterable[prometheus.Sample]:
-        for pool in self.core.pools.values():
-            labels = {"engine": pool.spec.engine, "engine_version": pool.engine_version, "pool_id": pool.id}
-            for priority in ("interactive", "batch"):
-                yield "queue_depth", {**labels, "priority": priority}, pool.queue.depth(priority)
-            yield "active_leases", labels, len(pool.leases)
-            yield "pool_ready", labels, float(pool.ready)
-            if pool.spec.on_demand:
-                yield "orchestratord_model_resident", labels, float(pool.stay.phase == "in")
-            for replica in pool.ready_replicas:
-                yield from _gauges(replica, {**labels, "engine_version": replica.engine_version})
-        states = Counter((self.core.catalog.label(e.id), e.state) for e in self.core.catalog.oldest())
-        for (model_id, state), count in states.items():
-            yield "model_state", {"model_id": model_id, "state": state}, count
-
-
-def _gauges(replica: Replica, pool: dict[str, str]) -> Iterable[prometheus.Sample]:
-    labels = {**pool, "replica_id": replica.id}
-    if replica.kv_usage is not None:
-        yield "kv_cache_usage_ratio", labels, replica.kv_usage
-    for device in replica.devices:
-        on = {**labels, "device": str(device.index)}
-        yield "vram_used_bytes", on, device.used
-        if device.utilization is not None:
-            yield "gpu_utilization", on, device.utilization
-
 
 def handler_table(services: Services) -> dict[str, Callable[..., Awaitable[Any]]]:
     """Every public function of the handler modules under its name, bound to the services."""
@@ -487,92 +447,6 @@ def drivers(settings: Settings) -> dict[str, Callable[..., Any]]:
     return found
 
 
-def _access(settings: Settings) -> Access:
-    auth = settings.auth
-    documents = tuple(f"/openapi/{name}.{kind}" for name in contract.CONTRACTS for kind in ("json", "yaml"))
-    names = {"healthz": ("/healthz",), "readyz": ("/readyz",), "docs": ("/docs",), "openapi": documents}
-    hosts = Access().hosts
-    assert hosts is not None
-    local = is_loopback(settings.server.host)
-    return Access(
-        token=settings.token,
-        optional=settings.auth_optional,
-        public=frozenset(path for name in auth.public for path in names[name]),
-        hosts=hosts | {h.lower() for h in auth.allowed_hosts} if local or auth.allowed_hosts else None,
-        origins=frozenset(auth.allowed_origins),
-    )
-
-
-def _pool_spec(pool: PoolSettings, profiles: dict[str, Sampling]) -> PoolSpec:
-    prior, pins = pool.prior, pool.pins
-    sampling = profiles[pins.profile] if pins.profile is not None else Sampling()
-    knobs = frozenset(name for name in Sampling.__slots__ if getattr(sampling, name) is not None)
-    return PoolSpec(
-        id=pool.id,
-        engine=pool.engine,
-        driver="mock" if any(r.mock for r in pool.replicas) else pool.driver or pool.engine,
-        model_ref=pool.model,
-        aliases=(*pool.aliases, pool.id),
-        queue=QueueSpec(
-            pool.queue.capacity, pool.queue.full_policy, pool.queue.batch_capacity, pool.queue.batch_age_ms / 1000
-        ),
-        prior=Prior(prior.overhead_ms, prior.ms_per_unit, prior.fraction, prior.load_ms),
-        on_demand=pool.load == "on_demand",
-        min_resident_s=pool.min_resident_ms / 1000,
-        idle_unload_s=pool.idle_unload_ms / 1000,
-        pins=Pins(pins.engine_version, pins.model_digest, pins.profile, knobs),
-    )
-
-
-def _replica_spec(pool: PoolSettings, replica: ReplicaSettings) -> ReplicaSpec:
-    url = f"mock://{pool.id}/{replica.id}" if replica.mock is not None else replica.url
-    return ReplicaSpec(
-        replica.id,
-        pool.id,
-        url,
-        _process_spec(pool, replica),
-        replica.device_mask,
-        memory_bytes=replica.memory_bytes,
-        vram_bytes=replica.vram_bytes,
-        restarts=(pool.restarts.limit, pool.restarts.window_ms / 1000),
-    )
-
-
-def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec | None:
-    process = replica.process
-    if process is None:
-        return None
-    return ProcessSpec(
-        driver=pool.driver or pool.engine,
-        model_path=pool.model if process.model_path is None else str(Path(process.model_path).expanduser()),
-        slots=process.slots,
-        ctx=process.ctx,
-        threads=process.threads,
-        binary=process.binary,
-        extra_args=process.extra_args,
-        env=dict(process.env),
-        device_mask=replica.device_mask,
-        mode=process.mode,
-    )
-
-
-def _fetch_policy(fetch: FetchSettings) -> FetchPolicy:
-    s3 = fetch.s3
-    return FetchPolicy(
-        schemes=frozenset(fetch.schemes),
-        hosts=tuple(host_pattern(host, wildcard=True) for host in fetch.hosts),
-        private=frozenset(map(host_pattern, fetch.allow_private)),
-        tokens={host_pattern(host): name for host, name in fetch.tokens.items()},
-        ca_roots=tuple(str(Path(path).expanduser()) for path in fetch.ca_roots.values()),
-        hub=parse_url(fetch.hub),
-        s3=S3Access(parse_url(s3.endpoint), s3.region, s3.access_key_env, s3.secret_key_env, s3.session_token_env),
-        max_bytes=fetch.max_bytes,
-        connect_s=fetch.connect_ms / 1000,
-        idle_s=fetch.idle_ms / 1000,
-        total_s=fetch.total_ms / 1000,
-    )
-
-
 def _remote(policy: FetchPolicy, cache: Cache, clock: Clock) -> Fetches | None:
     if not policy.schemes:
         return None
@@ -581,63 +455,6 @@ def _remote(policy: FetchPolicy, cache: Cache, clock: Clock) -> Fetches | None:
     return Remote(policy, cache, clock)
 
 
-def _trust_policy(trust: TrustSettings) -> TrustPolicy:
-    return TrustPolicy(trust.mode, trust.allowed_registries, trust.require_signature, trust.require_sbom)
-
-
-def _roots(paths: dict[str, str]) -> list[Root]:
-    """Raises ConfigError."""
-    try:
-        return load_roots(paths)
-    except BadKey as error:
-        raise ConfigError(str(error)) from None
-    except OSError as error:
-        raise ConfigError(f"trust.roots: cannot read {error.filename}: {error.strerror}") from None
-
-
-def _budget(budgets: BudgetSettings) -> Budget:
-    cost = None if budgets.cost is None else round(budgets.cost * MICRO)
-    return Budget(budgets.tokens, budgets.time_ms, cost)
-
-
-def _tariff(tariff: TariffSettings) -> Tariff:
-    return Tariff(
-        round(tariff.per_task * MICRO),
-        round(tariff.per_1k_tokens_in * MICRO / 1000),
-        round(tariff.per_1k_tokens_out * MICRO / 1000),
-    )
-
-
-def _watchdogs(pool: PoolSettings) -> Watchdogs:
-    w = pool.watchdogs
-    return Watchdogs(w.first_token_ms / 1000, w.idle_ms / 1000, w.wall_ms / 1000)
-
-
 def _jitter(seconds: float) -> float:
     """Full jitter: anything up to `seconds`."""
     return random.uniform(0, seconds)  # noqa: S311 - spreads load, hides nothing
-
-
-def _sampling(profile: Any) -> Sampling:
-    return Sampling(**{name: getattr(profile, name) for name in profile.__struct_fields__})
-
-
-def _limits(settings: Settings) -> dict[str, int]:
-    """What capabilities say of limits: the contract's own where it sets one, else the configuration's."""
-    task = contract.load("data")["components"]["schemas"]["TaskRequest"]["properties"]
-    return {
-        "max_body_bytes": settings.server.max_body_bytes,
-        "max_prompt_chars": task["prompt"]["maxLength"],
-        "max_messages": task["messages"]["maxItems"],
-        "max_inputs": task["inputs"]["maxItems"],
-        "queue_capacity_default": QueueSettings().capacity,
-        "event_log_bytes": Limits().task_bytes,
-        "sse_keepalive_ms": settings.streams.keep_alive_ms,
-        "sse_metrics_ms": settings.streams.metrics_ms,
-        "sse_stall_ms": settings.streams.stall_ms,
-        "disconnect_grace_ms": settings.streams.disconnect_grace_ms,
-        "session_ttl_ms": settings.sessions.ttl_ms,
-        "session_turns_max": settings.sessions.turns_max,
-        "task_retention_ms": settings.retention.tasks_ms,
-        "task_retention_count": settings.retention.tasks,
-    }

@@ -1,0 +1,38 @@
+"""The gauges that are read off the core at each scrape: nothing keeps them up to date in between."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Iterable
+
+from orchestratord.domain.lodging import Lodging
+from orchestratord.domain.pool import Replica
+from orchestratord.infra.prometheus import Sample
+
+
+def samples(core: Lodging) -> Iterable[Sample]:
+    """Name, labels and value of each."""
+    for pool in core.pools.values():
+        labels = {"engine": pool.spec.engine, "engine_version": pool.engine_version, "pool_id": pool.id}
+        for priority in ("interactive", "batch"):
+            yield "queue_depth", {**labels, "priority": priority}, pool.queue.depth(priority)
+        yield "active_leases", labels, len(pool.leases)
+        yield "pool_ready", labels, float(pool.ready)
+        if pool.spec.on_demand:
+            yield "orchestratord_model_resident", labels, float(pool.stay.phase == "in")
+        for replica in pool.ready_replicas:
+            yield from _of_replica(replica, {**labels, "engine_version": replica.engine_version})
+    states = Counter((core.catalog.label(e.id), e.state) for e in core.catalog.oldest())
+    for (model_id, state), count in states.items():
+        yield "model_state", {"model_id": model_id, "state": state}, count
+
+
+def _of_replica(replica: Replica, pool: dict[str, str]) -> Iterable[Sample]:
+    labels = {**pool, "replica_id": replica.id}
+    if replica.kv_usage is not None:
+        yield "kv_cache_usage_ratio", labels, replica.kv_usage
+    for device in replica.devices:
+        on = {**labels, "device": str(device.index)}
+        yield "vram_used_bytes", on, device.used
+        if device.utilization is not None:
+            yield "gpu_utilization", on, device.utilization
