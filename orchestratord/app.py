@@ -36,12 +36,13 @@ from orchestratord.infra.fetch.policy import FetchPolicy
 from orchestratord.infra.gpu import NvmlProbe
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
+from orchestratord.infra.json_logs import Sink, make_sink
 from orchestratord.infra.memory import ProcMemory
 from orchestratord.infra.process import ProcessHost
 from orchestratord.infra.samples import samples
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
-from orchestratord.infra.telemetry import StandardTelemetry, make_logger
+from orchestratord.infra.telemetry import StandardTelemetry
 from orchestratord.infra.trust.proofs import FileProofs
 from orchestratord.middleware import BodyLimit, Edge, Guard
 from orchestratord.ports import (
@@ -92,14 +93,14 @@ class Daemon:
         clock: Clock | None = None,
         journal: Journal | None = None,
         store: ArtifactStore | None = None,
-        logger: Any = None,
+        log: Sink | None = None,
         draw_seed: Callable[[], int] | None = None,
         gpus: GpuProbe | None = None,
     ) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
         self.metrics = prometheus.Metrics()
-        self.telemetry = StandardTelemetry(self.metrics, logger if logger is not None else make_logger())
+        self.telemetry = StandardTelemetry(self.metrics, log or make_sink())
         self.journal = journal or self._journal()
         self.store = store or self._store()
         self.mocks: dict[tuple[str, str], MockEngine] = {}

@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import random
 import re
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -38,7 +38,14 @@ def correlation_id(headers: Headers) -> bytes:
             if _CORRELATION.fullmatch(value):
                 return value
             break
-    return str(uuid.uuid4()).encode()
+    return _uuid4()
+
+
+def _uuid4() -> bytes:
+    """A UUIDv4 in the text form (RFC 9562 5.4), at a fifth of the time `uuid.uuid4` takes. It guards nothing."""
+    bits = random.getrandbits(128) & ~(0xF << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62
+    text = b"%032x" % bits
+    return b"-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
 class Edge:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import sys
 import warnings
@@ -64,7 +65,10 @@ def _serve(arguments: argparse.Namespace) -> int:
     # The journal's writer thread would starve under a loop that never idles: Python lets go of its lock every 5 ms.
     sys.setswitchinterval(0.0005)
     try:
-        make_server(daemon).run()
+        server = make_server(daemon)
+        gc.collect()
+        gc.freeze()  # what is here now stays to the end: no collection need look at it again
+        server.run()
     except CannotListen as error:
         return complain(str(error), UNAVAILABLE)
     except SystemExit as error:  # uvicorn's way to say that the lifespan did not start

@@ -68,10 +68,13 @@ class Core(Lives):
         barred = self._barred(request, strict=sized.strict_trust, new=True)
         held = worst_case(request, sized.prompt_bound, self.limits.tariff)
         self.sessions.check(request.session_id, held, now)
-        decision = place(request, [s for s in self._snapshots(request, now) if s.id not in barred])
+        snapshots = {s.id: s for s in self._snapshots(request, now) if s.id not in barred}
+        decision = place(request, list(snapshots.values()))
         pool = self.pools[decision.pool_id]
         position = forecast.position(pool, request.priority)
-        start = forecast.start_ms(pool, request.priority, now=now)
+        start = snapshots[pool.id].predicted_start_ms
+        if start is None:
+            start = forecast.start_ms(pool, request.priority, now=now)
         end = start + pool.service.estimate_ms(request)
         if end > request.deadline_ms:
             raise DeadlineUnmet(

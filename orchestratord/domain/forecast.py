@@ -100,33 +100,37 @@ def on_time_probability(pool: Pool, task: Task, now: float) -> float:
 
 
 def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) -> PoolSnapshot:
-    """What placement may know of `pool` for `request`."""
-    serves = pool.spec.serves(request.engine, request.model_ref)
-    ready = pool.ready_replicas
-    probes = [max(1, int((r.breaker.open_until - now) * 1000)) for r in ready if r.breaker.open_until is not None]
-    known = [r for r in pool.replicas.values() if r.ctx]
-    opens_at = pool.stay.not_before if pool.stay.shut else pool.opens_at
-    hinted = serves and (request.expected_tokens is not None or pool.service.observations > 0)
+    """What placement may know of `pool` for `request`. One pass over the replicas: every admission asks."""
+    spec, stay = pool.spec, pool.stay
+    if not spec.serves(request.engine, request.model_ref):
+        return PoolSnapshot(pool.id, spec.engine, serves=False)
+    replicas, dormant = pool.replicas.values(), pool.dormant
+    ready = [r for r in replicas if r.state == "ready"]
+    known = [r for r in replicas if r.ctx]
+    available = any(not r.breaker.open for r in ready)
+    probes = () if available else [r.breaker.open_until for r in ready if r.breaker.open_until is not None]
+    opens_at = stay.not_before if stay.shut else pool.opens_at
+    hinted = request.expected_tokens is not None or pool.service.observations > 0
+    start = start_ms(pool, request.priority, now=now) if hinted else None
     return PoolSnapshot(
         id=pool.id,
-        engine=pool.spec.engine,
-        serves=serves,
-        ready=pool.dormant or any(r.available for r in ready),
-        resident=not pool.spec.on_demand or pool.stay.phase == "in",
-        probe_in_ms=min(probes, default=None) if not any(r.available for r in ready) else None,
-        loading=any(r.state == "loading" for r in pool.replicas.values()),
+        engine=spec.engine,
+        serves=True,
+        ready=dormant or available,
+        resident=not spec.on_demand or stay.phase == "in",
+        probe_in_ms=max(1, int((min(probes) - now) * 1000)) if probes else None,
+        loading=any(r.state == "loading" for r in replicas),
         draining=pool.draining,
-        ctx=max((r.ctx for r in known), default=None),
-        workloads=frozenset().union(*(r.workloads for r in known)) if known else None,
-        device_masks=frozenset(r.device_mask for r in pool.replicas.values() if r.device_mask),
-        exact=any(r.strict for r in ready or known) or (pool.dormant and not known),
-        predicted_end_ms=(
-            start_ms(pool, request.priority, now=now) + pool.service.estimate_ms(request) if hinted else None
-        ),
+        ctx=max([r.ctx for r in known]) if known else None,
+        workloads=frozenset().union(*[r.workloads for r in known]) if known else None,
+        device_masks=frozenset([r.device_mask for r in replicas if r.device_mask]),
+        exact=any(r.strict for r in ready or known) or (dormant and not known),
+        predicted_start_ms=start,
+        predicted_end_ms=start + pool.service.estimate_ms(request) if start is not None else None,
         holds_session=holds_session,
         load=(len(pool.queue) + len(pool.leases)) / max(1, pool.slots_when_loaded),
-        vram_free=sum(r.vram_free for r in ready),
+        vram_free=sum([r.vram_free for r in ready]),
         tokens_per_s=pool.service.units_per_s or 0.0,
-        pinned_profile=pool.spec.pins.profile,
+        pinned_profile=spec.pins.profile,
         opens_ms=max(1, int((opens_at - now) * 1000)) if opens_at is not None else None,
     )

@@ -198,13 +198,18 @@ class Pool:
 
     @property
     def slots(self) -> int:
-        return sum(r.slots for r in self.ready_replicas)
+        total = 0
+        for replica in self.replicas.values():
+            if replica.state == "ready":
+                total += replica.slots
+        return total
 
     @property
     def slots_when_loaded(self) -> int:
         """Of an on-demand pool that is not, those it had when it last was."""
-        if self.slots or not self.spec.on_demand:
-            return self.slots
+        slots = self.slots
+        if slots or not self.spec.on_demand:
+            return slots
         return sum(r.slots for r in self.replicas.values())
 
     @property

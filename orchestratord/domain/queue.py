@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import OrderedDict
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from typing import Literal
 
 from orchestratord.domain.request import PRIORITIES, Priority
@@ -40,7 +41,7 @@ class TaskQueue:
         self._marked: set[str] = set()  # victims that give up their seat once the newcomer is durable
 
     def __len__(self) -> int:
-        return sum(len(lane) for lane in self._lanes.values())
+        return len(self._lanes["interactive"]) + len(self._lanes["batch"])
 
     def __iter__(self) -> Iterator[Task]:
         """In dispatch order (ageing left aside)."""
@@ -144,11 +145,14 @@ class TaskQueue:
 
     def ahead_of(self, priority: Priority, task: Task | None = None) -> Iterator[Task]:
         """Tasks that would be dispatched before `task`, or before a newcomer of `priority`."""
-        yield from (other for other in self._again.values() if other is not task)
-        for lane_priority, lane in self._lanes.items():
-            for other in lane.values():
-                if other is task:
-                    return
-                yield other
-            if lane_priority == priority:
-                return
+        before = self._again.values(), *map(OrderedDict.values, self._lanes_to(priority))
+        ahead = chain.from_iterable(before)
+        if task is None:
+            return ahead
+        if task.task_id in self._again:
+            return (other for other in ahead if other is not task)
+        return takewhile(lambda other: other is not task, ahead)
+
+    def _lanes_to(self, priority: Priority) -> Iterable[OrderedDict[str, Task]]:
+        """The lanes that are emptied before one of this priority, and that one."""
+        return [self._lanes[p] for p in PRIORITIES[: PRIORITIES.index(priority) + 1]]

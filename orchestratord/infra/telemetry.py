@@ -1,47 +1,29 @@
-"""The Telemetry port: log lines through structlog (JSON, or readable on a terminal), numbers through prometheus."""
+"""The Telemetry port: log lines through a sink, numbers through prometheus."""
 
 from __future__ import annotations
 
-import sys
-from typing import Any, TextIO
+import traceback
+from typing import Any
 
-import orjson
-import structlog
-
+from orchestratord.infra.json_logs import Sink, stamp
 from orchestratord.infra.prometheus import Metrics
-
-
-def make_logger(stream: TextIO | None = None, *, readable: bool | None = None) -> Any:
-    """A structlog logger on `stream` (stderr): one line per record, whatever a field contains."""
-    stream = stream or sys.stderr
-    if readable is None:
-        readable = stream.isatty()
-    shared: list[Any] = [
-        structlog.processors.add_log_level,
-        structlog.processors.TimeStamper(fmt="iso", utc=True),
-        structlog.processors.format_exc_info,
-    ]
-    last: Any = (
-        structlog.dev.ConsoleRenderer(colors=stream.isatty())
-        if readable
-        else structlog.processors.JSONRenderer(
-            serializer=lambda record, **_: orjson.dumps(record, default=repr).decode()
-        )
-    )
-    return structlog.wrap_logger(structlog.PrintLogger(stream), processors=[*shared, last])
 
 
 class StandardTelemetry:
     """What a daemon uses. Fields that are None are left out of the line."""
 
-    def __init__(self, metrics: Metrics, logger: Any) -> None:
+    def __init__(self, metrics: Metrics, sink: Sink) -> None:
         self.metrics = metrics
-        self._log = logger
+        self._sink = sink
 
     def event(self, name: str, human: str = "", /, **fields: Any) -> None:
         level = "error" if name.endswith("failed") else "warning" if name in _WARNINGS else "info"
-        present = {key: value for key, value in fields.items() if value is not None}
-        getattr(self._log, level)(name, human=human, **present)
+        error = fields.pop("exc_info", None)
+        record = {"event": name, "level": level, "timestamp": stamp(), "human": human}
+        record.update([(key, value) for key, value in fields.items() if value is not None])
+        if error is not None:
+            record["exception"] = "".join(traceback.format_exception(error))
+        self._sink(record)
 
     def count(self, series: str, amount: float = 1, /, **labels: str) -> None:
         self.metrics.count(series, amount, labels)

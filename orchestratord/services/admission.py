@@ -13,7 +13,7 @@ from orchestratord.domain.errors import InvalidParams, Overloaded, PoolUnready, 
 from orchestratord.domain.hooks import Sized
 from orchestratord.domain.pool import Pool
 from orchestratord.domain.ratelimit import RateLimit
-from orchestratord.domain.request import Caller, TaskRequest
+from orchestratord.domain.request import Caller, Sampling, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Journal
 from orchestratord.services.durability import durable
@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 TOKENIZE_LIMIT_S = 1.0
 CACHED_COUNTS = 1024
+NO_SAMPLING = Sampling()
 
 
 class Admission:
@@ -81,8 +82,9 @@ class Admission:
         if not self._journal.healthy:
             raise StorageUnavailable(retry_after_ms=1000)
         self._rate_limit.take(caller.identity, self._clock.now())
-        self._check_meaning(request)
-        request, bound = await self._size(request)
+        serving = self._core.serving(request)
+        self._check_meaning(request, serving)
+        request, bound = await self._size(request, serving)
         if (known := self._core.known(request.task_id, fingerprint)) is not None:
             return known
         text = request.prompt
@@ -106,7 +108,7 @@ class Admission:
             await durable(ticket)
 
     # -- semantics ---------------------------------------------------------------------------------------
-    def _check_meaning(self, request: TaskRequest) -> None:
+    def _check_meaning(self, request: TaskRequest, serving: list[Pool]) -> None:
         wrong = _wrong_inputs(request)
         if wrong:
             raise InvalidParams(wrong, rule="inputs_for_workload")
@@ -118,11 +120,10 @@ class Admission:
             )
         if request.sampling.json_schema is not None and request.sampling.grammar is not None:
             raise InvalidParams("Give sampling.json_schema or sampling.grammar, not both.", rule="unsupported_sampling")
-        self._check_knobs(request)
+        self._check_knobs(request, serving)
         placement = request.placement
         if placement.mode == "pin" and placement.pin_pool_id is None:
             raise InvalidParams("placement.mode is pin: name the pool in pin_pool_id.", rule="pin_unknown_pool")
-        serving = self._core.serving(request)
         limits = [r.ctx for p in serving for r in p.known_replicas]
         unknown = any(p.dormant and not p.known_replicas for p in serving)
         if limits and not unknown and request.ctx > max(limits):
@@ -132,9 +133,10 @@ class Admission:
                 limit=max(limits),
             )
 
-    def _check_knobs(self, request: TaskRequest) -> None:
+    def _check_knobs(self, request: TaskRequest, serving: list[Pool]) -> None:
         """Engines ignore what they do not know, in silence: a knob that would be dropped is refused."""
-        serving = self._core.serving(request)
+        if request.sampling == NO_SAMPLING:
+            return
         honoured = {f for p in serving for r in p.known_replicas for f in r.features}
         if not honoured or any(p.dormant and not p.known_replicas for p in serving):
             return  # nothing is ready: placement says why, or the run once the model is loaded
@@ -150,12 +152,12 @@ class Admission:
             )
 
     # -- prompt size -------------------------------------------------------------------------------------
-    async def _size(self, request: TaskRequest) -> tuple[TaskRequest, int]:
+    async def _size(self, request: TaskRequest, serving: list[Pool]) -> tuple[TaskRequest, int]:
         """The request with its messages rendered to a prompt, and an upper bound of its prompt tokens.
 
         Refuses, never truncates (ORCH-3016).
         """
-        pools = [p for p in self._core.serving(request) if p.ready_replicas]
+        pools = [p for p in serving if p.ready_replicas]
         engine = self._engine_of(pools[0]) if pools else None
         if engine is None:
             return request, assumed_bound(request)  # nothing is ready: placement says why, or the model will be loaded

@@ -73,10 +73,11 @@ class Narrator:
             fallback=str(d.fallback_used).lower(),
         )
         self._t.observe("placement_candidates_considered", d.considered)
+        fields = log_fields(task)
         self._t.event(
             "task_placed",
             f"chose pool {task.pool_id} out of {d.considered}",
-            **log_fields(task),
+            **fields,
             filters=list(d.filters),
             tie_breakers=list(d.tie_breakers),
         )
@@ -84,7 +85,7 @@ class Narrator:
         self._t.event(
             "task_admitted",
             f"accepted at position {a.queue_position}, expected to start in {a.predicted_start_ms} ms",
-            **log_fields(task),
+            **fields,
         )
 
     def rejected(self, request: TaskRequest, refusal: Refusal, caller: Caller) -> None:

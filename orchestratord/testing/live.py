@@ -17,7 +17,7 @@ import uvloop
 from orchestratord.app import Daemon
 from orchestratord.config import Settings
 from orchestratord.infra.engines.mock import MockEngine
-from orchestratord.infra.telemetry import make_logger
+from orchestratord.infra.json_logs import make_sink
 from orchestratord.server import make_server
 from orchestratord.testing.clock import ManualClock
 from orchestratord.testing.ledger import ServedLedger
@@ -66,7 +66,7 @@ class LiveApp:
     def __init__(self, settings: Settings | None = None, *, manual: bool = True, **parts: Any) -> None:
         self.clock = ManualClock() if manual else None
         self.log = io.StringIO()
-        parts.setdefault("logger", make_logger(self.log, readable=False))
+        parts.setdefault("log", make_sink(self.log, readable=False))
         if self.clock is not None:
             parts["clock"] = self.clock
         self.daemon = Daemon(settings or mock_settings(), **parts)
