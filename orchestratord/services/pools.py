@@ -15,8 +15,8 @@ REASON_CHARS = 256
 
 
 class Pools:
-    """`rate_limits`: what one caller may submit, by name. `fetched`: bytes there and bytes in all of a reference that is
-    being fetched, see `ports.ModelFiles`.
+    """`rate_limits`: what one caller may submit, by name. `fetched`: bytes there and bytes in all of a reference that
+    is being fetched, see `ports.ModelFiles`.
     """
 
     def __init__(
