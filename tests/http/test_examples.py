@@ -163,6 +163,53 @@ def test_every_request_shown_is_accepted(stage: Stage, key: Key) -> None:
         assert (told["state"], told["model_ref"]) == ("ended", EXAMPLES[key]["model_ref"])
 
 
+# -- parameters ------------------------------------------------------------------------------------------------
+SHOWN = [
+    (operation, parameter)
+    for operation in contract.operations()
+    for parameter in operation.parameters
+    if "example" in parameter
+]
+REFUSED = {("createTask", "X-Trust-Policy"): "trust"}  # rightly: no model here is signed
+
+
+@pytest.mark.parametrize(
+    ("operation", "parameter"), SHOWN, ids=[f"{operation.operation_id}-{each['name']}" for operation, each in SHOWN]
+)
+def test_every_parameter_shown_is_accepted(stage: Stage, operation: contract.Operation, parameter: Any) -> None:
+    """Where the example names something that is not there, it is not found; it is never malformed."""
+    first = stage.post("/v1/tasks", EXAMPLES["createTask", "body", "completion"])
+    assert (first.status_code, EXAMPLES["createTask", "body", "completion"]["task_id"]) == (202, SOME_ID)
+    stage.app.advance(1)
+    path = operation.path
+    for each in operation.parameters:
+        if each["in"] == "path":
+            path = path.replace(f"{{{each['name']}}}", each["example"])
+    sent = {"query": {}, "header": {}, "path": {}}
+    sent[parameter["in"]][parameter["name"]] = str(parameter["example"])
+    bodies = [value for key, value in EXAMPLES.items() if key[:2] == (operation.operation_id, "body")]
+    answer = stage.http.request(
+        operation.method, path, params=sent["query"], headers=sent["header"], json=bodies[-1] if bodies else None
+    )
+    stage.app.settle()
+    rule = REFUSED.get((operation.operation_id, parameter["name"]))
+    if rule is not None:
+        assert answer.json()["details"]["rule"] == rule
+    else:
+        assert answer.status_code in (200, 201, 202, 204, 404, 409), answer.text
+
+
+@pytest.mark.parametrize(("workload", "schema"), [("embedding", "EmbeddingResult"), ("rerank", "RerankResult")])
+def test_every_result_shown_is_streamed(stage: Stage, workload: str, schema: str) -> None:
+    body = EXAMPLES["createTask", "body", workload]
+    assert stage.post("/v1/tasks", body).status_code == 202
+    stage.app.advance(1)
+    with stage.http.events(body["task_id"]) as events:
+        results = [event.data for event in events if event.name == "result"]
+    shown = contract.load("data")["components"]["schemas"][schema]["example"]
+    assert list(differences(shown, results[0])) == []
+
+
 # -- answers ---------------------------------------------------------------------------------------------------
 def admitted(stage: Stage) -> requests.Response:
     return stage.post("/v1/tasks", EXAMPLES["createTask", "body", "completion"])
