@@ -209,7 +209,13 @@ class Daemon:
             draw_seed or (lambda: secrets.randbelow(SEEDS)),
             RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
         )
-        self.pools = Pools(self.core, mapping.limits(settings), contract.api_version(), self.models.progress)
+        self.pools = Pools(
+            self.core,
+            mapping.limits(settings),
+            mapping.rate_limits(settings),
+            contract.api_version(),
+            self.models.progress,
+        )
         self.operations = Operations(self.core, self.clock, self.telemetry, self.replicas.revive)
         self.catalog = CatalogModels(
             self.core,

@@ -178,3 +178,9 @@ def limits(settings: Settings) -> dict[str, int]:
         "task_retention_ms": settings.retention.tasks_ms,
         "task_retention_count": settings.retention.tasks,
     }
+
+
+def rate_limits(settings: Settings) -> dict[str, float]:
+    """What capabilities say of how fast one caller may submit tasks; nothing when there is no limit."""
+    rate = settings.auth.rate_limit
+    return {"tasks_per_s": rate.per_s, "tasks_burst": rate.burst} if rate.per_s else {}

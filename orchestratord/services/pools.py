@@ -15,17 +15,21 @@ REASON_CHARS = 256
 
 
 class Pools:
-    """`fetched`: bytes there and bytes in all of a reference that is being fetched, see `ports.ModelFiles`."""
+    """`rate_limits`: what one caller may submit, by name. `fetched`: bytes there and bytes in all of a reference that
+    is being fetched, see `ports.ModelFiles`.
+    """
 
     def __init__(
         self,
         core: Core,
         limits: dict[str, int],
+        rate_limits: dict[str, float],
         api_version: str,
         fetched: Callable[[str], tuple[int, int] | None],
     ) -> None:
         self._core = core
         self._limits = limits
+        self._rate_limits = {"rate_limits": rate_limits} if rate_limits else {}
         self._api_version = api_version
         self._fetched = fetched
 
@@ -114,7 +118,7 @@ class Pools:
             groups.setdefault((pool.spec.engine, pool.spec.driver, pool.engine_version), []).append(pool)
         return {
             "api_version": self._api_version,
-            "engines": [_engine(key, pools) for key, pools in sorted(groups.items())],
+            "engines": [{**_engine(key, pools), **self._rate_limits} for key, pools in sorted(groups.items())],
             "pools": [self.summary(pool) for pool in self.all()],
             "limits": self._limits,
         }

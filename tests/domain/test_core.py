@@ -133,6 +133,16 @@ def test_the_predicted_end_itself_decides_about_a_deadline() -> None:
     World().admit(**fields, deadline_ms=end + 1)
 
 
+def test_what_is_canceled_before_it_ran_has_decoded_nothing() -> None:
+    """ORCH-3026: not a token, and no time."""
+    world = World(slots=1)
+    world.admit()
+    world.dispatch()
+    waiting = world.admit()
+    world.cancel(waiting)
+    assert world.visible(waiting)[-1][2] == {"tokens_out": 0, "decode_ms": 0, "finish_reason": "canceled"}
+
+
 def test_nothing_is_appended_above_the_seal_of_a_cancel() -> None:
     """ORCH-3026: the seal names the terminal event; the engine call is aborted; the slot stays taken."""
     world = World(slots=1)

@@ -15,6 +15,7 @@ from benchmarks import eta as simulation
 from orchestratord.domain import eta, forecast
 from orchestratord.domain.eta import Prior, ServiceModel
 from orchestratord.domain.outcome import Usage
+from orchestratord.domain.pool import Pool, PoolSpec, Replica
 from orchestratord.domain.queue import QueueSpec
 from tests.domain.world import World
 
@@ -123,6 +124,17 @@ def test_without_a_ready_slot_the_work_ahead_still_counts() -> None:
 
 
 # -- services ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("on_demand", [False, True])
+def test_of_a_replica_that_is_down_nothing_is_expected(on_demand: bool) -> None:
+    """The estimate is made of the slots there are; only a model that is not loaded will have them all."""
+    pool = Pool(PoolSpec("home", "llamacpp", "mock", "m", on_demand=on_demand))
+    for name, state in (("up", "ready"), ("down", "dead")):
+        pool.replicas[name] = Replica(name, state=state, slots=2)  # type: ignore[arg-type]
+    assert pool.slots_when_loaded == 2
+    pool.replicas["up"].state = "dead"
+    assert pool.slots_when_loaded == (4 if on_demand else 0)
+
+
 def test_the_prior_holds_until_the_first_observation_and_not_longer() -> None:
     """SPEC 2: estimates come from observed service times; before any, a documented prior."""
     model, request = ServiceModel(Prior(100, 20, 0.5)), World().request(max_tokens=100)
