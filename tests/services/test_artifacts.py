@@ -24,11 +24,11 @@ class Store(MemoryArtifacts):
         self.full = False
         self.attempts = 0
 
-    async def put(self, artifact: Artifact) -> Artifact:
+    async def put(self, artifact: Artifact, *, automatic: bool = False) -> Artifact:
         self.attempts += 1
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return await super().put(artifact)
+        return await super().put(artifact, automatic=automatic)
 
 
 def transcript_id(app: LiveApp, session: VerifyingSession, **fields: Any) -> str:
