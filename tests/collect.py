@@ -65,8 +65,8 @@ class Round:
     async def _collect(self) -> None:
         """As retention does: only what is offered."""
         for _ in range(3):
-            offered = [s.artifact.id for s in self._store.oldest(limit=AT_ONCE * 2, after=None)]
-            if self.one.id in offered:
+            offered = self._store.oldest(limit=1, after=(self.one.created_ms - 1, "f" * 64))
+            if offered and offered[0].artifact.id == self.one.id:
                 if await self._store.drop(self.one.id):
                     self._tally.dropped += 1
                 else:
