@@ -60,6 +60,7 @@ from orchestratord.services.catalog import CatalogModels
 from orchestratord.services.dispatch import Dispatch
 from orchestratord.services.gauges import Gauges
 from orchestratord.services.members import ReplicaSpec
+from orchestratord.services.modelcache import CacheBound
 from orchestratord.services.narration import Narrator
 from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
@@ -180,6 +181,9 @@ class Daemon:
         self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
         keep = mapping.keep(settings.retention)
         self.retention = Retention(self.store, self.core, self.clock, self.telemetry, keep)
+        self.cache_bound = CacheBound(
+            self.models, self.core, self.replicas.all_specs, self.clock, self.telemetry, keep.every_s
+        )
         s = settings.streams
         self.streams = Streams(
             self.core,
@@ -294,7 +298,8 @@ class Daemon:
                 for r in p.replicas
             ]
         )
-        self._keepers = [asyncio.ensure_future(w) for w in (self.artifacts.serve(self.core), self.retention.serve())]
+        work = (self.artifacts.serve(self.core), self.retention.serve(), self.cache_bound.serve())
+        self._keepers = [asyncio.ensure_future(one) for one in work]
         self.gauges.start()
         self.sweeps.start()
         self.catalog.start()

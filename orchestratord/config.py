@@ -241,6 +241,7 @@ class FetchSettings(Section, frozen=True):
     hosts: tuple[str, ...] = ()
     allow_private: tuple[str, ...] = ()
     max_bytes: Positive = 256 * 1024**3
+    cache_bytes: Positive | None = None
     connect_ms: Millis = 10_000
     idle_ms: Millis = 60_000
     total_ms: Millis = 86_400_000

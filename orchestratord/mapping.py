@@ -120,6 +120,7 @@ def fetch_policy(fetch: FetchSettings) -> FetchPolicy:
         hub=parse_url(fetch.hub),
         s3=S3Access(parse_url(s3.endpoint), s3.region, s3.access_key_env, s3.secret_key_env, s3.session_token_env),
         max_bytes=fetch.max_bytes,
+        cache_bytes=fetch.cache_bytes,
         connect_s=fetch.connect_ms / 1000,
         idle_s=fetch.idle_ms / 1000,
         total_s=fetch.total_ms / 1000,

@@ -468,6 +468,26 @@ class ModelFiles(Protocol):
         """Bytes there and bytes in all (0: not known) of a reference that is being fetched; None if it is not."""
 
 
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Models that somebody uses: by references in their one form, by paths, and by digests (sha256:<64 hex>)."""
+
+    refs: frozenset[str]
+    paths: frozenset[str]
+    digests: frozenset[str]
+
+
+class ModelCache(Protocol):
+    """What was fetched, within a bound. The bound is in bytes; there may be none."""
+
+    async def trim(self, used: Callable[[], Used]) -> tuple[int, int]:
+        """Remove what was used least recently until the rest is within the bound: (bytes removed, bytes left).
+
+        That waits for a moment when nothing is being fetched. `used` is asked at that moment; what it names stays, and
+        whoever wants to fetch something then waits for the end. Raises OSError.
+        """
+
+
 # -- telemetry ---------------------------------------------------------------------------------------------
 class Telemetry(Protocol):
     """Domain words in, metrics and log lines out. Never raises, never blocks, never sees a prompt or a token."""

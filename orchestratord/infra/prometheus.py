@@ -90,6 +90,7 @@ TABLE: dict[str, Series] = {
     ),
     "orchestratord_artifact_bytes": Series("state", ("origin",), "What the store of artifacts holds."),
     "orchestratord_transcripts_dropped_total": Series("counter", ("reason",), "Transcripts past their retention."),
+    "orchestratord_model_cache_dropped_bytes_total": Series("counter", (), "Fetched models that made room."),
     "orchestratord_breaker_trips_total": Series("counter", ("pool_id",), "Replicas that failed too often in a row."),
 }
 
