@@ -39,7 +39,7 @@ from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.infra.json_logs import Sink, make_sink
 from orchestratord.infra.memory import ProcMemory
 from orchestratord.infra.process import ProcessHost
-from orchestratord.infra.samples import samples
+from orchestratord.infra.samples import samples, stored
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.infra.telemetry import StandardTelemetry
@@ -61,6 +61,7 @@ from orchestratord.services.catalog import CatalogModels
 from orchestratord.services.dispatch import Dispatch
 from orchestratord.services.gauges import Gauges
 from orchestratord.services.members import ReplicaSpec
+from orchestratord.services.modelcache import CacheBound
 from orchestratord.services.narration import Narrator
 from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
@@ -68,6 +69,7 @@ from orchestratord.services.recorder import Recorder
 from orchestratord.services.reload import Reloads, ReloadSettings
 from orchestratord.services.replicas import Replicas
 from orchestratord.services.residents import Residents
+from orchestratord.services.retention import Retention
 from orchestratord.services.room import Room, RoomSettings
 from orchestratord.services.runs import Runs
 from orchestratord.services.sessions import Sessions
@@ -178,6 +180,11 @@ class Daemon:
             self.core, self.replicas, self.room, self.clock, self.telemetry, models.load_ms / 1000
         )
         self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
+        keep = mapping.keep(settings.retention)
+        self.retention = Retention(self.store, self.core, self.clock, self.telemetry, keep)
+        self.cache_bound = CacheBound(
+            self.models, self.core, self.replicas.all_specs, self.clock, self.telemetry, keep.every_s
+        )
         s = settings.streams
         self.streams = Streams(
             self.core,
@@ -239,7 +246,7 @@ class Daemon:
             ReloadSettings(models.drain_ms / 1000, models.load_ms / 1000),
             self.admission.forget_counts,
         )
-        self.metrics.watch(lambda: samples(self.core))
+        self.metrics.watch(lambda: [*samples(self.core), *stored(self.store)])
         self.services = Services(
             admission=self.admission,
             tasks=Tasks(self.core, self.clock),
@@ -298,7 +305,8 @@ class Daemon:
                 for r in p.replicas
             ]
         )
-        self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
+        work = (self.artifacts.serve(self.core), self.retention.serve(), self.cache_bound.serve())
+        self._keepers = [asyncio.ensure_future(one) for one in work]
         self.gauges.start()
         self.sweeps.start()
         self.catalog.start()
@@ -342,8 +350,9 @@ class Daemon:
         await self.gauges.stop()
         await self.replicas.stop()
         await self.models.close()
-        self._archiver.cancel()
-        await asyncio.gather(self._archiver, return_exceptions=True)
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
         self.recorder.stop()
         await self.journal.close()
         self.telemetry.event("daemon_stopped", "everything is down")

@@ -26,6 +26,7 @@ Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 Positive = Annotated[int, Meta(ge=1)]
 Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
+MAX_AGE_MS = 10 * 366 * 86_400_000
 
 
 class ConfigError(Exception):
@@ -109,11 +110,14 @@ class StreamSettings(Section, frozen=True):
 
 
 class RetentionSettings(Section, frozen=True):
-    """How long finished tasks are kept for replay."""
+    """How long finished tasks are kept for replay, and how long their transcripts."""
 
     tasks_ms: Millis = 3_600_000
     tasks: Positive = 10_000
     log_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
+    transcripts_ms: Annotated[int, Meta(ge=1, le=MAX_AGE_MS)] = 7 * 86_400_000
+    transcripts_bytes: Annotated[int, Meta(ge=0)] = 2 * 1024**3
+    sweep_ms: Millis = 600_000
 
 
 class QueueSettings(Section, frozen=True):
@@ -237,6 +241,7 @@ class FetchSettings(Section, frozen=True):
     hosts: tuple[str, ...] = ()
     allow_private: tuple[str, ...] = ()
     max_bytes: Positive = 256 * 1024**3
+    cache_bytes: Positive | None = None
     connect_ms: Millis = 10_000
     idle_ms: Millis = 60_000
     total_ms: Millis = 86_400_000

@@ -5,6 +5,7 @@ Every implementation of a port, the test doubles included, passes the same suite
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -140,13 +141,31 @@ class ArtifactCorrupt(Exception):
     """The stored bytes no longer hash to the artifact's id."""
 
 
-class ArtifactStore(Protocol):
-    """Content-addressed documents. Writes are atomic, reads are verified."""
+class ArtifactTooLarge(Exception):
+    """More bytes than the store takes for one artifact; the message says how many those are."""
 
-    async def put(self, artifact: Artifact) -> Artifact:
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a store knows of an artifact without reading it. `artifact` has no content; `size` is in bytes."""
+
+    artifact: Artifact
+    size: int
+    automatic: bool
+
+
+class ArtifactStore(Protocol):
+    """Content-addressed documents. Writes are atomic, reads are verified.
+
+    What the daemon itself has put is `automatic` and may be dropped. What anybody else has put, be it once and before
+    or after the daemon, is kept for good. The mark outlives a restart.
+    """
+
+    async def put(self, artifact: Artifact, *, automatic: bool = False) -> Artifact:
         """Store it unless its id is there already; return what is stored (the first `created_ms` wins).
 
-        Raises OSError when the store cannot be written.
+        Until this returns neither the artifact nor the one it names as its parent is dropped. Raises ArtifactTooLarge,
+        and OSError when the store cannot be written.
         """
 
     async def get(self, artifact_id: str) -> Artifact | None:
@@ -154,6 +173,24 @@ class ArtifactStore(Protocol):
 
     async def list(self, *, limit: int, after: tuple[int, str] | None, tag: str | None) -> list[Artifact]:
         """Newest first by (created_ms, id), beginning below the key `after`; `content` may be left as None."""
+
+    def oldest(self, *, limit: int, after: tuple[int, str] | None) -> builtins.list[Stored]:
+        """Automatic artifacts, oldest first by (created_ms, id), beginning above the key `after`."""
+
+    async def drop(self, artifact_id: str) -> bool:
+        """Remove an automatic artifact that no other one names as its parent; False, and it stays, for all others.
+
+        Decided before the first await. A later `put` stores it anew. Whatever happens, it is there whole or not at
+        all. Raises OSError, and then it is there.
+        """
+
+    @property
+    def automatic_bytes(self) -> int:
+        """Bytes of all automatic artifacts."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of all others."""
 
 
 # -- engines -----------------------------------------------------------------------------------------------
@@ -429,6 +466,26 @@ class ModelFiles(Protocol):
 
     def progress(self, ref: str) -> tuple[int, int] | None:
         """Bytes there and bytes in all (0: not known) of a reference that is being fetched; None if it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Models that somebody uses: by references in their one form, by paths, and by digests (sha256:<64 hex>)."""
+
+    refs: frozenset[str]
+    paths: frozenset[str]
+    digests: frozenset[str]
+
+
+class ModelCache(Protocol):
+    """What was fetched, within a bound. The bound is in bytes; there may be none."""
+
+    async def trim(self, used: Callable[[], Used]) -> tuple[int, int]:
+        """Remove what was used least recently until the rest is within the bound: (bytes removed, bytes left).
+
+        That waits for a moment when nothing is being fetched. `used` is asked at that moment; what it names stays, and
+        whoever wants to fetch something then waits for the end. Raises OSError.
+        """
 
 
 # -- telemetry ---------------------------------------------------------------------------------------------

@@ -44,9 +44,14 @@ class Pools:
         return [self._core.pools[pool_id] for pool_id in sorted(self._core.pools)]
 
     def not_ready(self) -> list[str]:
-        """Why the daemon cannot take work for some pool; empty when every pool is ready."""
+        """Why the daemon cannot take work it should; empty when every pool is ready that nobody has closed."""
         reasons = []
-        for pool in self.all():
+        every = self.all()
+        wanted = [pool for pool in every if not pool.draining]
+        if every and not wanted:
+            closed = ", ".join(pool.id for pool in every)
+            reasons.append(f"every pool is drained or being reloaded ({closed}): resume one"[:REASON_CHARS])
+        for pool in wanted:
             if not pool.ready:
                 states = "; ".join(f"{r.id}: {r.reason or r.state}" for r in pool.replicas.values())
                 reasons.append(f"pool {pool.id} is not ready ({states or 'no replicas'})"[:REASON_CHARS])

@@ -83,6 +83,10 @@ class Replicas:
         """Of the replicas that serve the pool."""
         return [self._members[r].spec for r in pool.replicas.values()]
 
+    def all_specs(self) -> list[ReplicaSpec]:
+        """Of every replica, also of those that a reload brings up or retires."""
+        return [member.spec for member in self._members.values()]
+
     def pids(self, pool: Pool) -> dict[str, int]:
         """Of the engines that run for the pool as children of ours, by replica."""
         found = {r.id: self._members[r].process for r in pool.replicas.values() if r in self._members}
