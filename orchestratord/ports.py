@@ -215,11 +215,13 @@ Deliver = Callable[[Chunk], bool]  # False: nothing more is wanted
 
 
 class EngineError(Exception):
-    """An engine did not do its work.
+    """An engine did not do its work. One rule for all drivers says which kind of failure it is:
 
-    kind: `refused` (it says the request is wrong; never retried, never counts against the replica), `full`,
-    `lost` (connection refused, reset or closed before the end), `timeout`, `protocol` (it sent what cannot be
-    understood), `failed` (it reported an error of its own).
+    `refused`: it says the request is wrong (400, 413, 422, 501 and their like), and whoever asked can change it. Never
+    retried, never counts against the replica. `full`: it has no room, or not yet (429, 503). `failed`: it reports an
+    error of its own (5xx), or does not know our key, model or path (401, 403, 404, 405), which no client can change.
+    `lost`: the connection was refused, reset or closed before the end. `timeout`. `protocol`: it sent what cannot be
+    understood. The same holds for a status inside an error frame under 200; a frame without one is `failed`.
     """
 
     def __init__(self, kind: Literal["refused", "full", "lost", "timeout", "protocol", "failed"], message: str) -> None:
