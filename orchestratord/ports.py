@@ -316,6 +316,23 @@ class ProcessSpec:
     mode: Workload = "completion"  # for engines that must be told at their start
 
 
+@runtime_checkable
+class Startable(Protocol):
+    """What the class of a driver has besides whose engine the daemon can start: what to run, and in which environment.
+
+    Both are called on the class, before there is an engine, and quick enough for the event loop.
+    """
+
+    def command(self, spec: ProcessSpec, port: int) -> list[str]:
+        """Program and arguments of a server on 127.0.0.1:`port` that serves `spec.model_path`.
+
+        Raises OSError when it cannot be started; the message names the fix (FileNotFoundError: how to get the program).
+        """
+
+    def environment(self, spec: ProcessSpec) -> dict[str, str]:
+        """Its whole environment: ours where it needs that, what keeps it to `spec.device_mask`, then `spec.env`."""
+
+
 class ReplicaHost(Protocol):
     """Starts engine servers."""
 

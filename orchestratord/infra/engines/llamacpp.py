@@ -14,7 +14,7 @@ import msgspec
 
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling
-from orchestratord.infra.engines import llamacpp_pooled
+from orchestratord.infra.engines import llamacpp_pooled, llamacpp_process
 from orchestratord.infra.engines.llamacpp_abilities import Abilities, abilities
 from orchestratord.infra.engines.llamacpp_slots import slots_of
 from orchestratord.infra.engines.plumbing import kind_of, message_of, refusal
@@ -152,6 +152,8 @@ class LlamaCpp:
 
     engine = ENGINE
     driver = "llamacpp"
+    command = staticmethod(llamacpp_process.command)
+    environment = staticmethod(llamacpp_process.environment)
 
     def __init__(self, url: str, *, clock: Clock, api_key: str | None = None) -> None:
         self._http = Transport(url, clock=clock, api_key=api_key)

@@ -17,6 +17,7 @@ import msgspec
 
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling, Workload
+from orchestratord.infra.engines import vllm_process
 from orchestratord.infra.engines.plumbing import (
     Count,
     Server,
@@ -118,6 +119,8 @@ class Vllm:
 
     engine = ENGINE
     driver = "vllm"
+    command = staticmethod(vllm_process.command)
+    environment = staticmethod(vllm_process.environment)
 
     def __init__(self, url: str, *, clock: Clock, api_key: str | None = None, slots: int | None = None) -> None:
         self._server = Server("vLLM", url, clock=clock, api_key=api_key)
