@@ -13,6 +13,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from orchestratord.domain.device import Device
 from orchestratord.domain.entry import CatalogEntry
 from orchestratord.domain.facts import Fact, JournaledTask, SessionDeleted
+from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling, Workload
@@ -172,6 +173,7 @@ class EngineProps:
     exact_warm: bool = False  # also where it reuses a prefix from its KV cache
     features: tuple[str, ...] = ()  # sampling knobs it honours, and `prefix_cache` if it keeps prompts in its KV cache
     model_digest: str | None = None  # sha256:<64 hex>, of engines that say so
+    kv: KvLayout | None = None  # what tokens take in its KV cache, where that is certain
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,6 +10,7 @@ from orchestratord.domain.budget import Amounts
 from orchestratord.domain.catalog import Catalog
 from orchestratord.domain.facts import Fact, Finished, Frames, Started
 from orchestratord.domain.hooks import Hooks, Limits, Ticket
+from orchestratord.domain.kv import tokens_left
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import CancelReason, Failure, FinishReason, TaskState, Usage
 from orchestratord.domain.pool import Lease, Pool, PoolSpec
@@ -206,7 +207,7 @@ class Lives:
         session = self.sessions.get(task.session_id, now)
         keeps = task.request.kv_hint != "cold" and task.request.workload == "completion"
         if session is not None and keeps and "prefix_cache" in lease.replica.features:
-            session.warm = lease
+            session.warm, session.kv_tokens = lease, tokens_left(task.usage)
 
     def release(self, lease: Lease) -> None:
         """The slot is known to be free."""

@@ -9,6 +9,7 @@ from typing import Literal
 from orchestratord.domain.breaker import Breaker
 from orchestratord.domain.device import Device
 from orchestratord.domain.eta import Prior, ServiceModel
+from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.operation import Fault, Model, Operation
 from orchestratord.domain.pins import Pins
 from orchestratord.domain.queue import QueueSpec, TaskQueue
@@ -90,6 +91,7 @@ class Replica:
     quant: str | None = None
     exact_alone: bool = False  # equal seeds give equal tokens when one request runs at a time
     exact_warm: bool = False  # also when that reuses a prefix
+    kv: KvLayout | None = None  # what tokens take in its KV cache, where that is known
     kv_usage: float | None = None  # share of its KV cache that jobs take; None: it does not say
     devices: tuple[Device, ...] = ()  # that it computes on, as far as they can be seen
     incarnation: int = 0

@@ -343,4 +343,5 @@ def _facts(props: EngineProps) -> dict[str, Any]:
         "quant": props.quant,
         "exact_alone": props.exact_alone,
         "exact_warm": props.exact_warm,
+        "kv": props.kv,
     }

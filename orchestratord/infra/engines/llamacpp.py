@@ -7,20 +7,23 @@ counter counts; requests beyond the slots queue inside without limit and cannot 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 
+from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling
 from orchestratord.infra.engines import llamacpp_pooled, llamacpp_process
 from orchestratord.infra.engines.llamacpp_abilities import Abilities, abilities
+from orchestratord.infra.engines.llamacpp_kv import kv_layout
 from orchestratord.infra.engines.llamacpp_slots import slots_of
 from orchestratord.infra.engines.plumbing import kind_of, message_of, refusal
 from orchestratord.infra.engines.relay import Frames, relay
 from orchestratord.infra.engines.transport import Reply, Transport
-from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd
+from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd, ProcessSpec
 
 ENGINE = "llamacpp"
 CONTROL_S = 5.0  # for everything but a stream: these answer in milliseconds even while slots are busy
@@ -148,15 +151,19 @@ class _Stream(Frames):
 
 
 class LlamaCpp:
-    """One llama-server. See `ports.Engine`."""
+    """One llama-server. See `ports.Engine`. process: how the daemon started it."""
 
     engine = ENGINE
     driver = "llamacpp"
     command = staticmethod(llamacpp_process.command)
     environment = staticmethod(llamacpp_process.environment)
 
-    def __init__(self, url: str, *, clock: Clock, api_key: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, clock: Clock, api_key: str | None = None, process: ProcessSpec | None = None
+    ) -> None:
         self._http = Transport(url, clock=clock, api_key=api_key)
+        self._process = process
+        self._kv: dict[str, KvLayout | None] = {}  # by model
         self._said: dict[tuple[str, str, int], Abilities] = {}  # by build, model and ctx: what it was found to do
 
     async def ready(self) -> str | None:
@@ -194,7 +201,13 @@ class LlamaCpp:
             quant=props.model_ftype,
             exact_alone=True,
             features=able.features,
+            kv=await self._kv_layout(props.model_path),
         )
+
+    async def _kv_layout(self, path: str) -> KvLayout | None:
+        if self._process is not None and path not in self._kv:
+            self._kv = {path: await asyncio.to_thread(kv_layout, path, self._process)}
+        return self._kv.get(path)
 
     async def run(self, job: Job, deliver: Deliver) -> None:
         pooled = job.workload != "completion"

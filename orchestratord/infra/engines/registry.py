@@ -64,12 +64,12 @@ def check(name: str, make: Make, given: Mapping[str, Option], *, starts: bool) -
         raise DriverError(f"driver {name!r} has no option {option!r}. {there}")
 
 
-def options(make: Make, known: Mapping[str, Option], given: Mapping[str, Option]) -> dict[str, Option]:
+def options(make: Make, known: Mapping[str, Any], given: Mapping[str, Option]) -> dict[str, Any]:
     """What to make a driver with: of what is `known` of its process that which it asks for, and what is `given`."""
-    takes = _takes(make)
+    takes = inspect.signature(make).parameters
     return {**{name: value for name, value in known.items() if name in takes}, **given}
 
 
 def _takes(make: Make) -> set[str]:
     """The options of a driver beyond the port's own."""
-    return set(inspect.signature(make).parameters) - {"url", "clock", "api_key"}
+    return set(inspect.signature(make).parameters) - {"url", "clock", "api_key", "process"}
