@@ -122,6 +122,7 @@ class Admission:
         placement = request.placement
         if placement.mode == "pin" and placement.pin_pool_id is None:
             raise InvalidParams("placement.mode is pin: name the pool in pin_pool_id.", rule="pin_unknown_pool")
+        self._check_output(request)
         serving = self._core.serving(request)
         limits = [r.ctx for p in serving for r in p.known_replicas]
         unknown = any(p.dormant and not p.known_replicas for p in serving)
@@ -130,6 +131,19 @@ class Admission:
                 f"ctx {request.ctx} is more than {request.model_ref} offers here: at most {max(limits)} tokens.",
                 rule="ctx_exceeds_model",
                 limit=max(limits),
+            )
+
+    def _check_output(self, request: TaskRequest) -> None:
+        """An embedding whose vectors would not fit into one task's log, by the length of those already seen."""
+        seen = [r.result_bytes for p in self._core.serving(request) for r in p.known_replicas]
+        sizes = [size for each in seen if (size := each.get(request.workload))]
+        most = self._core.limits.task_bytes // min(sizes) if sizes else None
+        if most is not None and len(request.inputs or ()) > most:
+            raise InvalidParams(
+                f"{len(request.inputs or ())} results of {request.model_ref} would pass the "
+                f"{self._core.limits.task_bytes} bytes of one task. Send at most {max(1, most)} inputs at once.",
+                rule="output_exceeds_limit",
+                limit=max(1, most),
             )
 
     def _check_knobs(self, request: TaskRequest) -> None:

@@ -187,7 +187,10 @@ def test_a_task_that_outgrows_its_log_fails() -> None:
     (lease,) = world.dispatch()
     assert world.output(lease, "x" * 600) is False
     assert task.failure is not None
+    assert (task.failure.code, task.failure.retriable) == ("INVALID_PARAMS", False)
+    assert task.failure.details == {"rule": "output_exceeds_limit", "limit": 500}
     assert world.visible(task)[-1][1] == "error"
+    assert not world.core.pools["home"].replicas["r0"].breaker.open  # it did what it was asked
 
 
 def test_a_quarantined_slot_is_not_leased() -> None:
