@@ -431,7 +431,7 @@ class Daemon:
         api_key = os.environ.get(key_name) if key_name else None
         make = self._drivers[pool.driver or pool.engine]
         process = replica.process
-        known = {} if process is None else {"slots": process.slots, "ctx": process.ctx}
+        known = {} if process is None else {"slots": process.slots, "ctx": process.ctx, "process": spec.process}
         options = registry.options(make, known, replica.options)
         engine: Engine = make(url, clock=self.clock, api_key=api_key, **options)
         return engine

@@ -14,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from orchestratord.domain.device import Device
 from orchestratord.domain.entry import CatalogEntry
 from orchestratord.domain.facts import Fact, JournaledTask, SessionDeleted
+from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling, Workload
@@ -209,6 +210,7 @@ class EngineProps:
     exact_warm: bool = False  # also where it reuses a prefix from its KV cache
     features: tuple[str, ...] = ()  # sampling knobs it honours, and `prefix_cache` if it keeps prompts in its KV cache
     model_digest: str | None = None  # sha256:<64 hex>, of engines that say so
+    kv: KvLayout | None = None  # what tokens take in its KV cache, where that is certain
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,11 +254,13 @@ Deliver = Callable[[Chunk], bool]  # False: nothing more is wanted
 
 
 class EngineError(Exception):
-    """An engine did not do its work.
+    """An engine did not do its work. One rule for all drivers says which kind of failure it is:
 
-    kind: `refused` (it says the request is wrong; never retried, never counts against the replica), `full`,
-    `lost` (connection refused, reset or closed before the end), `timeout`, `protocol` (it sent what cannot be
-    understood), `failed` (it reported an error of its own).
+    `refused`: it says the request is wrong (400, 413, 422, 501 and their like), and whoever asked can change it. Never
+    retried, never counts against the replica. `full`: it has no room, or not yet (429, 503). `failed`: it reports an
+    error of its own (5xx), or does not know our key, model or path (401, 403, 404, 405), which no client can change.
+    `lost`: the connection was refused, reset or closed before the end. `timeout`. `protocol`: it sent what cannot be
+    understood. The same holds for a status inside an error frame under 200; a frame without one is `failed`.
     """
 
     def __init__(self, kind: Literal["refused", "full", "lost", "timeout", "protocol", "failed"], message: str) -> None:
@@ -349,6 +353,23 @@ class ProcessSpec:
     env: dict[str, str]
     device_mask: str | None
     mode: Workload = "completion"  # for engines that must be told at their start
+
+
+@runtime_checkable
+class Startable(Protocol):
+    """What the class of a driver has besides whose engine the daemon can start: what to run, and in which environment.
+
+    Both are called on the class, before there is an engine, and quick enough for the event loop.
+    """
+
+    def command(self, spec: ProcessSpec, port: int) -> list[str]:
+        """Program and arguments of a server on 127.0.0.1:`port` that serves `spec.model_path`.
+
+        Raises OSError when it cannot be started; the message names the fix (FileNotFoundError: how to get the program).
+        """
+
+    def environment(self, spec: ProcessSpec) -> dict[str, str]:
+        """Its whole environment: ours where it needs that, what keeps it to `spec.device_mask`, then `spec.env`."""
 
 
 class ReplicaHost(Protocol):

@@ -8,7 +8,7 @@ are the `Hooks`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
 from itertools import count
 from typing import Any
 
@@ -30,7 +30,7 @@ from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Admission, Failure, TaskState
 from orchestratord.domain.placement import PoolSnapshot, pick_replica, place, suits
 from orchestratord.domain.pool import Lease, Pool, PoolSpec, Replica
-from orchestratord.domain.request import DeterminismClass, TaskRequest
+from orchestratord.domain.request import DeterminismClass, TaskRequest, Workload
 from orchestratord.domain.session import Session
 from orchestratord.domain.task import Task
 from orchestratord.domain.trust import TrustPolicy
@@ -328,6 +328,12 @@ class Core(Lives):
             for lease in [le for le in replica.leases.values() if le.quarantined]:
                 self.release(lease)
         self._hooks.wake()
+
+    def replica_gave(self, replica: Replica, results: Mapping[Workload, dict[str, Any]]) -> None:
+        """What a probe brought, of each workload one result: they show how long those of tasks will be."""
+        replica.result_bytes = {
+            workload: len(self._hooks.encode(1, "result", payload)) for workload, payload in results.items()
+        }
 
     def replica_probed(self, replica: Replica) -> None:
         """A replica whose breaker was open has decoded and cancelled again."""

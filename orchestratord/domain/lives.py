@@ -10,6 +10,7 @@ from orchestratord.domain.budget import Amounts
 from orchestratord.domain.catalog import Catalog
 from orchestratord.domain.facts import Fact, Finished, Frames, Started
 from orchestratord.domain.hooks import Hooks, Limits, Ticket
+from orchestratord.domain.kv import tokens_left
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import CancelReason, Failure, FinishReason, TaskState, Usage
 from orchestratord.domain.pool import Lease, Pool, PoolSpec
@@ -73,7 +74,9 @@ class Lives:
             index += 1
         task.token_frames = index
         for payload in results:
-            log.append(self._hooks.encode(log.next_id, "result", payload))
+            frame = self._hooks.encode(log.next_id, "result", payload)
+            log.append(frame)
+            lease.replica.saw_result(task.request.workload, len(frame))
         if tokens_out:
             task.usage = Usage(task.usage.tokens_in, tokens_out, 0)
         log.wake()
@@ -84,15 +87,21 @@ class Lives:
             self._fail(task, "WORKER_RESET", asked, now, wall_ms, retriable=True)
             return False
         if log.size > self.limits.task_bytes:
-            self._fail(
-                task,
-                "INTERNAL",
-                f"The output passed {self.limits.task_bytes} bytes, the limit of one task.",
-                now,
-                wall_ms,
-            )
+            self._outgrew(task, now, wall_ms)
             return False
         return True
+
+    def _outgrew(self, task: Task, now: float, wall_ms: int) -> None:
+        """Its output is more than a log may have. Nobody could know before: of an embedding that is a first time."""
+        less = "fewer tokens" if task.request.workload == "completion" else "fewer inputs"
+        limit = self.limits.task_bytes
+        failure = Failure(
+            "INVALID_PARAMS",
+            f"The output passed {limit} bytes, the limit of one task. Ask for {less}, in several tasks.",
+            task.request.engine,
+            details={"rule": "output_exceeds_limit", "limit": limit},
+        )
+        self.fail(task, failure, now, wall_ms)
 
     def _first_output(self, task: Task, lease: Lease, now: float, wall_ms: int) -> None:
         task.move(TaskState.RUNNING)
@@ -206,7 +215,7 @@ class Lives:
         session = self.sessions.get(task.session_id, now)
         keeps = task.request.kv_hint != "cold" and task.request.workload == "completion"
         if session is not None and keeps and "prefix_cache" in lease.replica.features:
-            session.warm = lease
+            session.warm, session.kv_tokens = lease, tokens_left(task.usage)
 
     def release(self, lease: Lease) -> None:
         """The slot is known to be free."""

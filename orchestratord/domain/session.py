@@ -20,6 +20,7 @@ class Session:
     idle_since: float = 0.0
     account: Account = field(default_factory=lambda: Account(Budget()))
     warm: Lease | None = None  # the lease whose slot its last prefix was left in
+    kv_tokens: int | None = None  # of that prefix, where the engine counts them
 
     @property
     def kv_warm(self) -> bool:
@@ -29,6 +30,14 @@ class Session:
         replica = self.warm.replica
         untouched = replica.last_lease.get(self.warm.slot) == self.warm.id
         return replica.state == "ready" and replica.incarnation == self.warm.incarnation and untouched
+
+    @property
+    def kv_bytes(self) -> int | None:
+        """What that prefix takes there; None while it is not there, or where nobody can say."""
+        if self.warm is None or not self.kv_warm or self.kv_tokens is None:
+            return None
+        layout = self.warm.replica.kv
+        return layout.bytes_of(self.kv_tokens) if layout is not None else None
 
     @property
     def kv_lost(self) -> bool:

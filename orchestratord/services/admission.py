@@ -124,6 +124,8 @@ class Admission:
         placement = request.placement
         if placement.mode == "pin" and placement.pin_pool_id is None:
             raise InvalidParams("placement.mode is pin: name the pool in pin_pool_id.", rule="pin_unknown_pool")
+        if request.workload != "completion":
+            self._check_output(request, serving)
         limits = [r.ctx for p in serving for r in p.known_replicas]
         unknown = any(p.dormant and not p.known_replicas for p in serving)
         if limits and not unknown and request.ctx > max(limits):
@@ -131,6 +133,19 @@ class Admission:
                 f"ctx {request.ctx} is more than {request.model_ref} offers here: at most {max(limits)} tokens.",
                 rule="ctx_exceeds_model",
                 limit=max(limits),
+            )
+
+    def _check_output(self, request: TaskRequest, serving: list[Pool]) -> None:
+        """An embedding whose vectors would not fit into one task's log, by the length of those already seen."""
+        seen = [r.result_bytes for p in serving for r in p.known_replicas]
+        sizes = [size for each in seen if (size := each.get(request.workload))]
+        most = self._core.limits.task_bytes // min(sizes) if sizes else None
+        if most is not None and len(request.inputs or ()) > most:
+            raise InvalidParams(
+                f"{len(request.inputs or ())} results of {request.model_ref} would pass the "
+                f"{self._core.limits.task_bytes} bytes of one task. Send at most {max(1, most)} inputs at once.",
+                rule="output_exceeds_limit",
+                limit=max(1, most),
             )
 
     def _check_knobs(self, request: TaskRequest, serving: list[Pool]) -> None:

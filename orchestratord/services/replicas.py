@@ -249,7 +249,8 @@ class Replicas:
         if trial is not None:
             trial.probing()
         async with self._clock.limit(PROBE_LIMIT_S):
-            await prove(engine, props, self._clock)
+            results = await prove(engine, props, self._clock)
+        self._core.replica_gave(member.replica, results)
         self._core.replica_ready(spec.pool_id, member.replica, **_facts(props), model_digest=digest)
         self._telemetry.event(
             "replica_ready",
@@ -347,4 +348,5 @@ def _facts(props: EngineProps) -> dict[str, Any]:
         "quant": props.quant,
         "exact_alone": props.exact_alone,
         "exact_warm": props.exact_warm,
+        "kv": props.kv,
     }

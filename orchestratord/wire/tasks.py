@@ -79,12 +79,13 @@ def status_body(task: Task, waiting: tuple[int, int, str | None] | None) -> dict
 
 
 def session_body(session: Session, turns_max: int, ttl_left_s: float) -> dict[str, Any]:
-    budgets = budgets_body(session.account)
+    budgets, kv_bytes = budgets_body(session.account), session.kv_bytes
     return {
         "ttl_ms_remaining": int(ttl_left_s * 1000),
         "turns": session.turns,
         "turns_max": turns_max,
         "kv_warmth": session.kv_warm,
+        **({"kv_bytes": kv_bytes} if kv_bytes is not None else {}),
         **({"budgets": budgets} if budgets else {}),
     }
 

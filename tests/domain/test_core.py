@@ -13,7 +13,10 @@ from orchestratord.domain import forecast
 from orchestratord.domain.errors import AdmissionReject, Conflict, DeadlineUnmet, NotFound
 from orchestratord.domain.facts import Admitted, Finished, Frames, Started
 from orchestratord.domain.hooks import Limits
-from orchestratord.domain.outcome import Failure, TaskState
+from orchestratord.domain.kv import KvLayout
+from orchestratord.domain.operation import Fault
+from orchestratord.domain.outcome import Failure, TaskState, Usage
+from orchestratord.domain.pool import Lease
 from orchestratord.wire import sse
 from tests.domain.world import World
 
@@ -194,7 +197,10 @@ def test_a_task_that_outgrows_its_log_fails() -> None:
     (lease,) = world.dispatch()
     assert world.output(lease, "x" * 600) is False
     assert task.failure is not None
+    assert (task.failure.code, task.failure.retriable) == ("INVALID_PARAMS", False)
+    assert task.failure.details == {"rule": "output_exceeds_limit", "limit": 500}
     assert world.visible(task)[-1][1] == "error"
+    assert not world.core.pools["home"].replicas["r0"].breaker.open  # it did what it was asked
 
 
 def test_a_quarantined_slot_is_not_leased() -> None:
@@ -422,6 +428,57 @@ def test_a_session_comes_back_to_the_slot_that_holds_its_prefix() -> None:
     assert stranger.slot == first.slot
     assert not session.kv_warm
     assert session.kv_lost
+
+
+def test_a_session_knows_what_its_prefix_takes() -> None:
+    """ORCH-3023: what its last task left in the slot, in every layer; nothing once it is gone, or where nobody can say.
+
+    The last token of a text was never read by the model, so it is not in the cache.
+    """
+    world = World(slots=2, capacity=8)
+    (replica,) = world.core.pools["home"].replicas.values()
+    replica.kv = KvLayout(100, ((8, 10),))
+
+    def turn(tokens_in: int | None, tokens_out: int) -> Lease:
+        world.admit(session_id="s")
+        (lease,) = world.dispatch()
+        world.finish(lease, finish_reason="stop", usage=Usage(tokens_in, tokens_out))
+        return lease
+
+    turn(5, 2)
+    session = world.core.session("s", world.now)
+    assert session.kv_bytes == 6 * 100 + 6 * 10
+    turn(20, 11)
+    assert session.kv_bytes == 30 * 100 + 8 * 10
+    replica.kv = KvLayout(100, block=16)
+    assert session.kv_bytes == 16 * 100
+    replica.kv = None
+    assert session.kv_bytes is None
+    replica.kv = KvLayout(100)
+    first = turn(None, 3)  # the engine did not count the prompt
+    assert (session.kv_warm, session.kv_bytes) == (True, None)
+    turn(7, 1)
+    assert session.kv_bytes == 700
+    world.admit()
+    world.admit()
+    assert {lease.slot for lease in world.dispatch()} == {first.slot, 1 - first.slot}
+    assert session.kv_bytes is None  # somebody else has its slot
+
+
+def test_a_restart_takes_the_bytes_along() -> None:
+    """ORCH-3023."""
+    world = World(slots=1)
+    (replica,) = world.core.pools["home"].replicas.values()
+    replica.kv = KvLayout(100)
+    world.admit(session_id="s")
+    (lease,) = world.dispatch()
+    world.finish(lease, finish_reason="stop", usage=Usage(5, 2))
+    session = world.core.session("s", world.now)
+    assert session.kv_bytes == 600
+    world.core.replica_failed("home", replica, Fault("POOL_UNAVAILABLE", "it died", 0))
+    assert session.kv_bytes is None
+    world.ready(1)
+    assert session.kv_bytes is None
 
 
 def test_no_two_leases_share_a_slot_and_a_restart_empties_them() -> None:
