@@ -232,7 +232,7 @@ class Daemon:
             ReloadSettings(models.drain_ms / 1000, models.load_ms / 1000),
             self.admission.forget_counts,
         )
-        self.metrics.watch(lambda: samples(self.core))
+        self.metrics.watch(lambda: samples(self.core, contract.api_version()))
         self.services = Services(
             admission=self.admission,
             tasks=Tasks(self.core, self.clock),
