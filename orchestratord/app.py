@@ -246,7 +246,7 @@ class Daemon:
             ReloadSettings(models.drain_ms / 1000, models.load_ms / 1000),
             self.admission.forget_counts,
         )
-        self.metrics.watch(lambda: [*samples(self.core), *stored(self.store)])
+        self.metrics.watch(lambda: [*samples(self.core, contract.api_version()), *stored(self.store)])
         self.services = Services(
             admission=self.admission,
             tasks=Tasks(self.core, self.clock),

@@ -25,6 +25,7 @@ from orchestratord.domain.url import BadReference, host_pattern, parse_url
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 Positive = Annotated[int, Meta(ge=1)]
+POOLS_MAX, REPLICAS_MAX = 256, 1024  # ids of either are labels of metrics
 Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
 MAX_AGE_MS = 10 * 366 * 86_400_000
 
@@ -317,7 +318,7 @@ class Settings(Section, frozen=True):
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     models: ModelSettings = field(default_factory=ModelSettings)
     trust: TrustSettings = field(default_factory=TrustSettings)
-    pools: tuple[PoolSettings, ...] = ()
+    pools: Annotated[tuple[PoolSettings, ...], Meta(max_length=POOLS_MAX)] = ()
     profiles: dict[Name, ProfileSettings] = {}
     allow_mock: bool = False
     data_dir: str | None = None
@@ -326,6 +327,8 @@ class Settings(Section, frozen=True):
 
     def __post_init__(self) -> None:
         _unique("pool", [pool.id for pool in self.pools])
+        if (count := len({replica.id for pool in self.pools for replica in pool.replicas})) > REPLICAS_MAX:
+            raise ValueError(f"replicas have {count} different ids, at most {REPLICAS_MAX} are possible: r0, r1, ...")
         for pool in self.pools:
             if pool.pins.profile not in (None, *self.all_profiles):
                 known = ", ".join(sorted(self.all_profiles))

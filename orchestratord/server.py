@@ -12,6 +12,7 @@ import socket
 import threading
 import uuid
 from collections.abc import Callable
+from functools import partial
 from types import FrameType
 from typing import Any
 
@@ -19,6 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from orchestratord.app import Daemon
+from orchestratord.infra.heartbeat import Heartbeat
 from orchestratord.wire.errors import HttpError, render
 from orchestratord.wire.responses import WIRE
 
@@ -201,6 +203,8 @@ class Server(uvicorn.Server):
         self._hurry = asyncio.Event()
         self.up = threading.Event()  # set once connections are accepted
         self._loop: asyncio.AbstractEventLoop | None = None
+        lag = partial(daemon.telemetry.observe, "orchestratord_event_loop_lag_ms")
+        self._heartbeat = Heartbeat(lag)
 
     def run(self, sockets: list[socket.socket] | None = None) -> None:
         """Bind, then serve until told to stop. Raises CannotListen."""
@@ -216,6 +220,7 @@ class Server(uvicorn.Server):
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
         await super().startup(sockets)
+        self._heartbeat.start(self._loop)
         url = f"http://{self.config.host}:{self.port}"
         self._daemon.telemetry.event("listening", f"open {url}/docs, or run `orchestratord status`", url=url)
         self.up.set()
@@ -240,6 +245,7 @@ class Server(uvicorn.Server):
         await asyncio.gather(drain, hurry, return_exceptions=True)
         self._daemon.interrupt()
         await super().shutdown(sockets)
+        self._heartbeat.stop()
 
 
 def make_server(daemon: Daemon, app: Any = None, *, loop: str = "uvloop") -> Server:

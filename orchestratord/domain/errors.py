@@ -13,6 +13,7 @@ class Refusal(Exception):
 
     code: ClassVar[str] = "INTERNAL"
     retriable: ClassVar[bool] = False
+    at_placement = False  # no pool could be chosen
 
     def __init__(
         self,

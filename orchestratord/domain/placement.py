@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
-from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready, ReplicaExhausted
+from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready, Refusal, ReplicaExhausted
 
 if TYPE_CHECKING:
     from orchestratord.domain.pool import Replica
@@ -76,6 +76,14 @@ def place(job: TaskRequest, pools: Sequence[PoolSnapshot]) -> Decision:
     Raises InvalidParams (a pin or an avoid list that can never be met, a limit no pool has), PoolUnready or
     PoolUnavailable, exactly as the table of the specification says.
     """
+    try:
+        return _choose(job, pools)
+    except Refusal as refusal:
+        refusal.at_placement = True
+        raise
+
+
+def _choose(job: TaskRequest, pools: Sequence[PoolSnapshot]) -> Decision:
     hints = job.placement
     pinned = hints.mode == "pin"
     filters: list[str] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import Literal
+from typing import Any, Literal
 
 from prometheus_client import (
     CollectorRegistry,
@@ -18,6 +18,8 @@ from prometheus_client import (
 )
 from prometheus_client.core import GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
+
+from orchestratord.infra.budget import LabelBudget
 
 CONTENT_TYPE = b"text/plain; version=0.0.4; charset=utf-8"
 
@@ -92,6 +94,14 @@ TABLE: dict[str, Series] = {
     "orchestratord_transcripts_dropped_total": Series("counter", ("reason",), "Transcripts past their retention."),
     "orchestratord_model_cache_dropped_bytes_total": Series("counter", (), "Fetched models that made room."),
     "orchestratord_breaker_trips_total": Series("counter", ("pool_id",), "Replicas that failed too often in a row."),
+    "orchestratord_engine_tokens_per_s": Series("state", _POOL, "Output per second of one slot, as observed."),
+    "orchestratord_event_loop_lag_ms": Series(
+        "histogram",
+        (),
+        "How late the event loop wakes a timer.",
+        (1, 5, 10, 25, 50, 100, 250, 500, 1000, 5000),
+    ),
+    "orchestratord_build_info": Series("state", ("version", "api_version"), "1; what is running."),
 }
 
 Sample = tuple[str, dict[str, str], float]  # (series, labels, value) of a `state` gauge
@@ -100,8 +110,9 @@ Sample = tuple[str, dict[str, str], float]  # (series, labels, value) of a `stat
 class StateCollector(Collector):
     """Reads the state gauges when asked: scraping changes nothing, and a gauge cannot drift from the truth."""
 
-    def __init__(self, read: Callable[[], Iterable[Sample]]) -> None:
+    def __init__(self, read: Callable[[], Iterable[Sample]], budget: LabelBudget) -> None:
         self._read = read
+        self._budget = budget
 
     def collect(self) -> Iterator[Metric]:
         families = {
@@ -110,9 +121,40 @@ class StateCollector(Collector):
             if series.kind == "state"
         }
         for name, labels, value in self._read():
-            family = families[name]
-            family.add_metric([labels[label] for label in TABLE[name].labels], value)
+            names = TABLE[name].labels
+            families[name].add_metric(self._budget.fit(name, names, [labels[label] for label in names]), value)
         yield from families.values()
+
+
+class Family:
+    """One family that is counted into, and its children by the values of their labels."""
+
+    def __init__(self, name: str, series: Series, registry: CollectorRegistry, budget: LabelBudget) -> None:
+        self._name = name
+        self._labels = series.labels
+        self._budget = budget
+        self._children: dict[tuple[str, ...], Any] = {}  # only of values that are within the budget
+        self.metric: Counter | Gauge | Histogram
+        if series.kind == "histogram":
+            self.metric = Histogram(name, series.help, series.labels, buckets=series.buckets, registry=registry)
+        else:
+            kind = Counter if series.kind == "counter" else Gauge
+            self.metric = kind(name, series.help, series.labels, registry=registry)
+
+    def child(self, labels: dict[str, str]) -> Any:
+        """The series of these labels. Raises KeyError or ValueError when they are not the family's."""
+        key = tuple([labels[name] for name in self._labels])
+        found = self._children.get(key)
+        return found if found is not None else self._new(key, labels)
+
+    def _new(self, key: tuple[str, ...], labels: dict[str, str]) -> Any:
+        if len(labels) != len(key):
+            raise ValueError(f"{self._name} has the labels {self._labels}, not {tuple(labels)}")
+        fitting = tuple(self._budget.fit(self._name, self._labels, key))
+        child = self.metric.labels(*fitting) if key else self.metric
+        if fitting == key:
+            self._children[key] = child
+        return child
 
 
 class Metrics:
@@ -120,36 +162,28 @@ class Metrics:
 
     def __init__(self) -> None:
         self._registry = CollectorRegistry()
+        self._budget = LabelBudget()
         ProcessCollector(registry=self._registry)
         PlatformCollector(registry=self._registry)
-        self._counters: dict[str, Counter] = {}
-        self._gauges: dict[str, Gauge] = {}
-        self._histograms: dict[str, Histogram] = {}
-        for name, series in TABLE.items():
-            if series.kind == "counter":
-                self._counters[name] = Counter(name, series.help, series.labels, registry=self._registry)
-            elif series.kind == "gauge":
-                self._gauges[name] = Gauge(name, series.help, series.labels, registry=self._registry)
-            elif series.kind == "histogram":
-                self._histograms[name] = Histogram(
-                    name, series.help, series.labels, buckets=series.buckets, registry=self._registry
-                )
+        self.families = {
+            name: Family(name, series, self._registry, self._budget)
+            for name, series in TABLE.items()
+            if series.kind != "state"
+        }
 
     def watch(self, read: Callable[[], Iterable[Sample]]) -> None:
         """Give the state gauges their source."""
-        self._registry.register(StateCollector(read))
+        self._registry.register(StateCollector(read, self._budget))
 
     def count(self, series: str, amount: float, labels: dict[str, str]) -> None:
-        counter = self._counters[series]
-        (counter.labels(**labels) if labels else counter).inc(amount)
+        self.families[series].child(labels).inc(amount)
 
     def observe(self, series: str, value: float, labels: dict[str, str]) -> None:
-        if series in self._gauges:
-            gauge = self._gauges[series]
-            (gauge.labels(**labels) if labels else gauge).set(value)
+        child = self.families[series].child(labels)
+        if isinstance(child, Gauge):
+            child.set(value)
         else:
-            histogram = self._histograms[series]
-            (histogram.labels(**labels) if labels else histogram).observe(value)
+            child.observe(value)
 
     def render(self) -> bytes:
         """The Prometheus text format."""

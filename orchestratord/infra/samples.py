@@ -5,20 +5,24 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable
 
+from orchestratord import __version__
 from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.pool import Replica
 from orchestratord.infra.prometheus import Sample
 from orchestratord.ports import ArtifactStore
 
 
-def samples(core: Lodging) -> Iterable[Sample]:
+def samples(core: Lodging, api_version: str) -> Iterable[Sample]:
     """Name, labels and value of each."""
+    yield "orchestratord_build_info", {"version": __version__, "api_version": api_version}, 1
     for pool in core.pools.values():
         labels = {"engine": pool.spec.engine, "engine_version": pool.engine_version, "pool_id": pool.id}
         for priority in ("interactive", "batch"):
             yield "queue_depth", {**labels, "priority": priority}, pool.queue.depth(priority)
         yield "active_leases", labels, len(pool.leases)
         yield "pool_ready", labels, float(pool.ready)
+        if (rate := pool.service.units_per_s) is not None:
+            yield "orchestratord_engine_tokens_per_s", labels, rate
         if pool.spec.on_demand:
             yield "orchestratord_model_resident", labels, float(pool.stay.phase == "in")
         for replica in pool.ready_replicas:

@@ -11,6 +11,8 @@ from orchestratord.domain.request import Caller, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Telemetry
 
+_UNPLACED = {"INVALID_PARAMS": "infeasible", "POOL_UNREADY": "unready"}
+
 
 def log_fields(task: Task) -> dict[str, Any]:
     """The fields every line about a task has, as far as they are known."""
@@ -91,6 +93,13 @@ class Narrator:
     def rejected(self, request: TaskRequest, refusal: Refusal, caller: Caller) -> None:
         reason = refusal.policy_label or refusal.code.lower()
         self._t.count("tasks_rejected_total", engine=request.engine, reason=reason)
+        if refusal.at_placement:
+            self._t.count(
+                "placement_decisions_total",
+                outcome=_UNPLACED.get(refusal.code, "unavailable"),
+                pinned=str(request.placement.mode == "pin").lower(),
+                fallback="false",
+            )
         if refusal.policy_label is not None:
             self._t.count("admission_backpressure_events_total", engine=request.engine, policy=refusal.policy_label)
         self._t.event(
