@@ -1,0 +1,71 @@
+"""What a daemon imports: in a process of its own, since this one has long imported everything."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+SERVED = """
+import re, sys
+from pathlib import Path
+
+from orchestratord import cli, config
+from orchestratord.cli import lean
+
+settings = config.load(None, {"ORCHD_DATA_DIR": sys.argv[1]})
+lean.import_connexion()
+from orchestratord.app import Daemon
+from orchestratord.server import make_server
+
+make_server(Daemon(settings)).config.load()
+"""
+
+HEAVY = ("aiohttp", "cryptography", "cyclonedx", "httpx", "jinja2", "obstore", "openapi_core", "requests", "spdx_tools")
+HEAVY += ("starlette.templating", "starlette.testclient", "urllib3")
+
+
+def run(code: str, folder: Path) -> str:
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code, str(folder)], capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.strip()
+
+
+def test_a_daemon_imports_nothing_it_does_not_use(tmp_path: Path) -> None:
+    assert run(f"{SERVED}\nprint([name for name in {HEAVY} if name in sys.modules])", tmp_path) == "[]"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_a_daemon_that_is_about_to_serve_takes_less_than_80_mib(tmp_path: Path) -> None:
+    """60 to 64 MiB where this was written."""
+    code = f"{SERVED}\nprint(re.search('VmRSS:[^0-9]*([0-9]+)', Path('/proc/self/status').read_text())[1])"
+    assert int(run(code, tmp_path)) < 80 * 1024
+
+
+def test_what_was_left_out_is_imported_when_it_is_called(tmp_path: Path) -> None:
+    code = """
+from orchestratord.cli import lean
+
+lean.import_connexion()
+import connexion.apps.abstract
+import connexion.spec
+
+print(connexion.spec.jinja2.Template("{{ 6 * 7 }}").render())
+"""
+    assert run(code, tmp_path) == "42"
+
+
+def test_later_imports_get_the_module_itself(tmp_path: Path) -> None:
+    code = """
+from orchestratord.cli import lean
+
+lean.import_connexion()
+import jinja2
+
+print(jinja2.__file__ is not None, isinstance(jinja2.Template, type))
+"""
+    assert run(code, tmp_path) == "True True"
