@@ -1,7 +1,8 @@
-"""Starts Connexion without what it imports for other people: its test client, its console, its WSGI side."""
+"""A lean start: without what Connexion imports for other people, and with a collector that lets the start alone."""
 
 from __future__ import annotations
 
+import gc
 import importlib
 import sys
 import warnings
@@ -13,6 +14,8 @@ from typing import Any
 
 # Connexion 3.3 names these at import and calls them in places no daemon of ours comes to.
 UNUSED = ("httpx", "jinja2", "requests", "starlette.templating", "starlette.testclient")
+
+COLLECT_EVERY = 5000, 20, 20  # new objects per pass over the young, the middle, the old: see gc.set_threshold
 
 
 class _Later(ModuleType):
@@ -45,3 +48,14 @@ def import_connexion() -> None:
     with warnings.catch_warnings(), without(UNUSED):
         warnings.simplefilter("ignore", DeprecationWarning)  # a user can do nothing about them
         importlib.import_module("connexion")
+
+
+def keep() -> None:
+    """What has been made until now stays for good: the collector never looks at it again.
+
+    A full pass over a daemon that has just started holds its event loop for 26 to 45 ms. Passes over more young objects
+    take 1.4 ms at most, as one over the middle did before, and half as long in all.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_EVERY)

@@ -64,7 +64,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     # The journal's writer thread would starve under a loop that never idles: Python lets go of its lock every 5 ms.
     sys.setswitchinterval(0.0005)
     try:
-        make_server(daemon).run()
+        server = make_server(daemon)
+        lean.keep()
+        server.run()
     except CannotListen as error:
         return complain(str(error), UNAVAILABLE)
     except SystemExit as error:  # uvicorn's way to say that the lifespan did not start
