@@ -31,7 +31,7 @@ from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
 from orchestratord.infra.storage.filesystem import SIZE_LIMIT
 from orchestratord.infra.trust.proofs import load_roots
-from orchestratord.infra.trust.signatures import BadKey, Root
+from orchestratord.infra.trust.root import BadKey, Root
 from orchestratord.middleware import Access
 from orchestratord.ports import ProcessSpec
 from orchestratord.services.members import ReplicaSpec

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
 import platformdirs
 
+from orchestratord.cli import lean
 from orchestratord.cli.common import BAD_CONFIG, UNAVAILABLE, USAGE, Commands, command, complain
 
 NOT_SETTINGS = ("ORCHD_URL", "ORCHD_CONFIG")  # of the environment, for the command line itself
@@ -54,7 +53,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         environ["ORCHD_SERVER__PORT"] = str(arguments.port)
     try:
         settings = config.load(config_file(arguments.config), environ)
-        warnings.simplefilter("ignore", DeprecationWarning)  # Connexion's imports; a user can do nothing about them
+        lean.import_connexion()
         from orchestratord.app import Daemon
         from orchestratord.server import CannotListen, make_server
 
@@ -66,8 +65,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     sys.setswitchinterval(0.0005)
     try:
         server = make_server(daemon)
-        gc.collect()
-        gc.freeze()  # what is here now stays to the end: no collection need look at it again
+        lean.keep()
         server.run()
     except CannotListen as error:
         return complain(str(error), UNAVAILABLE)

@@ -80,6 +80,50 @@ class Wire(Protocol):
 WIRE = "orchestratord.wire"
 
 
+class _Pipe:
+    """From one source into one connection. `done` tells whether the client got everything there was."""
+
+    __slots__ = ("_source", "_wire", "done")  # there is one for each open stream
+
+    def __init__(self, wire: Wire, source: Source) -> None:
+        self._wire = wire
+        self._source = source
+        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def begin(self) -> None:
+        self._wire.bind(self._drained, self._lost)
+        self._source.follow(self._push, self._abort)
+        self._push()
+
+    def _push(self) -> None:
+        wire, source = self._wire, self._source
+        while not wire.full and not self.done.done():
+            data = source.take()
+            if data:
+                wire.write(data)
+            elif source.over:
+                self._finish(whole=True)
+            else:
+                return
+        if wire.full:
+            source.blocked()
+
+    def _drained(self) -> None:
+        self._source.unblocked()
+        self._push()
+
+    def _abort(self) -> None:
+        self._wire.abort()
+        self._lost()
+
+    def _lost(self) -> None:
+        self._finish(whole=False)
+
+    def _finish(self, *, whole: bool) -> None:
+        if not self.done.done():
+            self.done.set_result(whole)
+
+
 class EventStream:
     """A text/event-stream answer: writes whatever its source has, until the source or the client is done.
 
@@ -109,39 +153,11 @@ class EventStream:
             self.source.close()
 
     async def _direct(self, wire: Wire, send: Send) -> None:
-        source = self.source
         await send({"type": "http.response.start", "status": 200, "headers": self.headers})
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-        def finish(whole: bool) -> None:
-            if not done.done():
-                done.set_result(whole)
-
-        def push() -> None:
-            while not wire.full and not done.done():
-                data = source.take()
-                if data:
-                    wire.write(data)
-                elif source.over:
-                    finish(True)
-                else:
-                    return
-            if wire.full:
-                source.blocked()
-
-        def drained() -> None:
-            source.unblocked()
-            push()
-
-        def abort() -> None:
-            wire.abort()
-            finish(False)
-
-        wire.bind(drained, lambda: finish(False))
-        source.follow(push, abort)
+        pipe = _Pipe(wire, self.source)
         try:
-            push()
-            whole = await done
+            pipe.begin()
+            whole = await pipe.done
         finally:
             wire.unbind()
         if whole:
