@@ -136,7 +136,7 @@ class Protocol(HttpToolsProtocol):
             limits = f"at most {HEAD_BYTES} bytes and {HEAD_FIELDS} fields"
             self._refuse(HttpError("HEADERS_TOO_LARGE", f"A request head may have {limits}."))
         else:
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))  # RFC 9110 5.5; the parser cuts only what is in front
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
