@@ -1,4 +1,4 @@
-"""Where a reader may resume from: every value of Last-Event-ID and `after`, on a waiting, a running and an ended task."""
+"""Where a reader may resume from: Last-Event-ID and `after`, on waiting, running and ended tasks."""
 
 from __future__ import annotations
 
@@ -57,9 +57,9 @@ NONE = {  # what is no id of any event: 400, on every task
     "empty": b"",
     "a blank": b" ",
     "quoted": b'"1"',
-    "Arabic digits": "١".encode(),
-    "superscript": "²".encode(),
-    "full width": "１".encode(),
+    "Arabic digits": "\u0661".encode(),
+    "superscript": "\u00b2".encode(),
+    "full width": "\uff11".encode(),
     "Latin-1": b"\xb2",
     "invalid UTF-8": b"\xff",
     "a percent code": b"%31",
