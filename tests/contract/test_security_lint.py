@@ -1,4 +1,4 @@
-"""ruff's security rules (flake8-bandit) are on for the product, notice what they are for, and every exception says why."""
+"""ruff's security rules (flake8-bandit) are on for the product, notice what they are for; exceptions say why."""
 
 from __future__ import annotations
 
