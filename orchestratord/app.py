@@ -65,6 +65,7 @@ from orchestratord.services.modelcache import CacheBound
 from orchestratord.services.narration import Narrator
 from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
+from orchestratord.services.pressure import Pressure
 from orchestratord.services.recorder import Recorder
 from orchestratord.services.reload import Reloads, ReloadSettings
 from orchestratord.services.replicas import Replicas
@@ -206,6 +207,7 @@ class Daemon:
             {pool.id: mapping.watchdogs(pool) for pool in settings.pools},
             self.runs.silent,
         )
+        self.pressure = Pressure(ProcMemory(), self.clock)
         self.admission = Admission(
             self.core,
             self.clock,
@@ -215,6 +217,7 @@ class Daemon:
             frozenset(profiles),
             draw_seed or (lambda: secrets.randbelow(SEEDS)),
             RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
+            self.pressure.high,
         )
         self.pools = Pools(
             self.core,
@@ -362,6 +365,8 @@ class Daemon:
         reasons = ["the daemon is shutting down"] if self.stopping else []
         if not self.journal.healthy:
             reasons.append("the journal cannot be written")
+        if self.pressure.high():
+            reasons.append("the memory it may use is nearly full")
         if not self.core.pools:
             reasons.append("no pool is configured")
         return reasons + self.pools.not_ready()

@@ -45,6 +45,8 @@ class ServerSettings(Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     shutdown_grace_ms: Millis = 10_000
     max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
+    connections: Positive | None = None  # None: half of the descriptors the process may have
+    connections_per_client: Positive | None = None
 
 
 class RateLimitSettings(Section, frozen=True):

@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from orchestratord.domain.errors import Refusal
 from orchestratord.ports import Clock, Telemetry
 from orchestratord.wire.errors import Headers, HttpError, internal, render
+from orchestratord.wire.responses import WIRE
 
 Scope = dict[str, Any]
 
@@ -68,6 +69,9 @@ class Edge:
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message["headers"], (b"x-correlation-id", cid)]
+                wire = scope.get("extensions", {}).get(WIRE)
+                if wire is not None and wire.unread:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
@@ -215,8 +219,7 @@ class BodyLimit:
                 async with self._clock.limit(BODY_IDLE_S):
                     message: dict[str, Any] = await receive()
             except TimeoutError:
-                late = f"Nothing of the body came for {BODY_IDLE_S:g} s."
-                raise HttpError("REQUEST_TIMEOUT", late, headers=[(b"connection", b"close")]) from None
+                raise HttpError("REQUEST_TIMEOUT", f"Nothing of the body came for {BODY_IDLE_S:g} s.") from None
             total += len(message.get("body", b""))
             if total > self._max:
                 raise self._too_large()

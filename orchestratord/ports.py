@@ -398,6 +398,9 @@ class HostMemory(Protocol):
     def private(self, pid: int) -> int | None:
         """Of these, the bytes that come back when it ends: without files, which the system may drop at any time."""
 
+    def taken(self) -> float | None:
+        """Of the memory this process and its group may have, the share they take; None if there is no limit."""
+
     def file_size(self, path: str) -> int:
         """Bytes of a local file; 0 if it cannot be seen."""
 

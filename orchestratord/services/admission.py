@@ -38,6 +38,7 @@ class Admission:
         profiles: frozenset[str],
         draw_seed: Callable[[], int],
         rate_limit: RateLimit,
+        pressed: Callable[[], bool],
     ) -> None:
         self._core = core
         self._clock = clock
@@ -47,6 +48,7 @@ class Admission:
         self._profiles = profiles
         self._draw_seed = draw_seed
         self._rate_limit = rate_limit
+        self._pressed = pressed
         self._counts: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self.closed = False  # set at shutdown
 
@@ -81,6 +83,8 @@ class Admission:
             raise Overloaded("The server is shutting down. Try again when it is back.", retry_after_ms=2000)
         if not self._journal.healthy:
             raise StorageUnavailable(retry_after_ms=1000)
+        if self._pressed():
+            raise Overloaded("The memory the daemon may use is nearly full. Try again shortly.", retry_after_ms=1000)
         self._rate_limit.take(caller.identity, self._clock.now())
         serving = self._core.serving(request)
         self._check_meaning(request, serving)

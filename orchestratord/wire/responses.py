@@ -63,6 +63,10 @@ class Wire(Protocol):
     """
 
     @property
+    def unread(self) -> bool:
+        """The request's body has not come to its end."""
+
+    @property
     def full(self) -> bool:
         """The client does not take what was written; nothing more should be."""
 

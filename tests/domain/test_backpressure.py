@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestratord import mapping
+from orchestratord.config import PoolSettings
 from orchestratord.domain.errors import AdmissionReject, QueueFull
 from orchestratord.domain.facts import Admitted, Finished
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.queue import FullPolicy, QueueSpec
 from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.task import Task
+from orchestratord.testing.live import mock_pool
 from tests.domain.test_core import Boom
 from tests.domain.world import World
 
@@ -106,6 +110,21 @@ def test_ageing_bounds_the_wait_of_batch_work() -> None:
         world.admit()
         world.finish(lease)
         assert [le.task.request.priority for le in world.dispatch()] == [first]
+
+
+def test_the_ageing_bound_is_the_configured_one() -> None:
+    """ORCH-3004: to the millisecond, from the setting to the slot."""
+    pool = msgspec.convert(mock_pool(queue={"batch_age_ms": 60_000}), PoolSettings)
+    spec = mapping.pool_spec(pool, {}).queue
+    for waited, first in ((59.999, "interactive"), (60.0, "batch")):
+        world = World(slots=1, queue=spec)
+        world.admit()
+        (lease,) = world.dispatch()
+        world.admit(priority="batch")
+        world.now += waited
+        world.admit()
+        world.finish(lease)
+        assert [le.task.request.priority for le in world.dispatch()] == [first], waited
 
 
 @given(

@@ -159,6 +159,23 @@ def test_a_strict_task_that_moves_leaves_no_replica_kept_for_it() -> None:
     assert not any(task.terminal for task in running)
 
 
+def test_a_strict_task_does_not_start_on_a_draining_pool_though_its_replica_is_kept() -> None:
+    """I20: the replica becomes idle while the pool drains; it stays kept, and is leased when the pool is resumed."""
+    world = World(slots=2)
+    replica = world.core.pools["home"].replicas["r0"]
+    world.admit()
+    (running,) = world.dispatch()
+    strict = world.admit(determinism="strict")
+    assert world.dispatch() == []
+    assert replica.reserved is strict
+    world.core.begin(operation(), draining=True)
+    world.commit()
+    world.finish(running)
+    assert (replica.leases, world.dispatch()) == ({}, [])
+    world.core.hold(world.core.pools["home"], draining=False)
+    assert [lease.task for lease in world.dispatch()] == [strict]
+
+
 def test_a_task_between_two_attempts_moves_too_and_goes_first() -> None:
     world = Two(slots=1)
     tried, blocker = world.admit(placement=world.prefer("home")), world.admit(placement=world.pin("away"))
