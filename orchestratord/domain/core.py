@@ -210,19 +210,31 @@ class Core(Lives):
 
     def _resume(self, task: Task, now: float, wall_ms: int) -> None:
         """An unfinished task of the process before this one: waits again, or ends."""
-        pool = self.pools.get(task.pool_id)
         if task.first_token is not None:
             failure, terminal_id = recovery.interruption(task)
-        elif pool is None:
-            gone = f"Pool {task.pool_id} is no longer configured."
+        elif (pool := self._home_of(task)) is None:
+            gone = f"Pool {task.pool_id} is no longer configured, or serves another model."
             failure, terminal_id = Failure("POOL_UNAVAILABLE", gone, task.request.engine), task.log.next_id
         else:
+            task.pool_id = pool.id
+            task.profile = pool.spec.profile_of(task.request)
             pool.queue.push(task)
             self._hooks.admitted(task)
             return
         self._terminate(
             task, TaskState.FAILED, now, wall_ms, failure=failure, phase="recovered", terminal_id=terminal_id
         )
+
+    def _home_of(self, task: Task) -> Pool | None:
+        """Where a task waits again: its pool, or when that serves another model now, one that serves what it wants."""
+        hints, serving = task.request.placement, self.serving(task.request)
+        here = next((pool for pool in serving if pool.id == task.pool_id), None)
+        if here is not None or hints.mode == "pin":
+            return here
+        others = [pool for pool in serving if pool.id not in hints.avoid_pools]
+        if hints.mode == "prefer" and hints.prefer_pools and not hints.allow_fallback:
+            others = [pool for pool in others if pool.id in hints.prefer_pools]
+        return min(others, key=lambda pool: (len(pool.queue), pool.id), default=None)
 
     # -- dispatch ----------------------------------------------------------------------------------------
     def dispatch(self, now: float, wall_ms: int) -> list[Lease]:

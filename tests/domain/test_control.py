@@ -120,6 +120,53 @@ def test_a_reload_keeps_the_places_of_those_it_still_serves_and_ends_the_others(
     assert "serves n now" in by_model.failure.message
 
 
+def reload(world: World, ref: str) -> None:
+    """`home` serves another model from now on, with one free slot."""
+    pool = world.core.pools["home"]
+    world.core.begin(operation("reload", to_model_ref=ref), draining=False)
+    world.core.commit(pool, Model(ref))
+    world.core.swap(
+        pool, Model(ref), [Replica("r0", state="ready", slots=1, ctx=4096, workloads=frozenset({"completion"}))]
+    )
+    world.commit()
+
+
+def test_nothing_runs_on_another_model_because_the_right_one_is_closed() -> None:
+    """ORCH-2103: what waited for the old model ends with what an admission would say now, if it cannot move."""
+    world = Two(slots=0)
+    task = world.admit(placement=world.prefer("home"))
+    world.core.hold(world.core.pools["away"], draining=True)
+    reload(world, "n")
+    assert world.dispatch() == []
+    assert task.failure is not None
+    assert (task.failure.code, task.failure.retriable) == ("POOL_UNREADY", True)
+
+
+def test_nothing_runs_on_another_model_because_the_queue_of_the_right_one_is_full() -> None:
+    """ORCH-2103."""
+    world = Two(slots=0, capacity=1)
+    task = world.admit(placement=world.prefer("home"))
+    world.admit(placement=world.pin("away"))
+    reload(world, "n")
+    leases = world.dispatch()
+    assert [lease.pool.id for lease in leases] == ["away"]
+    assert task.failure is not None
+    assert (task.failure.code, task.failure.retriable) == ("ADMISSION_REJECT", True)
+
+
+def test_a_task_between_two_attempts_does_not_go_on_with_another_model() -> None:
+    """ORCH-2103."""
+    world = Two(slots=1)
+    task = world.admit(placement=world.prefer("home"))
+    (lease,) = world.dispatch()
+    world.core.retry(lease, world.now)
+    world.core.hold(world.core.pools["away"], draining=True)
+    reload(world, "n")
+    assert world.dispatch() == []
+    assert task.failure is not None
+    assert task.failure.code == "POOL_UNREADY"
+
+
 def test_what_a_restart_makes_of_an_operation() -> None:
     """A reload is wholly new from the fact of its swap on, and wholly old before."""
 
