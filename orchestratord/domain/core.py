@@ -133,10 +133,9 @@ class Core(Lives):
             self._hooks.wake()
         else:  # withdraw it without trace
             if victim is not None:
-                self.pools[task.pool_id].queue.unmark(victim)
+                self.pools[victim.pool_id].queue.unmark(victim)
             self.pools[task.pool_id].queue.remove(task)
-            if not task.terminal:
-                self.sessions.return_turn(task.session_id, task.admitted.held)
+            self.sessions.return_turn(task.session_id, task.admitted.held, live=not task.terminal)
             self.tasks.pop(task.task_id, None)
 
     def _barred(self, request: TaskRequest, *, strict: bool, new: bool) -> Collection[str]:

@@ -237,6 +237,43 @@ def test_session_turns_ttl_and_delete() -> None:
     assert world.core.session("s", world.now).turns == 1
 
 
+def test_deleting_a_session_does_not_prolong_what_it_spent() -> None:
+    """ORCH-3023: its turns count until its TTL would have ended, and no longer; so also after a restart."""
+    world = World(limits=Limits(turns_max=1, session_ttl_s=10))
+    world.cancel(world.admit(session_id="s"))
+    world.now += 6
+    world.core.delete_session("s", world.now, world.wall_ms)
+    world.now += 3
+    with pytest.raises(AdmissionReject) as refused:
+        world.admit(session_id="s")
+    assert refused.value.retry_after_ms == 1000
+    world.now += 1
+    world.admit(session_id="s")
+
+
+def test_a_deleted_session_does_not_come_back_by_an_admission_that_failed() -> None:
+    world = World()
+    world.cancel(world.admit(session_id="s"))
+    world.core.delete_session("s", world.now, world.wall_ms)
+    world.commit()
+    world.auto = False
+    world.admit(session_id="s")
+    world.tickets[-1].resolve(Boom())
+    with pytest.raises(NotFound):
+        world.core.session("s", world.now)
+
+
+def test_a_turn_comes_back_when_the_admission_fails_after_its_task_was_cancelled() -> None:
+    """ORCH-3006: withdrawn without trace."""
+    world = World()
+    world.cancel(world.admit(session_id="s"))
+    world.auto = False
+    world.cancel(world.admit(session_id="s"))
+    for ticket in world.tickets[-2:]:
+        ticket.resolve(Boom())
+    assert world.core.session("s", world.now).turns == 1
+
+
 def test_retention_forgets_the_oldest_finished_tasks() -> None:
     world = World(limits=Limits(retain_s=10, retain_tasks=1))
     tasks = [world.admit(), world.admit()]
