@@ -6,7 +6,7 @@ from collections.abc import Iterator
 
 from orchestratord.domain import forecast
 from orchestratord.domain.core import Core
-from orchestratord.domain.errors import NotFound
+from orchestratord.domain.errors import NotFound, StorageUnavailable
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.task import Task
 from orchestratord.domain.views import waiting_for
@@ -58,4 +58,6 @@ class Tasks:
         ticket = self._core.closing.get(task_id)
         if ticket is not None:
             await durable(ticket)
+        elif task.unsaved:
+            raise StorageUnavailable("The task is over, and the journal cannot say so yet.", retry_after_ms=1000)
         return seal
