@@ -70,7 +70,7 @@ class Core(Lives):
         self.sessions.check(request.session_id, held, now)
         decision = place(request, [s for s in self._snapshots(request, now) if s.id not in barred])
         pool = self.pools[decision.pool_id]
-        position = forecast.position(pool, request.priority)
+        position = forecast.position(pool, request.priority, now=now)
         start = forecast.start_ms(pool, request.priority, now=now)
         end = start + pool.service.estimate_ms(request)
         if end > request.deadline_ms:
@@ -159,12 +159,12 @@ class Core(Lives):
             "Newer work took this task's seat in a full queue. Submit it again under a fresh task_id.",
             victim.request.engine,
             retriable=True,
-            retry_after_ms=max(1, int(forecast.room_ms(self.pools[victim.pool_id]))),
+            retry_after_ms=max(1, int(forecast.room_ms(self.pools[victim.pool_id], "batch"))),
         )
         self.fail(victim, failure, newcomer.created, newcomer.admitted.created_ms)
 
     def _no_room(self, pool: Pool, request: TaskRequest) -> AdmissionReject:
-        room = max(1, int(forecast.room_ms(pool)))
+        room = max(1, int(forecast.room_ms(pool, request.priority)))
         kind = QueueFull if pool.spec.queue.policy == "drop-lru" else AdmissionReject
         return kind(
             f"Pool {pool.id} has no seat for {request.priority} work: {len(pool.queue)} of {pool.queue.capacity} are "

@@ -260,7 +260,8 @@ class Streams:
             if budgets := self.frames.budgets(session.account):
                 payload["budgets"] = budgets
         if task.state is TaskState.QUEUED:
-            payload["predicted_start_ms"] = int(forecast.start_ms(pool, task.request.priority, task, self.clock.now()))
+            if (start := forecast.expected_ms(pool, task, self.clock.now())) is not None:
+                payload["predicted_start_ms"] = int(start)
             if why := waiting_for(pool):
                 payload["waiting_for"] = why
         return payload

@@ -13,7 +13,7 @@ from orchestratord.domain.views import waiting_for
 from orchestratord.ports import Clock
 from orchestratord.services.durability import durable
 
-Waiting = tuple[int, int, str | None]  # queue_position, predicted_start_ms, waiting_for
+Waiting = tuple[int, int | None, str | None]  # queue_position, predicted_start_ms, waiting_for
 
 
 class Tasks:
@@ -32,11 +32,11 @@ class Tasks:
         """Where a queued task stands; None once it left the queue."""
         if task.state is not TaskState.QUEUED:
             return None
-        pool = self._core.pools[task.pool_id]
-        priority = task.request.priority
+        pool, now = self._core.pools[task.pool_id], self._clock.now()
+        start = forecast.expected_ms(pool, task, now)
         return (
-            forecast.position(pool, priority, task),
-            int(forecast.start_ms(pool, priority, task, self._clock.now())),
+            forecast.position(pool, task.request.priority, task, now),
+            int(start) if start is not None else None,
             waiting_for(pool),
         )
 

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestratord.domain import forecast
 from orchestratord.domain.errors import AdmissionReject, QueueFull
 from orchestratord.domain.facts import Admitted, Finished
 from orchestratord.domain.outcome import TaskState
@@ -96,6 +97,27 @@ def test_batch_has_its_own_seats_where_that_is_configured() -> None:
     world.admit()
 
 
+def told(world: World, priority: str) -> int:
+    with pytest.raises(AdmissionReject) as refused:
+        world.admit(priority=priority)
+    assert refused.value.retry_after_ms is not None
+    return refused.value.retry_after_ms
+
+
+def test_a_refusal_says_when_there_is_room_for_such_work_not_for_any() -> None:
+    """OC-CTRL-2011: as many have to leave first as it takes, at 260 ms each by the prior, one of them half over."""
+    world = busy("shed-low-priority", capacity=5)
+    for _ in range(5):
+        world.admit()
+    assert told(world, "interactive") == 130
+    assert told(world, "batch") == 130 + 260  # from 5 of 5 down to 3 of 5: the second to leave makes room
+    world = busy("reject", capacity=8, batch_capacity=1)
+    world.admit(priority="batch")
+    for _ in range(3):
+        world.admit()
+    assert told(world, "batch") == 130 + 3 * 260
+
+
 def test_ageing_bounds_the_wait_of_batch_work() -> None:
     """ORCH-3004: strict order unless an ageing bound is set; then the aged batch task takes the next slot."""
     for age_s, first in ((0.0, "interactive"), (60.0, "batch")):
@@ -106,6 +128,25 @@ def test_ageing_bounds_the_wait_of_batch_work() -> None:
         world.admit()
         world.finish(lease)
         assert [le.task.request.priority for le in world.dispatch()] == [first]
+
+
+def test_what_has_aged_counts_as_ahead() -> None:
+    """OC-CTRL-2010: the place says what would really be dispatched before, and so does the estimate."""
+    world = busy("reject", capacity=8, batch_age_s=60.0)
+    pool = world.core.pools["home"]
+    aged = world.admit(priority="batch")
+    world.now += 60
+    young = world.admit(priority="batch")
+    first = world.admit()
+    assert first.admitted.admission.queue_position == 1
+    assert first.admitted.admission.predicted_start_ms == 130 + 260
+    places = [forecast.position(pool, t.request.priority, t, world.now) for t in (aged, first, young)]
+    assert places == [0, 1, 2]
+    order = []
+    for _ in places:
+        world.finish(pool.leases[0])
+        order += [lease.task for lease in world.dispatch()]
+    assert order == [aged, first, young]
 
 
 @given(

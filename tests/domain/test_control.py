@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestratord.domain import forecast
 from orchestratord.domain.control import Control
 from orchestratord.domain.operation import Fault, Model, Operation, PoolChanged
 from orchestratord.domain.pool import Replica
@@ -93,6 +94,21 @@ def test_a_victim_that_has_promised_its_seat_does_not_move() -> None:
     assert victim.failure is not None
     assert victim.failure.code == "QUEUE_FULL_DROP_LRU"
     assert (victim.pool_id, newcomer.pool_id, newcomer.committed) == ("home", "home", True)
+
+
+def test_nobody_says_when_a_task_in_a_closed_pool_starts() -> None:
+    """OC-CTRL-2010: an estimate that counts on a pool that is drained, or down, would be a lie."""
+    world = World(slots=1)
+    task, pool = world.admit(), world.core.pools["home"]
+    assert forecast.expected_ms(pool, task, world.now) == 0
+    world.core.replica_loading("home", pool.replicas["r0"], "starting")
+    assert forecast.expected_ms(pool, task, world.now) is None
+    world.ready(1)
+    assert forecast.on_time_probability(pool, task, world.now) > 0.9
+    world.core.begin(operation(), draining=True)
+    world.commit()
+    assert forecast.expected_ms(pool, task, world.now) is None
+    assert forecast.on_time_probability(pool, task, world.now) == 0
 
 
 def test_what_runs_is_ended_and_what_waits_is_not() -> None:

@@ -102,7 +102,7 @@ def test_a_full_queue_refuses_and_says_when_room_appears() -> None:
     with pytest.raises(AdmissionReject) as refused:
         world.admit()
     assert refused.value.policy_label == "reject"
-    assert refused.value.retry_after_ms == int(forecast.room_ms(world.core.pools["home"]))
+    assert refused.value.retry_after_ms == int(forecast.room_ms(world.core.pools["home"], "interactive"))
     assert list(world.core.pools["home"].queue) == before
 
 
