@@ -71,11 +71,12 @@ class Core(Lives):
         decision = place(request, [s for s in self._snapshots(request, now) if s.id not in barred])
         pool = self.pools[decision.pool_id]
         position = forecast.position(pool, request.priority, now=now)
-        start = forecast.start_ms(pool, request.priority, now=now)
+        waited_ms = sized.waited_s * 1000
+        start = waited_ms + forecast.start_ms(pool, request.priority, now=now)
         end = start + pool.service.estimate_ms(request)
         if end > request.deadline_ms:
             raise DeadlineUnmet(
-                f"It would most likely end {int(end)} ms from now, after its deadline of {request.deadline_ms} ms. "
+                f"It would most likely end after {int(end)} ms, later than its deadline of {request.deadline_ms} ms. "
                 "Allow more time, ask for fewer tokens, or come back when the queue is shorter.",
                 rule="deadline",
                 predicted_end_ms=int(end),
@@ -98,7 +99,7 @@ class Core(Lives):
             admission=admission,
             decision=decision,
             pool_id=pool.id,
-            created_ms=wall_ms,
+            created_ms=wall_ms - int(waited_ms),
             prompt_sha256=sized.prompt_sha256,
             prompt_bound=sized.prompt_bound,
             held=held,
@@ -106,7 +107,8 @@ class Core(Lives):
             started_frame=self._hooks.encode(1, "started", promise),
             strict_trust=sized.strict_trust,
         )
-        task = Task(fact, EventLog(), now, now + request.deadline_ms / 1000, fact.determinism_class)
+        deadline = now - sized.waited_s + request.deadline_ms / 1000
+        task = Task(fact, EventLog(), now, deadline, fact.determinism_class)
         task.profile = pool.spec.profile_of(request)
         task.log.append(fact.started_frame)
         self.sessions.take_turn(request.session_id, held, now)
@@ -141,6 +143,11 @@ class Core(Lives):
     def _barred(self, request: TaskRequest, *, strict: bool, new: bool) -> Collection[str]:
         """The pools whose model the catalog keeps from the task. Raises what it says when no other is left."""
         pools = self.serving(request)
+        if new and not pools:
+            ref = request.model_ref
+            gone = self.catalog.refusal(self.catalog.applying([ref]), f"Model {ref}", strict=strict, new=True)
+            if gone is not None:
+                raise gone
         barred = self.catalog.barred(request.model_ref, pools, strict=strict, new=new)
         pinned = request.placement.pin_pool_id if request.placement.mode == "pin" else None
         if barred and (len(barred) == len(pools) or pinned in barred):
@@ -161,7 +168,8 @@ class Core(Lives):
             retriable=True,
             retry_after_ms=max(1, int(forecast.room_ms(self.pools[victim.pool_id], "batch"))),
         )
-        self.fail(victim, failure, newcomer.created, newcomer.admitted.created_ms)
+        ended_ms = max(newcomer.admitted.created_ms, victim.admitted.created_ms)
+        self.fail(victim, failure, newcomer.created, ended_ms)
 
     def _no_room(self, pool: Pool, request: TaskRequest) -> AdmissionReject:
         room = max(1, int(forecast.room_ms(pool, request.priority)))

@@ -60,10 +60,11 @@ class Admission:
 
         Raises a Refusal; a refused task_id is not remembered.
         """
+        received = self._clock.now()
         try:
             known = self._core.known(request.task_id, fingerprint)
             if known is None:
-                known = await self._decide(request, fingerprint, caller, strict_trust=strict_trust)
+                known = await self._decide(request, fingerprint, caller, received, strict_trust=strict_trust)
         except Refusal as refusal:
             self._narrator.rejected(request, refusal, caller)
             raise
@@ -73,7 +74,7 @@ class Admission:
         return known, True
 
     async def _decide(
-        self, request: TaskRequest, fingerprint: bytes, caller: Caller, *, strict_trust: bool
+        self, request: TaskRequest, fingerprint: bytes, caller: Caller, received: float, *, strict_trust: bool
     ) -> Task | None:
         """Admit; or, when an equal request got there first while this one was being sized, that one's task."""
         if self.closed:
@@ -94,6 +95,7 @@ class Admission:
             prompt_sha256=hashlib.sha256(text.encode()).hexdigest() if text is not None else None,
             caller=caller,
             strict_trust=strict_trust,
+            waited_s=self._clock.now() - received,
         )
         _, ticket = self._core.admit(sized, self._clock.now(), self._clock.wall_ms())
         await durable(ticket)
