@@ -9,6 +9,7 @@ are the `Hooks`.
 from __future__ import annotations
 
 from collections.abc import Collection, Iterable
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -250,7 +251,8 @@ class Core(Lives):
         for pool in self.pools.values():
             if pool.takes_work:
                 leases += [self._lease(pool, r, 0, task, now, wall_ms) for r, task in _kept(pool)]
-            while pool.takes_work and (task := pool.queue.head(now)) is not None:
+            able = partial(_able, pool)
+            while pool.takes_work and (task := pool.queue.head(now, able)) is not None:
                 session = self.sessions.get(task.session_id, now)
                 warm = session.warm if session is not None and session.kv_warm else None
                 strict = task.request.determinism == "strict"
@@ -385,6 +387,12 @@ def _candidates(pool: Pool, task: Task) -> list[Replica]:
         return replicas
     others = [r for r in replicas if r.id not in task.tried and r.available and suits(r, task.request)]
     return others or replicas
+
+
+def _able(pool: Pool, task: Task) -> bool:
+    """Whether a replica in service could take the task, if it had nothing else to do."""
+    strict = task.request.determinism == "strict"
+    return any(r.available and suits(r, task.request) and (r.strict or not strict) for r in pool.replicas.values())
 
 
 def _reserve(pool: Pool, task: Task) -> None:

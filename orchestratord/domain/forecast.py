@@ -6,7 +6,7 @@ from itertools import islice
 
 from orchestratord.domain import eta
 from orchestratord.domain.outcome import TaskState
-from orchestratord.domain.placement import PoolSnapshot
+from orchestratord.domain.placement import PoolSnapshot, suits
 from orchestratord.domain.pool import Pool
 from orchestratord.domain.request import Priority, TaskRequest
 from orchestratord.domain.task import Task
@@ -117,30 +117,33 @@ def on_time_probability(pool: Pool, task: Task, now: float) -> float:
 def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) -> PoolSnapshot:
     """What placement may know of `pool` for `request`."""
     serves = pool.spec.serves(request.engine, request.model_ref)
-    ready = pool.ready_replicas
-    probes = [max(1, int((r.breaker.open_until - now) * 1000)) for r in ready if r.breaker.open_until is not None]
-    known = [r for r in pool.replicas.values() if r.ctx]
+    mask = request.placement.require_device_mask
+    there = [r for r in pool.replicas.values() if mask is None or r.device_mask == mask]
+    known = [r for r in there if r.ctx]
+    fit = [r for r in there if r.state == "ready" and suits(r, request)]
+    probes = [max(1, int((r.breaker.open_until - now) * 1000)) for r in fit if r.breaker.open_until is not None]
+    able = [r.ctx for r in known if request.workload in r.workloads]
     opens_at = pool.stay.not_before if pool.stay.shut else pool.opens_at
     hinted = serves and (request.expected_tokens is not None or pool.service.observations > 0)
     return PoolSnapshot(
         id=pool.id,
         engine=pool.spec.engine,
         serves=serves,
-        ready=pool.dormant or any(r.available for r in ready),
+        ready=pool.dormant or any(r.available for r in fit),
         resident=not pool.spec.on_demand or pool.stay.phase == "in",
-        probe_in_ms=min(probes, default=None) if not any(r.available for r in ready) else None,
+        probe_in_ms=min(probes, default=None) if not any(r.available for r in fit) else None,
         loading=any(r.state == "loading" for r in pool.replicas.values()),
         draining=pool.draining,
-        ctx=max((r.ctx for r in known), default=None),
+        ctx=max(able, default=None),
         workloads=frozenset().union(*(r.workloads for r in known)) if known else None,
         device_masks=frozenset(r.device_mask for r in pool.replicas.values() if r.device_mask),
-        exact=any(r.strict for r in ready or known) or (pool.dormant and not known),
+        exact=any(r.strict for r in fit or known) or (pool.dormant and not known),
         predicted_end_ms=(
             start_ms(pool, request.priority, now=now) + pool.service.estimate_ms(request) if hinted else None
         ),
         holds_session=holds_session,
         load=(len(pool.queue) + len(pool.leases)) / max(1, pool.slots_when_loaded),
-        vram_free=sum(r.vram_free for r in ready),
+        vram_free=sum(r.vram_free for r in fit),
         tokens_per_s=pool.service.units_per_s or 0.0,
         pinned_profile=pool.spec.pins.profile,
         opens_ms=max(1, int((opens_at - now) * 1000)) if opens_at is not None else None,

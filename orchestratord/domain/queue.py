@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from itertools import chain
 from typing import Literal
@@ -152,12 +152,12 @@ class TaskQueue:
         self._marked.discard(victim.task_id)
 
     # -- order ---------------------------------------------------------------------------------------------
-    def head(self, now: float) -> Task | None:
-        """The next task to dispatch. One whose admission is not durable yet keeps its place but is passed over."""
-        for task in self._again.values():
-            if task.not_before <= now:
-                return task
-        return next((task for task in chain(self.aged(now), self) if task.committed), None)
+    def head(self, now: float, able: Callable[[Task], bool] = lambda _: True) -> Task | None:
+        """The next task to dispatch. One whose admission is not durable yet keeps its place but is passed over, and so
+        is one that is not `able`: nothing that is in service could take it."""
+        tried = (task for task in self._again.values() if task.not_before <= now)
+        waiting = (task for task in chain(self.aged(now), self) if task.committed)
+        return next((task for task in chain(tried, waiting) if able(task)), None)
 
     def aged(self, now: float) -> Iterator[Task]:
         """Batch tasks that have waited so long that they go before everything else that waits for its first lease."""

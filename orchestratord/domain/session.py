@@ -104,7 +104,7 @@ class Sessions:
     def return_turn(self, session_id: str, amounts: Amounts, *, live: bool) -> None:
         """The admission of a task came to nothing: as if it had never been tried. `live`: it has not ended since."""
         session = self._by_id.get(session_id)
-        if session is not None:
+        if session is not None and (live or session.turns > session.live):  # else it has expired and begun again
             session.turns -= 1
             if live:
                 session.live -= 1

@@ -125,7 +125,7 @@ class Admission:
         if placement.mode == "pin" and placement.pin_pool_id is None:
             raise InvalidParams("placement.mode is pin: name the pool in pin_pool_id.", rule="pin_unknown_pool")
         serving = self._core.serving(request)
-        limits = [r.ctx for p in serving for r in p.known_replicas]
+        limits = [r.ctx for p in serving for r in p.replicas.values() if r.ctx]  # also of one that is down just now
         unknown = any(p.dormant and not p.known_replicas for p in serving)
         if limits and not unknown and request.ctx > max(limits):
             raise InvalidParams(
