@@ -191,3 +191,16 @@ def test_a_token_bucket_lets_a_burst_through_and_then_the_average() -> None:
     limit.take("a", 100.5)
     with pytest.raises(AdmissionReject):
         limit.take("a", 100.5)
+
+
+@given(st.floats(0.1, 500), st.floats(0, 3))
+def test_whoever_waits_as_long_as_it_was_told_gets_in(per_s: float, pause: float) -> None:
+    """OC-CTRL-2011: a wait that is rounded down costs a second refusal."""
+    limit = RateLimit(per_s, 1)
+    now = 1000.0
+    limit.take("a", now)
+    try:
+        limit.take("a", now + pause)
+    except AdmissionReject as refused:
+        assert refused.retry_after_ms is not None
+        limit.take("a", now + pause + refused.retry_after_ms / 1000)
