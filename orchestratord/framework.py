@@ -268,10 +268,9 @@ def _short(text: str) -> str:
 
 
 def _header(scope: Scope, key: bytes) -> str | None:
-    for name, value in scope["headers"]:
-        if name == key:
-            return str(value.decode("latin-1"))
-    return None
+    """Its value; several lines of one name mean one list (RFC 9110 5.3), so that none of them can hide another."""
+    values = [value for name, value in scope["headers"] if name == key]
+    return b", ".join(values).decode("latin-1") if values else None
 
 
 def _utf8(content_type: str) -> bool:

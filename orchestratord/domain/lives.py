@@ -313,6 +313,7 @@ class Lives:
         if ticket.exception() is None and (artifact := ticket.result()) is not None:
             task.transcript_id = artifact.id
             self._hooks.archive(task.task_id, artifact)
+        task.unsaved = ticket.exception() is not None
         task.log.reveal()  # a journal that failed must not leave a reader hanging
         if ticket.exception() is None:
             self.tasks.keep_log(task)
@@ -325,6 +326,7 @@ class Lives:
                 task.transcript_id = artifact.id
             self._hooks.archive(task_id, artifact)
         if task is not None:
+            task.unsaved = False
             self.tasks.keep_log(task)
 
     def leases_of(self, task: Task) -> Iterator[Lease]:

@@ -45,6 +45,7 @@ class Task:
     finish_reason: FinishReason | None = None
     failure: Failure | None = None
     transcript_id: str | None = None
+    unsaved: bool = False  # its end could not be journaled, and will be as soon as the journal can be written
     pool_id: str = field(init=False)  # where it was admitted to, or moved to since
 
     def __post_init__(self) -> None:

@@ -30,6 +30,6 @@ async def get_artifact(app: Services, id: str, if_none_match: str | None) -> Rep
     etag = f'"{artifact.id}"'
     headers = [(b"etag", etag.encode())]
     held = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
-    if etag in held or held == ["*"]:
+    if etag in held or held == ["*"]:  # RFC 9110 13.1.2
         return Reply(304, headers=headers)
     return Reply(200, artifact_body(artifact), headers)

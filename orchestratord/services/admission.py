@@ -63,10 +63,11 @@ class Admission:
 
         Raises a Refusal; a refused task_id is not remembered.
         """
+        received = self._clock.now()
         try:
             known = self._core.known(request.task_id, fingerprint)
             if known is None:
-                known = await self._decide(request, fingerprint, caller, strict_trust=strict_trust)
+                known = await self._decide(request, fingerprint, caller, received, strict_trust=strict_trust)
         except Refusal as refusal:
             self._narrator.rejected(request, refusal, caller)
             raise
@@ -76,7 +77,7 @@ class Admission:
         return known, True
 
     async def _decide(
-        self, request: TaskRequest, fingerprint: bytes, caller: Caller, *, strict_trust: bool
+        self, request: TaskRequest, fingerprint: bytes, caller: Caller, received: float, *, strict_trust: bool
     ) -> Task | None:
         """Admit; or, when an equal request got there first while this one was being sized, that one's task."""
         if self.closed:
@@ -100,6 +101,7 @@ class Admission:
             prompt_sha256=hashlib.sha256(text.encode()).hexdigest() if text is not None else None,
             caller=caller,
             strict_trust=strict_trust,
+            waited_s=self._clock.now() - received,
         )
         _, ticket = self._core.admit(sized, self._clock.now(), self._clock.wall_ms())
         await durable(ticket)
@@ -130,7 +132,7 @@ class Admission:
             raise InvalidParams("placement.mode is pin: name the pool in pin_pool_id.", rule="pin_unknown_pool")
         if request.workload != "completion":
             self._check_output(request, serving)
-        limits = [r.ctx for p in serving for r in p.known_replicas]
+        limits = [r.ctx for p in serving for r in p.replicas.values() if r.ctx]  # also of one that is down just now
         unknown = any(p.dormant and not p.known_replicas for p in serving)
         if limits and not unknown and request.ctx > max(limits):
             raise InvalidParams(

@@ -56,7 +56,8 @@ class Cursor:
         self._metrics_due = self._keep_alive_due = False
         self._closing = self._parted = False
         self._blocked_since: float | None = None
-        self._watcher: Callable[[], object] | None = None
+        self._watcher: Callable[[], object] | None = self._kept
+        self._log.watch(self._kept)  # from now on: the frames of a log that is watched stay in memory
         self._abort: Callable[[], object] = self.cut
         self.written_at = streams.clock.now()
         self.metrics_at = self.written_at
@@ -64,8 +65,12 @@ class Cursor:
     def follow(self, notify: Callable[[], object], abort: Callable[[], object]) -> None:
         """Begin: `notify` is called whenever there may be something to take, `abort` to break the connection off."""
         self._abort = abort
+        self._log.unwatch(self._kept)
         self._watcher = notify
         self._log.watch(notify)
+
+    def _kept(self) -> None:
+        """Nobody writes yet."""
 
     def take(self) -> bytes:
         """Everything that can be written now, at most about WRITE_BYTES of it."""
@@ -260,7 +265,8 @@ class Streams:
             if budgets := self.frames.budgets(session.account):
                 payload["budgets"] = budgets
         if task.state is TaskState.QUEUED:
-            payload["predicted_start_ms"] = int(forecast.start_ms(pool, task.request.priority, task, self.clock.now()))
+            if (start := forecast.expected_ms(pool, task, self.clock.now())) is not None:
+                payload["predicted_start_ms"] = int(start)
             if why := waiting_for(pool):
                 payload["waiting_for"] = why
         return payload

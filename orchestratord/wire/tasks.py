@@ -42,8 +42,8 @@ def failure_body(failure: Failure) -> dict[str, Any]:
     return body
 
 
-def status_body(task: Task, waiting: tuple[int, int, str | None] | None) -> dict[str, Any]:
-    """TaskStatus. `waiting` is (queue_position, predicted_start_ms, waiting_for) of a queued task."""
+def status_body(task: Task, waiting: tuple[int, int | None, str | None] | None) -> dict[str, Any]:
+    """TaskStatus. `waiting` is (queue_position, predicted_start_ms, waiting_for) of a queued task; None: unknown."""
     request = task.request
     body: dict[str, Any] = {
         "task_id": task.task_id,

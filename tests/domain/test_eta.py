@@ -256,3 +256,14 @@ def test_the_simulation_holds_the_bars_and_repeats_itself() -> None:
     assert simulation.errors(runs, simulation.ESTIMATE).median <= simulation.BAR_MEDIAN
     assert chance.brier <= min(simulation.BAR_BRIER, chance.constant)
     assert simulation.one("steady", 1, 0)[2] == runs[0]
+
+
+def test_a_hint_counts_for_no_more_than_the_task_may_have() -> None:
+    """OC-CTRL-2010: else a client's nonsense would refuse its own task, and spoil what others' hints are worth."""
+    world = World()
+    wild, full = (world.request(max_tokens=100, expected_tokens=n) for n in (2_000_000_000, 100))
+    service = world.core.pools["home"].service
+    assert service.estimate_ms(wild) == service.estimate_ms(full)
+    service.observe(wild, 100, 1000.0, 1, world.now)
+    assert service.estimate_ms(full) == pytest.approx(1000)
+    world.admit(max_tokens=100, expected_tokens=2_000_000_000, deadline_ms=60_000)

@@ -359,3 +359,14 @@ def test_a_reader_with_a_pipelined_request_is_noticed_when_it_leaves() -> None:
         app.settle()
         connection.reset()
         wait_for(lambda: readers(app) == 0, "the seat is given back", 3)
+
+
+def test_no_line_of_a_header_hides_another() -> None:
+    """ORCH-3097: a proxy that adds `strict` below what its client sent must not be overruled by it."""
+    body = json.dumps(task()).encode()
+    head = b"Content-Length: %d\r\nX-Trust-Policy: permissive\r\n%b\r\n"
+    with LiveApp() as app, RawConnection(app.url) as connection:
+        connection.send(POST + head % (len(body), b"X-Trust-Policy: strict\r\n") + body)
+        assert envelope_of(connection.answer(), 400)["code"] == "INVALID_PARAMS"
+        connection.send(POST + head % (len(body), b"") + body)
+        assert connection.answer().status == 202

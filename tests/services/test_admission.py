@@ -180,6 +180,22 @@ def test_without_a_count_the_task_has_to_come_back(app: LiveApp, session: Verify
     assert session.get(f"/v1/sessions/{body['session_id']}").status_code == 404
 
 
+def test_time_counts_from_the_receipt_of_the_request(app: LiveApp, session: VerifyingSession) -> None:
+    """ORCH-3014: what sizing took is part of the deadline, of the prediction and of the task's age."""
+    asked = Asked(app, "late")
+    app.call(app.engine().hold)
+    received, received_ms = app.call(lambda: (app.daemon.clock.now(), app.daemon.clock.wall_ms()))
+    body = task(prompt="word " * 100, ctx=400, deadline_ms=60_000)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(session.post, "/v1/tasks", json=body)
+        wait_for(lambda: asked.texts, "it is being sized")
+        app.advance(0.5)
+        answer = asking.result().json()
+    assert answer["predicted_start_ms"] == 500
+    assert session.get(f"/v1/tasks/{body['task_id']}").json()["created_at_ms"] == received_ms
+    assert app.call(app.daemon.core.tasks.next_deadline) == pytest.approx(received + 60)
+
+
 def test_an_engine_that_refuses_the_text_refuses_the_task(app: LiveApp, session: VerifyingSession) -> None:
     Asked(app, EngineError("refused", "not UTF-8 enough"))
     refusal = post(session, prompt="x" * 100, ctx=50)
