@@ -47,6 +47,9 @@ class Source(Protocol):
     def take(self) -> bytes: ...
 
     @property
+    def behind(self) -> bool: ...
+
+    @property
     def over(self) -> bool: ...
 
     def blocked(self) -> None: ...
@@ -70,8 +73,8 @@ class Wire(Protocol):
 
     def unbind(self) -> None: ...
 
-    def write(self, data: bytes) -> None:
-        """Write a part of the body, not empty, whose head went out through ASGI."""
+    def write(self, data: bytes) -> bool:
+        """Write a part of the body, not empty, whose head went out through ASGI. Returns `full`."""
 
     def abort(self) -> None:
         """Break the connection off; what was not taken is dropped."""
@@ -118,15 +121,17 @@ class EventStream:
                 done.set_result(whole)
 
         def push() -> None:
-            while not wire.full and not done.done():
+            full = wire.full
+            while not full and not done.done():
                 data = source.take()
                 if data:
-                    wire.write(data)
-                elif source.over:
+                    full = wire.write(data)
+                if source.behind:
+                    continue
+                if source.over:
                     finish(True)
-                else:
-                    return
-            if wire.full:
+                break
+            if full:
                 source.blocked()
 
         def drained() -> None:
