@@ -195,10 +195,11 @@ class Protocol(HttpToolsProtocol):
     def unbind(self) -> None:
         self._bound = None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> bool:
         working = self._working
         assert working is not None
         self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if working.chunked_encoding else data)
+        return self.flow.write_paused
 
     def abort(self) -> None:
         self.transport.abort()

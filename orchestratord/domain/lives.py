@@ -59,9 +59,9 @@ class Lives:
         log = task.log
         if log.sealed is not None:
             return False
+        if tokens_out:
+            task.tokens_out = tokens_out
         if not texts and not results:
-            if tokens_out:
-                task.usage = Usage(task.usage.tokens_in, tokens_out, 0)
             return True
         if task.state is TaskState.STARTING:
             self._first_output(task, lease, now, wall_ms)
@@ -69,24 +69,25 @@ class Lives:
         encode, index = self._hooks.encode_token, task.token_frames
         room = task.request.max_tokens - index  # a frame holds at least one token, so more frames are more tokens
         excess = len(texts) > room
+        next_id = log.next_id
         for text in texts[:room] if excess else texts:
-            log.append(encode(log.next_id, text, index))
+            log.append(encode(next_id, text, index))
+            next_id += 1
             index += 1
         task.token_frames = index
         for payload in results:
             frame = self._hooks.encode(log.next_id, "result", payload)
             log.append(frame)
             lease.replica.saw_result(task.request.workload, len(frame))
-        if tokens_out:
-            task.usage = Usage(task.usage.tokens_in, tokens_out, 0)
         log.wake()
-        if log.size - task.journaled > FLUSH_BYTES:
+        size = log.size
+        if size - task.journaled > FLUSH_BYTES:
             self.flush(task)
         if excess:
             asked = f"The engine went on after the {task.request.max_tokens} tokens it was asked for."
             self._fail(task, "WORKER_RESET", asked, now, wall_ms, retriable=True)
             return False
-        if log.size > self.limits.task_bytes:
+        if size > self.limits.task_bytes:
             self._outgrew(task, now, wall_ms)
             return False
         return True
@@ -209,7 +210,7 @@ class Lives:
     def _observe(self, lease: Lease, now: float) -> None:
         task = lease.task
         assert task.started is not None
-        units = task.usage.tokens_out if task.request.workload == "completion" else task.request.units
+        units = task.tokens_out if task.request.workload == "completion" else task.request.units
         pool, took_ms = lease.pool, (now - task.started) * 1000
         pool.service.observe(task.request, units, took_ms, pool.slots, now)
         session = self.sessions.get(task.session_id, now)
@@ -269,8 +270,7 @@ class Lives:
         task.move(state)
         task.ended, task.ended_ms = now, wall_ms
         task.finish_reason, task.failure = finish_reason, failure
-        decode_ms = int((now - task.first_token) * 1000) if task.first_token is not None else 0
-        task.usage = Usage(task.usage.tokens_in, task.usage.tokens_out, decode_ms)
+        task.decode_ms = int((now - task.first_token) * 1000) if task.first_token is not None else 0
         event_id = task.log.next_id if terminal_id is None else terminal_id
         frame = self._hooks.encode(event_id, "error" if failure else "end", terminal_payload(task))
         self._record_tail(task)
@@ -303,11 +303,11 @@ class Lives:
         """What the task is charged: the engine's counts, the bound where it gave none, nothing for one that waited."""
         if task.started is None or task.ended is None:
             return Amounts()
-        known = task.usage.tokens_in
+        known = task.tokens_in
         tokens_in = task.admitted.prompt_bound if known is None else known
         milliseconds = int((task.ended - task.started) * 1000)
-        cost = self.limits.tariff.cost(tokens_in, task.usage.tokens_out)
-        return Amounts(tokens_in + task.usage.tokens_out, milliseconds, cost).capped(task.admitted.held)
+        cost = self.limits.tariff.cost(tokens_in, task.tokens_out)
+        return Amounts(tokens_in + task.tokens_out, milliseconds, cost).capped(task.admitted.held)
 
     def _closed(self, task: Task, ticket: Ticket) -> None:
         if ticket.exception() is None and (artifact := ticket.result()) is not None:

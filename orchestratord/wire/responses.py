@@ -47,6 +47,9 @@ class Source(Protocol):
     def take(self) -> bytes: ...
 
     @property
+    def behind(self) -> bool: ...
+
+    @property
     def over(self) -> bool: ...
 
     def blocked(self) -> None: ...
@@ -74,8 +77,8 @@ class Wire(Protocol):
 
     def unbind(self) -> None: ...
 
-    def write(self, data: bytes) -> None:
-        """Write a part of the body, not empty, whose head went out through ASGI."""
+    def write(self, data: bytes) -> bool:
+        """Write a part of the body, not empty, whose head went out through ASGI. Returns `full`."""
 
     def abort(self) -> None:
         """Break the connection off; what was not taken is dropped."""
@@ -101,15 +104,17 @@ class _Pipe:
 
     def _push(self) -> None:
         wire, source = self._wire, self._source
-        while not wire.full and not self.done.done():
+        full = wire.full
+        while not full and not self.done.done():
             data = source.take()
             if data:
-                wire.write(data)
-            elif source.over:
+                full = wire.write(data)
+            if source.behind:
+                continue
+            if source.over:
                 self._finish(whole=True)
-            else:
-                return
-        if wire.full:
+            break
+        if full:
             source.blocked()
 
     def _drained(self) -> None:

@@ -63,8 +63,8 @@ def status_body(task: Task, waiting: tuple[int, int | None, str | None] | None) 
     optional = {
         "replica_id": task.replica_id,
         "engine_version": task.engine_version,
-        "tokens_in": task.usage.tokens_in,
-        "tokens_out": task.usage.tokens_out if task.started is not None else None,
+        "tokens_in": task.tokens_in,
+        "tokens_out": task.tokens_out if task.started is not None else None,
         "finish_reason": task.finish_reason,
         "error": failure_body(task.failure) if task.failure else None,
         "started_at_ms": task.started_ms,

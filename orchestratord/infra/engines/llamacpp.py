@@ -106,19 +106,13 @@ def _knobs(sampling: Sampling) -> dict[str, Any]:
     return {name: value for name, value in given if value is not None}
 
 
-def _frame(payload: bytes) -> _Frame:
-    """A checked frame. Raises EngineError: what the engine reports, or protocol."""
-    try:
-        frame = _decode_frame(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineError("protocol", f"llama-server sent a frame that cannot be read: {error}") from None
-    if frame.error is not None:
-        code = frame.error.get("code") if isinstance(frame.error, dict) else None
-        kind = kind_of(code) if isinstance(code, int) else "failed"
-        raise EngineError(kind, message_of({"error": frame.error}, "llama-server reports an error without a message"))
-    if frame.content is None:
-        raise EngineError("protocol", "llama-server sent a frame without content")
-    return frame
+def _fault(frame: _Frame) -> EngineError:
+    """What is wrong with a frame that is none of a completion: what the engine reports, or protocol."""
+    if frame.error is None:
+        return EngineError("protocol", "llama-server sent a frame without content")
+    code = frame.error.get("code") if isinstance(frame.error, dict) else None
+    kind = kind_of(code) if isinstance(code, int) else "failed"
+    return EngineError(kind, message_of({"error": frame.error}, "llama-server reports an error without a message"))
 
 
 class _Stream(Frames):
@@ -132,10 +126,15 @@ class _Stream(Frames):
         self._frames = 0
 
     def take(self, payload: bytes) -> None:
-        frame = _frame(payload)
+        try:
+            frame = _decode_frame(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise EngineError("protocol", f"llama-server sent a frame that cannot be read: {error}") from None
+        content = frame.content
+        if content is None or frame.error is not None:
+            raise _fault(frame)
         if frame.tokens_predicted > self.tokens:
             self.tokens = frame.tokens_predicted
-        content = frame.content
         if content:
             self._frames += 1
         if self.tokens > self._max_tokens or (frame.stop and self.tokens < self._frames):
