@@ -30,7 +30,8 @@ def _asked(url: str, times: int) -> float:
         began = time.perf_counter()
         with RawConnection(url) as good:
             good.send(GET + b"\r\n")
-            assert good.answer().status == 200
+            answer = good.answer()
+            assert answer.status == 200, answer
         took.append(time.perf_counter() - began)
     return sorted(took)[int(times * 0.99)] * 1000
 
