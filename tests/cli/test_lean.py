@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import gc
 import os
 import subprocess
 import sys
@@ -51,9 +52,10 @@ def test_a_daemon_that_is_about_to_serve_takes_less_than_80_mib(tmp_path: Path) 
 
 
 def test_the_collector_never_looks_at_what_a_start_has_made(tmp_path: Path) -> None:
-    kept, young = run(SERVED.format("gc.get_freeze_count(), gc.get_threshold()[0]"), tmp_path).split()
+    seen = "gc.get_freeze_count(), gc.get_threshold()[0], gc.isenabled()"
+    kept, young, enabled = run(SERVED.format(seen), tmp_path).split()
     assert int(kept) > 10_000
-    assert int(young) == lean.COLLECT_EVERY[0]
+    assert (int(young), enabled) == (lean.COLLECT_EVERY[0], "True")
 
 
 def test_what_was_left_out_is_imported_when_it_is_called(tmp_path: Path) -> None:
@@ -79,6 +81,13 @@ import jinja2
 print(jinja2.__file__ is not None, isinstance(jinja2.Template, type))
 """
     assert run(code, tmp_path) == "True True"
+
+
+def test_a_start_that_fails_leaves_the_collector_as_it_was() -> None:
+    frozen, before = gc.get_freeze_count(), gc.get_threshold()
+    with pytest.raises(AssertionError, match="off"), lean.making():
+        assert gc.isenabled(), "off"
+    assert (gc.isenabled(), gc.get_freeze_count(), gc.get_threshold()) == (True, frozen, before)
 
 
 @pytest.mark.parametrize("asked", sorted({name for names in cli.GROUPS.values() for name in names}))
