@@ -55,7 +55,8 @@ def test_the_collector_never_looks_at_what_a_start_has_made(tmp_path: Path) -> N
     seen = "gc.get_freeze_count(), gc.get_threshold()[0], gc.isenabled()"
     kept, young, enabled = run(SERVED.format(seen), tmp_path).split()
     assert int(kept) > 10_000
-    assert (int(young), enabled) == (lean.COLLECT_EVERY[0], "True")
+    assert int(young) >= lean.COLLECT_EVERY[0]
+    assert enabled == "True"
 
 
 def test_what_was_left_out_is_imported_when_it_is_called(tmp_path: Path) -> None:
