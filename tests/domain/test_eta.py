@@ -245,6 +245,12 @@ def test_a_task_that_waits_behind_more_has_less_chance_and_time_takes_it_away() 
     assert forecast.on_time_probability(pool, first, world.now) < before
     (lease,) = world.dispatch()
     assert forecast.on_time_probability(pool, first, world.now) > 0
+    begun, needed, spread = world.now, pool.service.estimate_ms(first.request), pool.service.spread(first.request)
+    for tick in range(1, 10):
+        world.now = begun + tick / 20
+        left = (first.deadline - world.now) * 1000
+        so_far = eta.on_time_probability(left, needed, spread, tick * 50)
+        assert forecast.on_time_probability(pool, first, world.now) == so_far, f"it has run for {tick * 50} ms"
     world.finish(lease)
     assert forecast.on_time_probability(pool, first, world.now) == 1
 
