@@ -135,6 +135,17 @@ def test_of_a_replica_that_is_down_nothing_is_expected(on_demand: bool) -> None:
     assert pool.slots_when_loaded == (4 if on_demand else 0)
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_a_pool_is_empty_when_its_slots_have_shared_all_that_waits(slots: int) -> None:
+    """OD-2: how long a model that is waited for will still be busy."""
+    world = World(slots=slots, capacity=10)
+    pool = world.core.pools["home"]
+    assert forecast.empties_ms(pool) == 0
+    tasks = [world.admit() for _ in range(6)]
+    whole = sum(pool.service.estimate_ms(task.request) for task in tasks)
+    assert forecast.empties_ms(pool) == pytest.approx(whole / slots)
+
+
 def test_the_prior_holds_until_the_first_observation_and_not_longer() -> None:
     """SPEC 2: estimates come from observed service times; before any, a documented prior."""
     model, request = ServiceModel(Prior(100, 20, 0.5)), World().request(max_tokens=100)

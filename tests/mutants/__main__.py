@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import argparse
 import re
+import resource
 import sys
 import time
 from collections.abc import Iterator
@@ -161,13 +162,15 @@ def main() -> int:
     if not mutants:
         parser.error("there is no such fault")
     known = reach()
-    print(f"{len(known.seconds)} tests, {len(known.red)} red without a fault, {time.monotonic() - begun:.0f} s")
+    seconds = time.monotonic() - begun
+    print(f"{len(known.seconds)} tests, {len(known.red)} red without a fault, {seconds:.0f} s", flush=True)
     verdicts = _run(mutants, arguments.workers, known, named=arguments.named)
     survivors = [verdict.mutant.name for verdict in verdicts if verdict.outcome == "survived"]
     killed = sum(verdict.outcome == "killed" for verdict in verdicts)
     invalid = sum(verdict.outcome == "invalid" for verdict in verdicts)
     print(f"{len(verdicts)} mutants, {killed} killed, {len(survivors)} survived, {invalid} invalid", end=", ")
-    print(f"{time.monotonic() - begun:.0f} s")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{time.monotonic() - begun:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU")
     return 1 if survivors or invalid else 0
 
 
