@@ -14,6 +14,7 @@ from __future__ import annotations
 import argparse
 import re
 import resource
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -25,7 +26,7 @@ from threading import local
 
 import yaml
 
-from tests.mutants.field import ROOT, Field
+from tests.mutants.field import ROOT, Field, end_all
 from tests.mutants.operators import Drawn, draw
 from tests.mutants.reach import Reach, reach
 
@@ -151,6 +152,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--list", action="store_true", help="show the faults that are drawn, and plant none")
     arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end_all)
     begun = time.monotonic()
     count = arguments.drawn if arguments.drawn is not None else 0 if arguments.patches else DRAWN
     mutants = [mutant for folder in arguments.patches or [PATCHES] for mutant in written(folder)]
