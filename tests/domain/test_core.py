@@ -167,6 +167,8 @@ def test_nothing_is_appended_above_the_seal_of_a_cancel() -> None:
     assert world.aborted == [lease]
     assert world.visible(task)[-1][:2] == (4, "end")
     assert world.visible(task)[-1][2]["finish_reason"] == "canceled"
+    world.core.flush(task)
+    assert isinstance(world.facts[-1], Finished), "the end of a task is the last the journal hears of it"
     waiting = world.admit()
     assert world.dispatch() == []
     world.finish(lease)

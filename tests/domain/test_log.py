@@ -64,6 +64,21 @@ def test_a_terminal_id_that_skips_ahead_still_resumes() -> None:
     assert log.read(log.offset_after(100)) == b""
 
 
+def test_the_last_event_that_is_told_is_one_a_reader_may_see() -> None:
+    """ORCH-2002: `last_event_id` never runs ahead of what is durable, and counts what a crash has skipped."""
+    log = _log(["a", "b"])
+    assert log.visible_id == log.last_id == 3
+    log.seal()
+    log.close(sse.encode(100, "error", {}), 100)
+    assert log.visible_id == 3
+    log.reveal()
+    assert log.visible_id == 100
+
+
+def test_an_empty_log_has_no_bytes() -> None:
+    assert EventLog().size == 0
+
+
 def test_readers_are_woken_once_per_batch() -> None:
     log = _log([])
     wakes = []
