@@ -47,7 +47,7 @@ class Source(Protocol):
     def take(self) -> bytes: ...
 
     @property
-    def behind(self) -> bool: ...
+    def flowing(self) -> bool: ...
 
     @property
     def over(self) -> bool: ...
@@ -116,25 +116,30 @@ class EventStream:
         await send({"type": "http.response.start", "status": 200, "headers": self.headers})
         done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
+        full = wire.full
+
         def finish(whole: bool) -> None:
             if not done.done():
                 done.set_result(whole)
 
         def push() -> None:
-            full = wire.full
+            nonlocal full
             while not full and not done.done():
                 data = source.take()
                 if data:
                     full = wire.write(data)
-                if source.behind:
-                    continue
-                if source.over:
+                    if source.flowing:
+                        break
+                elif source.over:
                     finish(True)
-                break
+                else:
+                    break
             if full:
                 source.blocked()
 
         def drained() -> None:
+            nonlocal full
+            full = False
             source.unblocked()
             push()
 
