@@ -14,6 +14,7 @@ from orchestratord.domain.errors import AdmissionReject, Conflict, DeadlineUnmet
 from orchestratord.domain.facts import Admitted, Finished, Frames, Started
 from orchestratord.domain.hooks import Limits
 from orchestratord.domain.outcome import Failure, TaskState
+from orchestratord.domain.pool import Lease
 from orchestratord.wire import sse
 from tests.domain.world import World
 
@@ -440,3 +441,25 @@ def test_what_is_forgotten_takes_no_memory() -> None:
     assert len(kept) == 2
     assert world.core.tasks.log_bytes == sum(task.log.size for task in kept)
     assert list(world.core.tasks._logs.values()) == kept
+
+
+def test_slots_are_taken_in_the_order_of_their_last_use() -> None:
+    """The prompt that was used last is the last to be overwritten; what a slot still holds of its engine's last life
+    keeps it."""
+    world = World(slots=3, capacity=10)
+    replica = world.core.pools["home"].replicas["r0"]
+
+    def lease() -> Lease:
+        world.admit()
+        (leased,) = world.dispatch()
+        return leased
+
+    first, second = lease(), lease()
+    world.finish(second)
+    world.finish(first)
+    assert [lease().slot for _ in range(3)] == [2, 0, 1], "an unused one, then by age of the lease"
+    for leased in list(replica.leases.values()):
+        world.finish(leased, finish_reason="stop", slot_free=leased.slot == 2)
+    world.ready(3)
+    assert (replica.last_lease, {leased.slot for leased in replica.leases.values()}) == ({}, {0, 1})
+    assert lease().slot == 2
