@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import gc
 import os
 import sys
 import warnings
@@ -64,10 +63,6 @@ def _serve(arguments: argparse.Namespace) -> int:
 
     # The journal's writer thread would starve under a loop that never idles: Python lets go of its lock every 5 ms.
     sys.setswitchinterval(0.0005)
-    # What was imported stays: the collector need not look at it again and again, nor at every 700th new object.
-    gc.collect()
-    gc.freeze()
-    gc.set_threshold(10_000, 20, 20)
     try:
         make_server(daemon).run()
     except CannotListen as error:
