@@ -276,7 +276,7 @@ class Core(Lives):
         if replica.reserved_for is task:
             replica.reserved_for = None
         replica.leases[lease.id] = lease
-        replica.last_lease[slot] = lease.id
+        replica.leased(slot, lease.id)
         if not task.retrying:
             task.move(TaskState.STARTING)
         task.retrying = False

@@ -100,13 +100,26 @@ class Replica:
     leases: dict[int, Lease] = field(default_factory=dict)
     breaker: Breaker = field(default_factory=Breaker)
     reserved_for: Task | None = None  # a strict task that waits for it to be idle
-    last_lease: dict[int, int] = field(default_factory=dict)  # slot -> id of the last lease on it in this life
+    last_lease: dict[int, int] = field(default_factory=dict)  # slot -> id of the last lease on it; oldest lease first
 
     def pick_slot(self, prefer: int | None) -> int:
         """A free slot: the preferred one, else the one whose prompt is the longest unused."""
         taken = {lease.slot for lease in self.leases.values()}
-        free = [slot for slot in range(self.slots) if slot not in taken]
-        return prefer if prefer in free else min(free, key=lambda slot: self.last_lease.get(slot, 0))
+        if prefer is not None and prefer < self.slots and prefer not in taken:
+            return prefer
+        used = self.last_lease
+        if len(used) < self.slots:
+            for slot in range(self.slots):
+                if (
+                    slot not in used and slot not in taken
+                ):  # what an engine's last life left unproven is only in `taken`
+                    return slot
+        return next(slot for slot in used if slot not in taken)
+
+    def leased(self, slot: int, lease_id: int) -> None:
+        """The slot serves this lease from now on."""
+        self.last_lease.pop(slot, None)  # it goes to the end
+        self.last_lease[slot] = lease_id
 
     def saw_result(self, workload: Workload, size: int) -> None:
         """One of its results became a frame of `size` bytes."""

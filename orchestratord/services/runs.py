@@ -135,14 +135,17 @@ class Runs:
             )
 
     async def _stream(self, engine: Engine, lease: Lease) -> dict[str, Any]:
-        output, now, wall_ms = self._core.output, self._clock.now, self._clock.wall_ms
+        output, now = self._core.output, self._clock.now
         end: JobEnd | None = None
         request = await prepared(engine, lease)
+        epoch_s = (
+            self._clock.wall_ms() / 1000 - now()
+        )  # when the monotonic clock was zero; looked up once, not per token
 
         def deliver(chunk: Chunk) -> bool:
             nonlocal end
-            end = chunk.end
-            return output(lease, chunk.texts, chunk.results, chunk.tokens_out, now(), wall_ms())
+            end, moment = chunk.end, now()
+            return output(lease, chunk.texts, chunk.results, chunk.tokens_out, moment, round((epoch_s + moment) * 1000))
 
         await engine.run(self._job(lease, request), deliver)
         if lease.task.terminal:

@@ -604,3 +604,25 @@ def test_a_task_that_nothing_in_service_could_take_holds_up_nobody() -> None:
     assert (lease.task, embedding.state) == (completion, "queued")
     other.state = "ready"
     assert [lease.task for lease in world.dispatch()] == [embedding]
+
+
+def test_slots_are_taken_in_the_order_of_their_last_use() -> None:
+    """The prompt that was used last is the last to be overwritten; what a slot still holds of its engine's last life
+    keeps it."""
+    world = World(slots=3, capacity=10)
+    replica = world.core.pools["home"].replicas["r0"]
+
+    def lease() -> Lease:
+        world.admit()
+        (leased,) = world.dispatch()
+        return leased
+
+    first, second = lease(), lease()
+    world.finish(second)
+    world.finish(first)
+    assert [lease().slot for _ in range(3)] == [2, 0, 1], "an unused one, then by age of the lease"
+    for leased in list(replica.leases.values()):
+        world.finish(leased, finish_reason="stop", slot_free=leased.slot == 2)
+    world.ready(3)
+    assert (replica.last_lease, {leased.slot for leased in replica.leases.values()}) == ({}, {0, 1})
+    assert lease().slot == 2

@@ -15,7 +15,6 @@ def _log(texts: list[str]) -> EventLog:
     log.open()
     for index, text in enumerate(texts):
         log.append(sse.encode_token(log.next_id, text, index))
-    log.wake()
     return log
 
 
@@ -83,10 +82,8 @@ def test_readers_are_woken_once_per_batch() -> None:
     log = _log([])
     wakes = []
     log.watch(lambda: wakes.append(1))
-    for index in range(10):
-        log.append(sse.encode_token(log.next_id, "x", index))
-    log.wake()
-    assert len(wakes) == 1
+    log.append(*(sse.encode_token(log.next_id + index, "x", index) for index in range(10)))
+    assert (len(wakes), log.visible_id) == (1, 11)
 
 
 def test_an_evicted_log_keeps_its_places_and_comes_back_byte_for_byte() -> None:

@@ -128,6 +128,7 @@ class Transport:
         request goes out once more, on a new one; anything else is for the caller to judge.
         """
         request = self._request(method, path, body, keep)
+        del body  # a stream may last for minutes, and a prompt may be long
         connection = (self._kept() if keep else None) or await self._connect()
         reply = None
         try:
@@ -140,6 +141,7 @@ class Transport:
                 connection = await self._connect()
                 reply = connection.ask(request)
                 await reply.head()
+            del request
             connection.used = True
             if 300 <= reply.status < 400:
                 raise EngineError("protocol", f"{path} answers with a redirect; give the engine's own URL")
