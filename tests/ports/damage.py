@@ -58,6 +58,14 @@ async def read(path: Path) -> Any:
         await journal.close()
 
 
+def let_go(error: BaseException) -> None:
+    """Forget what an error's frames hold: the cursor that holds the file's lock is among it."""
+    cause: BaseException | None = error
+    while cause is not None:
+        traceback.clear_frames(cause.__traceback__)
+        cause = cause.__cause__
+
+
 def flip(data: bytes, draw: Random) -> bytes:
     at = draw.randrange(len(data))
     return data[:at] + bytes([data[at] ^ 1 << draw.randrange(8)]) + data[at + 1 :]
@@ -88,10 +96,7 @@ def trials(folder: Path, count: int, seed: int = 9) -> Counter[str]:
             seen = asyncio.run(read(path))
         except JournalUnavailable as error:
             found["refused"] += 1
-            cause: BaseException | None = error
-            while cause is not None:  # its frames hold the cursor that holds the file's lock
-                traceback.clear_frames(cause.__traceback__)
-                cause = cause.__cause__
+            let_go(error)
             continue
         found["unharmed" if seen == expected else "WRONG"] += 1
     return found

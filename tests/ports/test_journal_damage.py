@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from orchestratord.infra.journal.seal import Damaged, seal, unseal
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import JournalUnavailable
-from tests.ports.damage import TASKS, fill, read, trials
+from tests.ports.damage import TASKS, fill, let_go, read, trials
 from tests.ports.journal_samples import admitted, archive, finished, within
 from tests.ports.old_stores import take_back
 
@@ -30,6 +32,34 @@ def test_a_changed_value_is_found_though_sqlite_sees_nothing_wrong(tmp_path: Pat
     assert b"prompt 3 " in data
     path.write_bytes(data.replace(b"prompt 3 ", b"prompt 8 ", 1))
     with pytest.raises(JournalUnavailable, match=r"damaged .* Put back a copy, or move the file away"):
+        asyncio.run(read(path))
+
+
+def test_a_name_changed_anywhere_is_found(tmp_path: Path) -> None:
+    """E9: in a row, in an index of rows, in what a row holds: each place where the id of a task stands."""
+    path = tmp_path / "j.db"
+    asyncio.run(fill(path))
+    whole, name = path.read_bytes(), b"task-5"
+    expected = asyncio.run(read(path))
+    whole = path.read_bytes()
+    places = [at for at in range(len(whole)) if whole.startswith(name, at)]
+    assert len(places) >= 4, "row, index, admission, transcript"
+    for at in places:
+        path.write_bytes(whole[:at] + b"task-x" + whole[at + 6 :])
+        try:
+            assert asyncio.run(read(path)) == expected, at  # left over in a page that is not in use
+        except JournalUnavailable as error:
+            let_go(error)
+
+
+def test_a_row_under_another_name_is_found(tmp_path: Path) -> None:
+    """E9: row and index agree with each other, and not with what was admitted."""
+    path = tmp_path / "j.db"
+    asyncio.run(fill(path))
+    with closing(sqlite3.connect(path)) as connection:
+        connection.execute("UPDATE tasks SET task_id = 'task-x' WHERE task_id = 'task-3'")
+        connection.commit()
+    with pytest.raises(JournalUnavailable, match="another's name"):
         asyncio.run(read(path))
 
 
