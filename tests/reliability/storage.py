@@ -178,4 +178,6 @@ tests(
     "ports/test_sqlite_journal.py::test_a_store_that_cannot_be_used_says_why",
     "ports/test_journal_damage.py::test_a_store_without_seals_is_sealed_and_keeps_everything",
 )
+fault("E14", "E read-only disk at start", "a read-only disk at the start", "exit 69 with file and reason")
+fault("E15", "E artifacts on a full disk", "no room for artifacts, then room", "503, nothing partial; stored after")
 not_here("E13", "clients' artifacts are never collected; transcripts go by age and size only")
