@@ -95,6 +95,7 @@ class Daemon:
         logger: Any = None,
         draw_seed: Callable[[], int] | None = None,
         gpus: GpuProbe | None = None,
+        tracing: Any = None,
     ) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
@@ -105,6 +106,7 @@ class Daemon:
         self.mocks: dict[tuple[str, str], MockEngine] = {}
         self.proofs = FileProofs(mapping.roots(settings.trust.roots))
         self._drivers = drivers(settings)
+        self.tracing = tracing or mapping.tracing(settings)
         self.stopping = False
         self.failure: str | None = None  # why it could not start
 
@@ -121,6 +123,7 @@ class Daemon:
             lambda lease, why: self.replicas.suspect(lease, why),
             profiles,
             _jitter,
+            self.tracing,
         )
         self.core = Lodging(
             [mapping.pool_spec(pool, profiles) for pool in settings.pools],
@@ -152,7 +155,7 @@ class Daemon:
             self.proofs,
             {pool.id: pool.pins.model_digest for pool in settings.pools if pool.pins.model_digest is not None},
         )
-        self.narrator = Narrator(self.telemetry, self.core.pools)
+        self.narrator = Narrator(self.telemetry, self.core.pools, self.tracing)
         self.dispatch.bind(self.core, self.narrator, lambda: self.residents.step())
         self.runs.bind(self.core)
         self.replicas = Replicas(
@@ -253,6 +256,7 @@ class Daemon:
         return App(
             handler_table(self.services),
             outer=[
+                *mapping.tracing_layer(self.tracing),
                 partial(Edge, telemetry=self.telemetry),
                 partial(Guard, access=mapping.access(self.settings)),
                 partial(BodyLimit, max_bytes=self.settings.server.max_body_bytes, clock=self.clock),
@@ -339,6 +343,8 @@ class Daemon:
         await asyncio.gather(self._archiver, return_exceptions=True)
         self.recorder.stop()
         await self.journal.close()
+        if self.tracing is not None:
+            await self.tracing.close()
         self.telemetry.event("daemon_stopped", "everything is down")
 
     def not_ready(self) -> list[str]:

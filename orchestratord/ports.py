@@ -5,7 +5,7 @@ Every implementation of a port, the test doubles included, passes the same suite
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -188,6 +188,7 @@ class Job:
     sampling: Sampling = field(default_factory=Sampling)
     keep_cache: bool = True  # let the engine reuse and keep this prompt's KV cache
     slot: int | None = None  # which of its slots to use, for engines that let one choose; it is free
+    trace: Mapping[str, str] = field(default_factory=dict)  # header fields by which an engine that traces joins in
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,7 @@ class Vllm:
         if job.workload == "completion":
             check_knobs(job.sampling, KNOBS, "vLLM")
             frames = _Stream(job, model.max_model_len)
-            await self._server.stream("/v1/completions", _request(job, model), frames, deliver)
+            await self._server.stream("/v1/completions", _request(job, model), job, frames, deliver)
         else:
             await pooled(self._server, model.id, job, deliver)
 
