@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import asyncio
+import gzip
 import os
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any, ClassVar
 
 import pytest
+from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.trace import SpanKind, StatusCode
 
 from orchestratord import mapping
@@ -244,23 +247,43 @@ def test_an_exporter_nobody_has(monkeypatch: pytest.MonkeyPatch, environ: dict[s
         mapping.tracing(mock_settings(tracing={"enabled": True}))
 
 
+class Collector(BaseHTTPRequestHandler):
+    """A collector of spans: keeps what it is sent."""
+
+    came: ClassVar[list[tuple[str, bytes]]] = []
+
+    def do_POST(self) -> None:
+        body = self.rfile.read(int(self.headers["Content-Length"]))
+        self.came.append((self.path, gzip.decompress(body) if self.headers["Content-Encoding"] == "gzip" else body))
+        self.send_response(200)
+        self.end_headers()
+
+    def log_message(self, *_: Any) -> None:
+        pass
+
+
 def test_the_environment_says_where_spans_go() -> None:
-    """OTEL_TRACES_EXPORTER, OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, in a process of their own: a daemon takes a
-    request, stops, and has written its span."""
+    """OTEL_EXPORTER_OTLP_ENDPOINT, OTEL_SERVICE_NAME and OTEL_RESOURCE_ATTRIBUTES, in a process of their own: a daemon
+    takes a request, stops, and its span has arrived at a collector."""
     script = (
         "from orchestratord.testing.live import LiveApp, mock_settings\n"
         "with LiveApp(mock_settings(tracing={'enabled': True})) as app, app.session() as session:\n"
         "    session.get('/v1/capabilities')\n"
     )
-    environ = {
-        **os.environ,
-        "OTEL_TRACES_EXPORTER": "console",
-        "OTEL_SERVICE_NAME": "my-orchestra",
-        "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=here",
-    }
-    told = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", script], capture_output=True, text=True, check=True, env=environ
-    )
-    assert '"name": "GET /v1/capabilities"' in told.stdout
-    assert '"service.name": "my-orchestra"' in told.stdout
-    assert '"deployment.environment.name": "here"' in told.stdout
+    Collector.came.clear()
+    with ThreadingHTTPServer(("127.0.0.1", 0), Collector) as server:
+        threading.Thread(target=server.serve_forever).start()
+        environ = {
+            **os.environ,
+            "OTEL_EXPORTER_OTLP_ENDPOINT": f"http://127.0.0.1:{server.server_port}",
+            "OTEL_SERVICE_NAME": "my-orchestra",
+            "OTEL_RESOURCE_ATTRIBUTES": "deployment.environment.name=here",
+        }
+        subprocess.run([sys.executable, "-W", "ignore", "-c", script], check=True, env=environ)
+        server.shutdown()
+    (path, body), *_ = Collector.came
+    assert path == "/v1/traces"
+    (sent,) = ExportTraceServiceRequest.FromString(body).resource_spans
+    about = {attribute.key: attribute.value.string_value for attribute in sent.resource.attributes}
+    assert (about["service.name"], about["deployment.environment.name"]) == ("my-orchestra", "here")
+    assert [span.name for scope in sent.scope_spans for span in scope.spans] == ["GET /v1/capabilities"]
