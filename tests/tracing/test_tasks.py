@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import gzip
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -17,7 +18,7 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 from opentelemetry.trace import SpanKind, StatusCode
 
-from orchestratord import mapping
+from orchestratord import cli, mapping
 from orchestratord.app import Daemon
 from orchestratord.config import ConfigError
 from orchestratord.infra.engines.mock import MockScript
@@ -240,11 +241,17 @@ def test_on_without_its_packages(monkeypatch: pytest.MonkeyPatch) -> None:
         ({"OTEL_EXPORTER_OTLP_PROTOCOL": "semaphore"}, "no exporter 'semaphore'"),
     ],
 )
-def test_an_exporter_nobody_has(monkeypatch: pytest.MonkeyPatch, environ: dict[str, str], said: str) -> None:
+def test_an_exporter_nobody_has(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], environ: dict[str, str], said: str
+) -> None:
+    """It is named when the daemon is made, and by `config check` before that."""
     for name, value in environ.items():
         monkeypatch.setenv(name, value)
     with pytest.raises(ConfigError, match=said):
         mapping.tracing(mock_settings(tracing={"enabled": True}))
+    monkeypatch.setenv("ORCHD_TRACING__ENABLED", "true")
+    assert cli.main(["config", "check"]) != 0
+    assert re.search(said, capsys.readouterr().err)
 
 
 class Collector(BaseHTTPRequestHandler):
