@@ -174,6 +174,7 @@ class EngineProps:
     features: tuple[str, ...] = ()  # sampling knobs it honours, and `prefix_cache` if it keeps prompts in its KV cache
     model_digest: str | None = None  # sha256:<64 hex>, of engines that say so
     kv: KvLayout | None = None  # what tokens take in its KV cache, where that is certain
+    kv_tokens: int | None = None  # it keeps so many, of whoever came last; None: each slot keeps its last prompt
 
 
 @dataclass(frozen=True, slots=True)

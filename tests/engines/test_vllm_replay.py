@@ -194,10 +194,12 @@ def test_props() -> None:
         assert (props.engine_version, props.model_id, props.ctx, props.slots) == ("0.32.0", "tiny-llama", 2048, 32)
         assert (props.workloads, props.chat_template, props.exact_alone) == ({"completion"}, True, True)
         assert set(props.features) == {*Sampling.__slots__, "prefix_cache"}
+        assert props.kv_tokens == 512 * 128
         assert (await described(*replies, slots=3)).slots == 3
         plain = (*replies[:5], response(b"", content_type="text/plain"), recorded("bad_json"))
         props = await described(*plain)
         assert (props.slots, props.chat_template, "prefix_cache" in props.features) == (1, False, False)
+        assert props.kv_tokens is None
 
     run(body())
 
