@@ -270,7 +270,10 @@ def test_embeddings_and_ranks() -> None:
         replies = (recorded("models"), no, yes, yes, recorded("embeddings"), recorded("embeddings"))
         async with raw_server(*replies) as raw:
             engine = Vllm(raw.url, clock=CLOCK)
-            collected = await collect(engine, Job("embedding", 1, 0, inputs=("ba fi", "ba fi")))
+            collected = await collect(
+                engine, Job("embedding", 1, 0, inputs=("ba fi", "ba fi"), trace={"traceparent": "t"})
+            )
+            assert [b"traceparent: t" in request for request in raw.requests] == [False] * 4 + [True] * 2
             assert [(r["index"], r["tokens_in"], len(r["embedding"])) for r in collected.results] == [
                 (0, 4, 128),
                 (1, 4, 128),
