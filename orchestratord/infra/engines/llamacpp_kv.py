@@ -36,6 +36,7 @@ OTHERWISE = (
     "nextn_predict_layers",
     "full_attention_interval",
 )
+VARIABLES = frozenset({"LLAMA_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_V", "LLAMA_ARG_SWA_FULL"})
 FLAGS = {"-ctk": "k", "--cache-type-k": "k", "-ctv": "v", "--cache-type-v": "v"}
 
 
@@ -54,7 +55,7 @@ def kv_layout(path: str, process: ProcessSpec) -> KvLayout | None:
 def _cache_types(process: ProcessSpec) -> tuple[str, str] | None:
     """The types of its K and V cache; None if something else decides than its options."""
     args = process.extra_args
-    if "--override-kv" in args or any(name.startswith("LLAMA_ARG_") for name in environment(process)):
+    if "--override-kv" in args or not VARIABLES.isdisjoint(environment(process)):
         return None
     kinds = {"k": "f16", "v": "f16"}
     for flag, value in pairwise(args):
