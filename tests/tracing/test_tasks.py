@@ -22,6 +22,7 @@ from orchestratord import cli, mapping
 from orchestratord.app import Daemon
 from orchestratord.config import ConfigError
 from orchestratord.infra.engines.mock import MockScript
+from orchestratord.infra.tracing import spans
 from orchestratord.testing.live import LiveApp, mock_settings
 from tests.engines.fake import FakeServer, fake_server
 from tests.engines.wires import ALL
@@ -252,6 +253,16 @@ def test_an_exporter_nobody_has(
     monkeypatch.setenv("ORCHD_TRACING__ENABLED", "true")
     assert cli.main(["config", "check"]) != 0
     assert re.search(said, capsys.readouterr().err)
+
+
+def test_a_collector_that_does_not_answer_holds_up_no_stop(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What is left is handed over, as long as that takes no longer than a stop may wait for it."""
+    monkeypatch.setattr(spans, "CLOSE_S", 0.0)
+    answer, left = threading.Event(), threading.Event()
+    monkeypatch.setattr(kept.spans._provider, "shutdown", lambda: left.set() if answer.wait() else None)
+    asyncio.run(kept.spans.close())
+    answer.set()
+    assert left.wait(10)
 
 
 class Collector(BaseHTTPRequestHandler):

@@ -9,10 +9,12 @@ from __future__ import annotations
 import asyncio
 import threading
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from opentelemetry import trace
+from opentelemetry.context import Context
 from opentelemetry.sdk.trace import TracerProvider
 from opentelemetry.trace import Span, SpanKind, Status, StatusCode
 from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
@@ -69,7 +71,7 @@ class Spans:
         operation = OPERATIONS[job.workload]
         span = self.tracer.start_span(
             f"{operation} {task.request.model_ref}",
-            trace.set_span_in_context(spans.task) if spans is not None else None,
+            trace.set_span_in_context(spans.task) if spans is not None else Context(),
             SpanKind.CLIENT,
             attributes={**_about(task), **_asked(job), **_where(lease)},
         )
@@ -114,7 +116,8 @@ class Spans:
 
         def shut_down() -> None:
             self._provider.shutdown()
-            loop.call_soon_threadsafe(done.set)
+            with suppress(RuntimeError):  # it came too late: the loop is closed
+                loop.call_soon_threadsafe(done.set)
 
         threading.Thread(target=shut_down, name="tracing-close", daemon=True).start()
         timer = loop.call_later(CLOSE_S, done.set)
