@@ -516,6 +516,38 @@ def test_a_session_knows_what_its_prefix_takes() -> None:
     assert session.kv_bytes is None  # somebody else has its slot
 
 
+def test_an_engine_with_one_cache_for_all_keeps_whoever_came_last() -> None:
+    """ORCH-3023: warm on any slot, until what came since, as far as it may have grown, leaves no room beside it."""
+    world = World(slots=2, capacity=8)
+    (replica,) = world.core.pools["home"].replicas.values()
+    each = 3 + 16 + 256  # bound of the prompt, max_tokens, a block begun
+    replica.kv_tokens = 4 * each
+    world.admit()  # runs on, from before to after
+    (runs,) = world.dispatch()
+    world.admit(session_id="s")
+    (lease,) = world.dispatch()
+    world.finish(lease, finish_reason="stop", usage=Usage(3, 5))
+    session = world.core.session("s", world.now)
+    assert session.kv_warm
+    for left in (True, True, False):
+        world.admit()
+        (other,) = world.dispatch()
+        assert other.slot == lease.slot  # which says nothing here
+        assert session.kv_warm == left, "beside what ran all the time"
+        world.finish(other, finish_reason="stop", usage=Usage(3, 5))
+    world.finish(runs, finish_reason="stop", usage=Usage(3, 5))
+    assert not session.kv_warm
+    again = world.admit(session_id="s")
+    (lease,) = world.dispatch()
+    assert not again.kv_warm
+    world.finish(lease, finish_reason="stop", usage=Usage(3, 5))
+    world.admit()
+    world.dispatch()
+    again = world.admit(session_id="s")
+    world.dispatch()
+    assert again.kv_warm
+
+
 def test_a_restart_takes_the_bytes_along() -> None:
     """ORCH-3023."""
     world = World(slots=1)
