@@ -11,7 +11,7 @@ import pytest
 
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
-from tests.fetch.site import MODEL, Asked, Reply, Site, serving, write_root
+from tests.fetch.site import MODEL, Asked, Reply, Site, digest, serving, write_root
 from tests.services.support import health, wait_for
 from tests.services.test_reload import as_process
 
@@ -113,6 +113,20 @@ def test_a_check_is_given_up_with_its_entry(tmp_path: Path, held: Held) -> None:
         check(app, session, held)
         assert session.delete(f"{CATALOG}/m").status_code == 204
         wait_for(lambda: app.call(lambda: app.daemon.models.progress(held.ref)) is None, "the fetch is given up")
+
+
+def test_a_check_that_waits_for_a_server_keeps_no_other(tmp_path: Path, held: Held) -> None:
+    """ORCH-3061: one model is read at a time, and no more than that."""
+    held.site.files["/other.gguf"] = MODEL
+    with daemon(tmp_path, held) as app, app.session() as session:
+        check(app, session, held)
+        other = {"id": "other", "source_url": held.site.at("/other.gguf"), "digest": digest(MODEL)}
+        assert session.post(CATALOG, json=other).status_code == 201
+        assert session.post(f"{CATALOG}/other/verify").status_code == 202
+        wait_for(
+            lambda: session.get(f"{CATALOG}/other").json()["verification"]["status"] == "passed", "the other is checked"
+        )
+        assert session.get(f"{CATALOG}/m").json()["verification"]["status"] == "running"
 
 
 def test_what_else_can_be_done_to_a_pool_that_is_fetching(tmp_path: Path, held: Held) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
@@ -86,6 +88,29 @@ def test_a_restart_finds_what_had_not_reached_the_store(tmp_path: Path) -> None:
     with LiveApp(settings, store=third) as app:
         app.advance(1)
         assert third.attempts == 0, "what was archived is not archived again"
+
+
+def test_what_has_rotted_in_the_journal_is_not_served(tmp_path: Path) -> None:
+    """OC-CTRL-2066, E9: the other transcripts are."""
+    settings = mock_settings(tmp_path)
+    full = Store()
+    full.full = True
+    with LiveApp(settings, store=full) as app, app.session() as session:
+        ids = [transcript_id(app, session, max_tokens=3) for _ in range(3)]
+        before = [session.get(f"/v1/artifacts/{one}").json() for one in ids]
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as journal, journal:
+        (order, blob), *_ = journal.execute("SELECT ord, artifact FROM outbox ORDER BY ord").fetchall()
+        assert b"mock-1" in blob
+        journal.execute("UPDATE outbox SET artifact = ? WHERE ord = ?", (blob.replace(b"mock-1", b"mock-2"), order))
+    store = Store()
+    with LiveApp(settings, store=store) as app, app.session() as session:
+        app.advance(1)
+        assert session.get(f"/v1/artifacts/{ids[0]}").status_code == 404
+        assert [session.get(f"/v1/artifacts/{one}").json() for one in ids[1:]] == before[1:]
+        assert set(store._whole) == set(ids[1:])
+        assert next(records(app, "artifact_corrupt"))["artifact_id"] == ids[0]
+    with LiveApp(settings, store=Store()) as app:
+        assert app.daemon.journal.transcripts() == []
 
 
 def test_what_a_transcript_holds() -> None:
