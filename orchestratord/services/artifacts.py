@@ -105,6 +105,7 @@ class Artifacts:
         """Take over what the journal kept for the store over a restart, but for what has rotted there."""
         for task_id, artifact in waiting:
             if await asyncio.to_thread(self._whole, artifact):
+                core.owes(task_id)
                 self.archive(task_id, artifact)
             else:
                 self._telemetry.event("artifact_corrupt", "a journaled transcript is damaged", artifact_id=artifact.id)
@@ -138,6 +139,7 @@ class Artifacts:
                 except Exception as error:  # this one alone cannot be stored: the journal keeps it, the others go on
                     self._telemetry.event("archive_failed", "a transcript cannot be stored", error=repr(error))
                     self._outbox.pop(artifact_id, None)
+                    core.owes(task_id, owed=False)
                     continue
                 self._outbox.pop(artifact_id, None)
                 core.archived(task_id)
