@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -105,6 +106,19 @@ def test_a_daemon_stops_while_a_pool_waits_for_its_first_model(tmp_path: Path, h
     finally:
         app.stop()
     assert not held.gate.is_set()
+
+
+def test_a_daemon_stops_while_a_server_does_not_even_greet(tmp_path: Path) -> None:
+    """OD-17: it takes the connection and says nothing of TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        fetch = {"schemes": ["https"], "allow_private": [f"127.0.0.1:{port}"]}
+        with LiveApp(mock_settings(tmp_path, models={"fetch": fetch}), manual=False) as app, app.session() as session:
+            entry = {"id": "m", "source_url": f"https://127.0.0.1:{port}/m.gguf"}
+            assert session.post(CATALOG, json=entry).status_code == 201
+            assert session.post(f"{CATALOG}/m/verify").status_code == 202
+            connection, _ = server.accept()
+        connection.close()
 
 
 def test_a_check_is_given_up_with_its_entry(tmp_path: Path, held: Held) -> None:
