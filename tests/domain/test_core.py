@@ -658,3 +658,5 @@ def test_slots_are_taken_in_the_order_of_their_last_use() -> None:
     world.ready(3)
     assert (replica.last_lease, {leased.slot for leased in replica.leases.values()}) == ({}, {0, 1})
     assert lease().slot == 2
+
+    assert [world.core.tasks.oldest_log() for _ in range(3)] == [*kept, None], "the oldest goes first"
