@@ -590,6 +590,7 @@ def test_what_is_forgotten_takes_no_memory() -> None:
     assert len(kept) == 2
     assert world.core.tasks.log_bytes == sum(task.log.size for task in kept)
     assert list(world.core.tasks._logs.values()) == kept
+    assert [world.core.tasks.oldest_log() for _ in range(3)] == [*kept, None], "the oldest goes first"
 
 
 def lame(world: World) -> Replica:
@@ -658,5 +659,3 @@ def test_slots_are_taken_in_the_order_of_their_last_use() -> None:
     world.ready(3)
     assert (replica.last_lease, {leased.slot for leased in replica.leases.values()}) == ({}, {0, 1})
     assert lease().slot == 2
-
-    assert [world.core.tasks.oldest_log() for _ in range(3)] == [*kept, None], "the oldest goes first"
