@@ -101,22 +101,11 @@ class Artifacts:
         return sorted(found.values(), key=lambda a: (a.created_ms, a.id), reverse=True)[:limit]
 
     # -- the way of a transcript into the store ------------------------------------------------------------
-    async def recover(self, waiting: Iterable[tuple[str, Artifact]], core: Core) -> None:
-        """Take over what the journal kept for the store over a restart, but for what has rotted there."""
+    def recover(self, waiting: Iterable[tuple[str, Artifact]], core: Core) -> None:
+        """Take over what the journal kept for the store over a restart."""
         for task_id, artifact in waiting:
-            if await asyncio.to_thread(self._whole, artifact):
-                core.owes(task_id)
-                self.archive(task_id, artifact)
-            else:
-                self._telemetry.event("artifact_corrupt", "a journaled transcript is damaged", artifact_id=artifact.id)
-                core.archived(task_id)
-
-    def _whole(self, artifact: Artifact) -> bool:
-        fields = artifact.kind, artifact.content, artifact.tags, artifact.parent, artifact.metadata
-        try:
-            return self._address(*fields) == artifact.id
-        except (TypeError, ValueError):
-            return False
+            core.owes(task_id)
+            self.archive(task_id, artifact)
 
     def archive(self, task_id: str, artifact: Artifact) -> None:
         """Take over a transcript that is durable in the journal."""

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import errno
-import sqlite3
-from contextlib import closing
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -131,29 +129,6 @@ def test_one_that_cannot_be_stored_is_forgotten_in_time(tmp_path: Path) -> None:
         assert session.get(f"/v1/artifacts/{other}").status_code == 200
         app.advance(100)
         assert session.get("/v1/tasks").json()["items"] == []
-
-
-def test_what_has_rotted_in_the_journal_is_not_served(tmp_path: Path) -> None:
-    """OC-CTRL-2066, E9: the other transcripts are."""
-    settings = mock_settings(tmp_path)
-    full = Store()
-    full.full = True
-    with LiveApp(settings, store=full) as app, app.session() as session:
-        ids = [transcript_id(app, session, max_tokens=3) for _ in range(3)]
-        before = [session.get(f"/v1/artifacts/{one}").json() for one in ids]
-    with closing(sqlite3.connect(tmp_path / "journal.db")) as journal, journal:
-        (order, blob), *_ = journal.execute("SELECT ord, artifact FROM outbox ORDER BY ord").fetchall()
-        assert b"mock-1" in blob
-        journal.execute("UPDATE outbox SET artifact = ? WHERE ord = ?", (blob.replace(b"mock-1", b"mock-2"), order))
-    store = Store()
-    with LiveApp(settings, store=store) as app, app.session() as session:
-        app.advance(1)
-        assert session.get(f"/v1/artifacts/{ids[0]}").status_code == 404
-        assert [session.get(f"/v1/artifacts/{one}").json() for one in ids[1:]] == before[1:]
-        assert set(store._whole) == set(ids[1:])
-        assert next(records(app, "artifact_corrupt"))["artifact_id"] == ids[0]
-    with LiveApp(settings, store=Store()) as app:
-        assert app.daemon.journal.transcripts() == []
 
 
 def test_what_a_transcript_holds() -> None:
