@@ -99,6 +99,7 @@ class Daemon:
         log: Sink | None = None,
         draw_seed: Callable[[], int] | None = None,
         gpus: GpuProbe | None = None,
+        tracing: Any = None,
     ) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
@@ -109,6 +110,7 @@ class Daemon:
         self.mocks: dict[tuple[str, str], MockEngine] = {}
         self.proofs = FileProofs(mapping.roots(settings.trust.roots))
         self._drivers = drivers(settings)
+        self.tracing = tracing or mapping.tracing(settings)
         self.stopping = False
         self.failure: str | None = None  # why it could not start
 
@@ -125,6 +127,7 @@ class Daemon:
             lambda lease, why: self.replicas.suspect(lease, why),
             profiles,
             _jitter,
+            self.tracing,
         )
         self.core = Lodging(
             [mapping.pool_spec(pool, profiles) for pool in settings.pools],
@@ -156,7 +159,7 @@ class Daemon:
             self.proofs,
             {pool.id: pool.pins.model_digest for pool in settings.pools if pool.pins.model_digest is not None},
         )
-        self.narrator = Narrator(self.telemetry, self.core.pools)
+        self.narrator = Narrator(self.telemetry, self.core.pools, self.tracing)
         self.dispatch.bind(self.core, self.narrator, lambda: self.residents.step())
         self.runs.bind(self.core)
         self.replicas = Replicas(
@@ -270,6 +273,7 @@ class Daemon:
         return App(
             handler_table(self.services),
             outer=[
+                *mapping.tracing_layer(self.tracing),
                 partial(Edge, telemetry=self.telemetry),
                 partial(Guard, access=mapping.access(self.settings)),
                 partial(BodyLimit, max_bytes=self.settings.server.max_body_bytes, clock=self.clock),
@@ -299,8 +303,7 @@ class Daemon:
         self.core.catalog.restore(self.journal.catalog())
         self.core.restore_pools(self.journal.changed_pools(), wall_ms)
         self.core.restore(journaled, self.journal.deleted_sessions(), sse.split, now, wall_ms)
-        for task_id, artifact in self.journal.transcripts():
-            self.artifacts.archive(task_id, artifact)
+        self.artifacts.recover(self.journal.transcripts(), self.core)
         self.residents.start(
             [
                 mapping.replica_spec(p, r).serving(self.core.pools[p.id].model)
@@ -358,6 +361,8 @@ class Daemon:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self.recorder.stop()
         await self.journal.close()
+        if self.tracing is not None:
+            await self.tracing.close()
         self.telemetry.event("daemon_stopped", "everything is down")
 
     def not_ready(self) -> list[str]:

@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import os
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from orchestratord import contract
+from orchestratord import __version__, contract
 from orchestratord.config import (
     BudgetSettings,
     ConfigError,
@@ -37,7 +39,11 @@ from orchestratord.ports import ProcessSpec
 from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.retention import Keep
 from orchestratord.services.sweeps import Watchdogs
+from orchestratord.wire.limits import CONNECTIONS, HEAD_BYTES, URL_BYTES
 from orchestratord.wire.tasks import MICRO
+
+if TYPE_CHECKING:
+    from orchestratord.infra.tracing.spans import Spans
 
 
 def access(settings: Settings) -> Access:
@@ -167,6 +173,31 @@ def sampling(profile: Any) -> Sampling:
     return Sampling(**{name: getattr(profile, name) for name in profile.__struct_fields__})
 
 
+def tracing(settings: Settings) -> Spans | None:
+    """Raises ConfigError."""
+    if not settings.tracing.enabled:
+        return None
+    try:
+        from orchestratord.infra.tracing.setup import TracingError, provider_from
+        from orchestratord.infra.tracing.spans import Spans
+    except ImportError as error:
+        raise ConfigError(f"tracing.enabled needs `pip install orchestratord[tracing]` ({error})") from None
+    try:
+        return Spans(provider_from(os.environ, __version__), __version__)
+    except TracingError as error:
+        raise ConfigError(str(error)) from None
+
+
+def tracing_layer(spans: Spans | None) -> list[Any]:
+    """What the onion has outermost: nothing, while tracing is off."""
+    if spans is None:
+        return []
+    from orchestratord.infra.tracing.requests import RequestSpans
+
+    paths = [path for name in contract.CONTRACTS for path in contract.load(name)["paths"]]
+    return [partial(RequestSpans, spans=spans, paths=paths)]
+
+
 def limits(settings: Settings) -> dict[str, int]:
     """What capabilities say of limits: the contract's own where it sets one, else the configuration's."""
     task = contract.load("data")["components"]["schemas"]["TaskRequest"]["properties"]
@@ -188,6 +219,10 @@ def limits(settings: Settings) -> dict[str, int]:
         "transcript_retention_ms": settings.retention.transcripts_ms,
         "transcript_retention_bytes": settings.retention.transcripts_bytes,
         "max_artifact_bytes": SIZE_LIMIT,
+        "max_uri_bytes": URL_BYTES,
+        "max_header_bytes": HEAD_BYTES,
+        "max_connections": settings.server.connections or CONNECTIONS,
+        "max_deadline_ms": contract.load("data")["components"]["schemas"]["DeadlineMs"]["maximum"],
     }
 
 

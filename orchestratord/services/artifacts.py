@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -101,6 +101,12 @@ class Artifacts:
         return sorted(found.values(), key=lambda a: (a.created_ms, a.id), reverse=True)[:limit]
 
     # -- the way of a transcript into the store ------------------------------------------------------------
+    def recover(self, waiting: Iterable[tuple[str, Artifact]], core: Core) -> None:
+        """Take over what the journal kept for the store over a restart."""
+        for task_id, artifact in waiting:
+            core.owes(task_id)
+            self.archive(task_id, artifact)
+
     def archive(self, task_id: str, artifact: Artifact) -> None:
         """Take over a transcript that is durable in the journal."""
         self._outbox[artifact.id] = (artifact, task_id)
@@ -122,6 +128,7 @@ class Artifacts:
                 except Exception as error:  # this one alone cannot be stored: the journal keeps it, the others go on
                     self._telemetry.event("archive_failed", "a transcript cannot be stored", error=repr(error))
                     self._outbox.pop(artifact_id, None)
+                    core.owes(task_id, owed=False)
                     continue
                 self._outbox.pop(artifact_id, None)
                 core.archived(task_id)

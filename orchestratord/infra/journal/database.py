@@ -18,7 +18,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -331,10 +331,11 @@ class Database:
         # Many rows a statement: the interpreter lock changes hands once for each statement. Of two admissions of one
         # id the later one stands.
         for some in _portions(list({fact.task_id: (fact, body, content) for fact, body, content in records}.values())):
-            tasks = [value for fact, body, _ in some for value in (fact.order, fact.task_id, seal(body))]
-            self._run(TASK_ROWS[len(some)], tasks)
-            sealed = [(fact.order, SHARED + seal(content, fact.order)) for fact, _, content in some]
-            self._run(CONTENT_ROWS[len(some)], [value for row in sealed for value in row])
+            self._run(
+                TASK_ROWS[len(some)], [v for fact, body, _ in some for v in (fact.order, fact.task_id, seal(body))]
+            )
+            contents = [(fact.order, SHARED + seal(content, fact.order)) for fact, _, content in some]
+            self._run(CONTENT_ROWS[len(some)], list(chain.from_iterable(contents)))
         return [None] * len(records)
 
     def _started(self, fact: Started, body: bytes, _: bytes) -> None:
