@@ -12,7 +12,7 @@ from unittest.mock import patch
 
 from features.engines import Disk, Flaky, Speaking, archive
 from orchestratord import app as application
-from orchestratord import server
+from orchestratord import crowd, server
 from orchestratord.config import Settings
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
@@ -88,7 +88,7 @@ class Plan:
 
     def limit_server(self, name: str, value: float) -> None:
         """Another limit of the HTTP server than the one it was built with."""
-        target = server.Protocol if hasattr(server.Protocol, name) else server
+        target = crowd if hasattr(crowd, name) else server
         self.undo.enter_context(patch.object(target, name, value))
 
     def _check(self, what: str) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import math
 import os
 import re
 from pathlib import Path
@@ -83,7 +84,8 @@ def callers_are_limited(context: Any, rate: int, burst: int) -> None:
 
 @given("the daemon takes {count:d} connection at a time")
 def connections_are_limited(context: Any, count: int) -> None:
-    context.world.plan.limit_server("connections_max", count)
+    context.world.plan.section("server", {"connections": count})
+    context.world.plan.limit_server("EVICT_S", math.inf)  # whoever is there may be about to ask
 
 
 @given("a request head may take {milliseconds:d} ms to arrive")
