@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from orchestratord import contract, server
+from orchestratord import contract, crowd, server
 from orchestratord.infra.engines.mock import MockEngine, MockScript
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
@@ -513,8 +513,9 @@ def test_the_answer_to_a_slow_request_is_as_shown(monkeypatch: pytest.MonkeyPatc
 
 
 def test_the_answer_to_one_connection_too_many_is_as_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.Protocol, "connections_max", 1)
-    with LiveApp() as app, RawConnection(app.url), RawConnection(app.url) as second:
+    monkeypatch.setattr(crowd, "EVICT_S", math.inf)
+    settings = mock_settings(server={"connections": 1})
+    with LiveApp(settings) as app, RawConnection(app.url), RawConnection(app.url) as second:
         assert list(differences(EXAMPLES["ConnectionLimit", "", "cap"], second.answer().json())) == []
 
 

@@ -86,7 +86,7 @@ tests("G2", "every kind of JSON and non-JSON, on every route with a body", "5xx 
 tests(
     "G3",
     "each limit one below, at and above; lengths that lie; a gigabyte declared and unsent",
-    "413, 414, 431, 408; read past the limit <= 64 KiB",
+    "413, 414, 431, 408; read past the limit <= 64 KiB and one read",
     "http/test_errors.py",
     "http/test_crowd.py",
     "http/test_raw.py",
@@ -111,7 +111,12 @@ tests(
     "http/test_errors.py",
     "wire/test_error_table.py",
 )
-not_here("G8", "tracing is work to come (OD-23); unknown headers change nothing")
+tests(
+    "G8",
+    "traceparent and tracestate of every kind",
+    "a new trace, and the request succeeds",
+    "tracing/test_requests.py",
+)
 tests("G9", "the contracts' lint", "0 findings", "contract/test_contract_lint.py")
 tests(
     "G10",
