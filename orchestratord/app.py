@@ -36,12 +36,13 @@ from orchestratord.infra.fetch.policy import FetchPolicy
 from orchestratord.infra.gpu import NvmlProbe
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
+from orchestratord.infra.logs import make_logger
 from orchestratord.infra.memory import ProcMemory
 from orchestratord.infra.process import ProcessHost
 from orchestratord.infra.samples import samples
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
-from orchestratord.infra.telemetry import StandardTelemetry, make_logger
+from orchestratord.infra.telemetry import StandardTelemetry
 from orchestratord.infra.trust.proofs import FileProofs
 from orchestratord.middleware import BodyLimit, Edge, Guard
 from orchestratord.ports import (
@@ -99,7 +100,10 @@ class Daemon:
         self.settings = settings
         self.clock = clock or SystemClock()
         self.metrics = prometheus.Metrics()
-        self.telemetry = StandardTelemetry(self.metrics, logger if logger is not None else make_logger())
+        secret = mapping.secrets(settings, os.environ)
+        if logger is None:
+            logger = make_logger(form=settings.log.format, level=settings.log.level, secrets=secret)
+        self.telemetry = StandardTelemetry(self.metrics, logger)
         self.journal = journal or self._journal()
         self.store = store or self._store()
         self.mocks: dict[tuple[str, str], MockEngine] = {}
@@ -159,7 +163,7 @@ class Daemon:
             self.core,
             self.clock,
             self.telemetry,
-            ProcessHost(self.clock),
+            ProcessHost(self.clock, secret),
             self._connect,
             _jitter,
             self._vet,

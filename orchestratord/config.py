@@ -46,6 +46,13 @@ class ServerSettings(Section, frozen=True):
     max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
 
 
+class LogSettings(Section, frozen=True):
+    """How the daemon tells what happens, on standard error. `auto`: readable on a terminal, else JSON."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
 class RateLimitSettings(Section, frozen=True):
     """How fast one caller may submit tasks: `per_s` on average, `burst` at once; 0 is no limit."""
 
@@ -305,6 +312,7 @@ class Settings(Section, frozen=True):
     """Everything. `load` builds it."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    log: LogSettings = field(default_factory=LogSettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
     journal: JournalSettings = field(default_factory=JournalSettings)
     artifacts: ArtifactSettings = field(default_factory=ArtifactSettings)

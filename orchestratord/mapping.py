@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
+from urllib.parse import unquote, urlsplit
 
 from orchestratord import contract
 from orchestratord.config import (
@@ -28,6 +30,7 @@ from orchestratord.domain.request import Sampling
 from orchestratord.domain.trust import TrustPolicy
 from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
+from orchestratord.infra.secrets import Secrets, is_secret_name
 from orchestratord.infra.trust.proofs import load_roots
 from orchestratord.infra.trust.signatures import BadKey, Root
 from orchestratord.middleware import Access
@@ -51,6 +54,26 @@ def access(settings: Settings) -> Access:
         hosts=hosts | {h.lower() for h in auth.allowed_hosts} if local or auth.allowed_hosts else None,
         origins=frozenset(auth.allowed_origins),
     )
+
+
+def secrets(settings: Settings, environ: Mapping[str, str]) -> Secrets:
+    """Everything secret that the configuration gives or names."""
+    fetch = settings.models.fetch
+    replicas = [replica for pool in settings.pools for replica in pool.replicas]
+    names = {replica.api_key_env for replica in replicas if replica.api_key_env} | set(fetch.tokens.values())
+    names |= {fetch.s3.access_key_env, fetch.s3.secret_key_env, fetch.s3.session_token_env}
+    values = [settings.token or "", *(environ.get(name, "").strip() for name in names)]
+    for value in [*values]:  # `user:password`
+        values += value.split(":", 1) if ":" in value else []
+    for replica in replicas:
+        values += _password(replica.url or "")
+        values += [v for k, v in (replica.process.env if replica.process else {}).items() if is_secret_name(k)]
+    return Secrets(names, values)
+
+
+def _password(url: str) -> list[str]:
+    found = urlsplit(url)
+    return [] if found.password is None else [found.password, unquote(found.password)]
 
 
 def pool_spec(pool: PoolSettings, profiles: dict[str, Sampling]) -> PoolSpec:
@@ -103,6 +126,7 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         env=dict(process.env),
         device_mask=replica.device_mask,
         mode=process.mode,
+        api_key_env=replica.api_key_env,
     )
 
 

@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestratord.infra.engines import llamacpp_process, triton_process, vllm_process
+from orchestratord.infra.secrets import Secrets
 from orchestratord.ports import Clock, ProcessSpec
 
 WARDEN = Path(__file__).with_name("warden.py")
@@ -38,11 +39,19 @@ def _free_port() -> int:
 class Child:
     """A running engine server. See `ports.ReplicaProcess`."""
 
-    def __init__(self, warden: asyncio.subprocess.Process, lifeline: socket.socket, port: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        warden: asyncio.subprocess.Process,
+        lifeline: socket.socket,
+        port: int,
+        clock: Clock,
+        secrets: Secrets,
+    ) -> None:
         self._warden = warden
         self._lifeline = lifeline
         self._port = port
         self._clock = clock
+        self._secrets = secrets
         self._pid = 0
         self._lines: deque[str] = deque(maxlen=TAIL_LINES)
         self._reading = asyncio.create_task(self._read())
@@ -82,7 +91,8 @@ class Child:
             self._keep(rest)
 
     def _keep(self, line: bytes) -> None:
-        self._lines.append(line.decode("utf-8", "replace").rstrip("\r")[:TAIL_CHARS])
+        text = line[: 4 * TAIL_CHARS].decode("utf-8", "replace").rstrip("\r")
+        self._lines.append(self._secrets.hide(text)[:TAIL_CHARS])
 
     async def wait(self) -> int:
         code = await self._warden.wait()
@@ -114,8 +124,9 @@ class Child:
 class ProcessHost:
     """See `ports.ReplicaHost`."""
 
-    def __init__(self, clock: Clock) -> None:
+    def __init__(self, clock: Clock, secrets: Secrets | None = None) -> None:
         self._clock = clock
+        self._secrets = secrets or Secrets()
 
     async def start(self, spec: ProcessSpec) -> Child:
         if spec.driver not in DRIVERS:
@@ -129,14 +140,14 @@ class ProcessHost:
                 warden = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", str(WARDEN), str(theirs.fileno())),
                     *command(spec, port),
-                    env=environment(spec),
+                    env=self._secrets.withhold(environment(spec), (*spec.env, spec.api_key_env or "")),
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C in a terminal is for the daemon alone
                 )
-            child = Child(warden, ours, port, self._clock)
+            child = Child(warden, ours, port, self._clock, self._secrets)
             await child.greet()
         except BaseException:
             ours.close()  # whatever runs already ends
