@@ -30,7 +30,7 @@ from orchestratord.domain.request import Sampling
 from orchestratord.domain.trust import TrustPolicy
 from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
-from orchestratord.infra.secrets import Secrets, is_secret_name
+from orchestratord.infra.secrets import Secrets, is_secret_name, secret_options
 from orchestratord.infra.trust.proofs import load_roots
 from orchestratord.infra.trust.signatures import BadKey, Root
 from orchestratord.middleware import Access
@@ -67,7 +67,9 @@ def secrets(settings: Settings, environ: Mapping[str, str]) -> Secrets:
         values += value.split(":", 1) if ":" in value else []
     for replica in replicas:
         values += _password(replica.url or "")
-        values += [v for k, v in (replica.process.env if replica.process else {}).items() if is_secret_name(k)]
+        if replica.process is not None:
+            values += [value for name, value in replica.process.env.items() if is_secret_name(name)]
+            values += secret_options(replica.process.extra_args)
     return Secrets(names, values)
 
 

@@ -20,6 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from orchestratord.app import Daemon
+from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
 from orchestratord.wire.errors import HttpError, render
 from orchestratord.wire.responses import WIRE
@@ -219,6 +220,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        strays.capture_loop(self._daemon.telemetry, self._loop)
         await super().startup(sockets)
         self._heartbeat.start(self._loop)
         url = f"http://{self.config.host}:{self.port}"

@@ -55,9 +55,12 @@ def _serve(arguments: argparse.Namespace) -> int:
         settings = config.load(config_file(arguments.config), environ)
         warnings.simplefilter("ignore", DeprecationWarning)  # Connexion's imports; a user can do nothing about them
         from orchestratord.app import Daemon
+        from orchestratord.infra import strays
         from orchestratord.server import CannotListen, make_server
 
         daemon = Daemon(settings)
+        strays.capture(daemon.telemetry)
+        strays.no_core_dump()
     except config.ConfigError as error:
         return complain(str(error), BAD_CONFIG)
 

@@ -3,17 +3,40 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 
 HIDDEN = "[redacted]"
 SHORTEST = 6  # shorter values would turn every text into holes; `doctor` asks for longer ones
 
 _NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
+_OPTION = re.compile(r"api[-_]?key$|password|secret|hf[-_]?token$", re.IGNORECASE)
+
 
 def is_secret_name(name: str) -> bool:
     """Whether a variable of this name holds something nobody should see."""
     return _NAME.search(name) is not None
+
+
+def secret_options(arguments: Sequence[str]) -> list[str]:
+    """The values of options like --api-key, which everybody on the machine can see in a process's arguments."""
+    return [value for _, value in _marked(arguments) if value]
+
+
+def hide_options(arguments: Sequence[str]) -> list[str]:
+    """The arguments without those values."""
+    return [shown.removesuffix(value) + HIDDEN if value else shown for shown, value in _marked(arguments)]
+
+
+def _marked(arguments: Sequence[str]) -> Iterator[tuple[str, str]]:
+    """Each argument with the part of it that is secret, or with an empty one."""
+    option = ""
+    for argument in arguments:
+        if argument.startswith("-"):
+            option, _, value = argument.partition("=")
+        else:
+            value = argument
+        yield argument, value if _OPTION.search(option) else ""
 
 
 class Secrets:

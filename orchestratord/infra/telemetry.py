@@ -27,4 +27,4 @@ class StandardTelemetry:
 
 
 _ERRORS = ("failed", "broke")
-_WARNINGS = frozenset({"replica_down", "slot_quarantined", "artifact_corrupt"})
+_WARNINGS = frozenset({"replica_down", "slot_quarantined", "artifact_corrupt", "library_warned"})
