@@ -15,7 +15,6 @@ from typing import Any
 from urllib.parse import parse_qsl
 
 import jsonschema_rs
-import orjson
 from connexion.apps.abstract import AbstractApp
 from connexion.apps.asynchronous import AsyncApi, AsyncApp, AsyncASGIApp
 from connexion.exceptions import ResolverError
@@ -28,9 +27,9 @@ from connexion.spec import OpenAPISpecification
 from orchestratord import contract
 from orchestratord.contract import Operation
 from orchestratord.domain.request import Caller
+from orchestratord.wire import bodies
 from orchestratord.wire.errors import HttpError
 
-JSON_DEPTH = 64
 Handler = Callable[..., Awaitable[Any]]
 Scope = dict[str, Any]
 
@@ -208,18 +207,12 @@ class ValidatedOperation:
             raw += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        try:
-            body = orjson.loads(raw)
-        except orjson.JSONDecodeError as error:
-            raise HttpError(
-                "INVALID_PARAMS", f"The body is not valid JSON: {_short(str(error))}.", rule="body_syntax"
-            ) from None
-        if raw.count(b"{") + raw.count(b"[") > JSON_DEPTH and _deeper(body, JSON_DEPTH):
-            raise HttpError("INVALID_PARAMS", f"The body nests deeper than {JSON_DEPTH} levels.", rule="body_syntax")
+        body = bodies.parse(raw)
         assert self._body is not None
-        found = next(self._body.iter_errors(body), None)
-        if found is not None:
-            raise self._misfit(found)
+        try:
+            self._body.validate(body)  # stops at the first fault; iter_errors would find them all, each with its data
+        except jsonschema_rs.ValidationError as found:
+            raise self._misfit(found) from None
         return body
 
     def _misfit(self, error: jsonschema_rs.ValidationError) -> HttpError:
@@ -274,20 +267,6 @@ def _query_pairs(raw: bytes) -> list[tuple[str, str]]:
         return parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=32)
     except ValueError:
         raise HttpError("INVALID_PARAMS", "The query string is not valid.") from None
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    layer = [value]
-    for _ in range(levels):
-        layer = [
-            child
-            for node in layer
-            if isinstance(node, (dict, list))
-            for child in (node.values() if isinstance(node, dict) else node)
-        ]
-        if not layer:
-            return False
-    return any(isinstance(node, (dict, list)) for node in layer)
 
 
 class _ValidationApi(RoutedAPI):  # type: ignore[misc]

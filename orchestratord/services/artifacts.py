@@ -59,7 +59,10 @@ class Artifacts:
         """
         unique = tuple(sorted(set(tags)))
         try:
-            artifact_id = self._address(kind, content, unique, parent, metadata)
+            if isinstance(content, str) and not metadata:
+                artifact_id = self._address(kind, content, unique, parent, metadata)
+            else:  # floats and names beyond ASCII by the thousand take long
+                artifact_id = await asyncio.to_thread(self._address, kind, content, unique, parent, metadata)
         except ValueError as error:
             raise InvalidParams(str(error), rule="body_syntax") from None
         artifact = Artifact(artifact_id, kind, content, unique, parent, metadata, self._clock.wall_ms())
