@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from orchestratord import contract, mapping
+from orchestratord.audit import Audit
 from orchestratord.config import (
     ConfigError,
     Settings,
@@ -260,6 +261,7 @@ class Daemon:
                 partial(Edge, telemetry=self.telemetry),
                 partial(Guard, access=mapping.access(self.settings)),
                 partial(BodyLimit, max_bytes=self.settings.server.max_body_bytes, clock=self.clock),
+                partial(Audit, telemetry=self.telemetry),
             ],
             lifespan=self._lifespan,
         )

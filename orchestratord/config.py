@@ -25,6 +25,7 @@ from orchestratord.domain.url import BadReference, host_pattern, parse_url
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 Positive = Annotated[int, Meta(ge=1)]
+ENVIRONMENT_ONLY = ("token", "auth_optional")
 POOLS_MAX, REPLICAS_MAX = 256, 1024  # ids of either are labels of metrics
 Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
 
@@ -381,7 +382,7 @@ def _unique(what: str, ids: list[str]) -> None:
 def load(path: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings of this start. Raises ConfigError."""
     raw = read_file(Path(path)) if path is not None else {}
-    for secret in ("token", "auth_optional"):
+    for secret in ENVIRONMENT_ONLY:
         if secret in raw:
             raise ConfigError(f"{secret} is not read from the file: set AUTH_TOKEN or AUTH_OPTIONAL in the environment")
     for key, value in environ.items():
@@ -411,8 +412,11 @@ def is_loopback(host: str) -> bool:
 
 
 def json_schema() -> dict[str, Any]:
-    """The published schema of the configuration file."""
-    return msgspec.json.schema(Settings)
+    """The published schema of the configuration file: what the environment alone may say is not in it."""
+    schema = msgspec.json.schema(Settings)
+    for secret in ENVIRONMENT_ONLY:
+        del schema["$defs"]["Settings"]["properties"][secret]
+    return schema
 
 
 def read_file(path: Path) -> dict[str, Any]:

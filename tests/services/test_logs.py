@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
 import json
 import os
@@ -12,6 +13,7 @@ import unicodedata
 from collections.abc import Callable
 from typing import Any
 
+import msgspec
 import pytest
 
 from orchestratord.infra.lines import PENDING_BYTES, Lines
@@ -262,6 +264,40 @@ def test_no_text_of_a_client_breaks_the_log_of_a_daemon(form: Format) -> None:
 
 def explode() -> Any:
     raise RuntimeError("\n{}\x1b[31m forged \u2028 " + "x" * 100_000)
+
+
+def test_who_changed_what_is_told_and_what_was_refused_is_not() -> None:
+    """AUTH-1008: cancels, drains and the catalog as well as tasks; nothing for looking, nothing for refusals."""
+    token = "a-token-for-this-test"
+    digest = hashlib.sha256(token.encode()).hexdigest()[:6]
+    settings = msgspec.structs.replace(mock_settings(), token=token)
+    with LiveApp(settings) as app, app.session(token) as session:
+        session.headers["X-Correlation-Id"] = "follow-me"
+        task_id = submit(session)
+        entry = {"id": "m", "source_url": "file:other.gguf", "tags": [], "digest": f"sha256:{'0' * 64}"}
+        for method, path, body in (
+            ("POST", f"/v1/tasks/{task_id}/cancel", None),
+            ("POST", "/v1/pools/home/drain", {"deadline_ms": 1}),
+            ("POST", "/v1/catalog/models", entry),
+            ("DELETE", "/v1/catalog/models/m", None),
+            ("GET", "/v1/pools", None),
+            ("POST", "/v1/pools/nowhere/drain", {"deadline_ms": 1}),
+            ("POST", "/v1/pools/home/drain", {"deadline_ms": 0}),
+            ("POST", "/nowhere", None),
+            ("PUT", "/v1/pools", None),
+        ):
+            session.request(method, path, json=body)
+        app.session("wrong").post("/v1/pools/home/resume")
+        lines = [json.loads(line) for line in app.log.getvalue().splitlines()]
+        told = [(line["method"], line["path"]) for line in lines if line["event"] == "change_granted"]
+        assert told == [
+            ("POST", f"/v1/tasks/{task_id}/cancel"),
+            ("POST", "/v1/pools/home/drain"),
+            ("POST", "/v1/catalog/models"),
+            ("DELETE", "/v1/catalog/models/m"),
+        ]
+        named = [line for line in lines if line["event"] in ("change_granted", "task_admitted", "task_ended")]
+        assert {(line["identity"], line["correlation_id"]) for line in named} == {(f"token:{digest}", "follow-me")}
 
 
 # -- secrets ---------------------------------------------------------------------------------------------------
