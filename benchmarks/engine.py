@@ -1,7 +1,10 @@
 """A fake llama-server in a process of its own: as cheap as it gets, so that what is in front of it shows.
 
 `python -m benchmarks.engine SLOTS [SLOTS ...]` opens one server per argument and prints their ports on one line.
-Token i of every answer is the text `t<i> `. A prompt that begins with `gated` waits until `POST /go` lets it out.
+Token i of every answer is the text `t<i> `. A prompt that begins with `gated` waits until `POST /go` lets it out; one
+that begins with `paced <ms>` gets its tokens so far apart, each with the time it was written: `t<i>@<monotonic ns> `.
+
+It speaks llama.cpp's /completion and OpenAI's /v1/chat/completions, both as streams only.
 """
 
 from __future__ import annotations
@@ -9,7 +12,9 @@ from __future__ import annotations
 import asyncio
 import json
 import sys
+import time
 from collections import deque
+from collections.abc import Callable
 from functools import cache, partial
 from typing import Any
 from urllib.parse import parse_qs
@@ -28,22 +33,42 @@ def chunk(payload: dict[str, Any]) -> bytes:
     return b"%x\r\n%b\r\n" % (len(frame), frame)
 
 
+def llama(text: str, index: int) -> dict[str, Any]:
+    return {
+        "index": 0,
+        "content": text,
+        "tokens": [1000 + index],
+        "stop": False,
+        "id_slot": -1,
+        "tokens_predicted": index + 1,
+        "tokens_evaluated": 4,
+    }
+
+
+def chat(text: str, index: int) -> dict[str, Any]:
+    """The first chunk of a chat also says who speaks."""
+    role = {"role": "assistant"} if index == 0 else {}
+    choice = {"index": 0, "delta": {**role, "content": text}, "logprobs": None, "finish_reason": None}
+    return {**CHAT, "choices": [choice]}
+
+
+CHAT = {"id": "chatcmpl-0123456789abcdef", "object": "chat.completion.chunk", "created": 1_760_000_000, "model": "fake"}
+Shape = Callable[[str, int], dict[str, Any]]
+
+
 @cache
-def token_chunk(index: int) -> bytes:
-    return chunk(
-        {
-            "index": 0,
-            "content": f"t{index} ",
-            "tokens": [1000 + index],
-            "stop": False,
-            "id_slot": -1,
-            "tokens_predicted": index + 1,
-            "tokens_evaluated": 4,
-        }
-    )
+def token_chunk(shape: Shape, index: int) -> bytes:
+    return chunk(shape(f"t{index} ", index))
 
 
-def end_chunk(tokens: int) -> bytes:
+def stamped_chunk(shape: Shape, index: int) -> bytes:
+    return chunk(shape(f"t{index}@{time.monotonic_ns()} ", index))
+
+
+def end_chunk(shape: Shape, tokens: int) -> bytes:
+    if shape is chat:
+        last = {**CHAT, "choices": [{"index": 0, "delta": {}, "logprobs": None, "finish_reason": "length"}]}
+        return chunk(last) + b"e\r\ndata: [DONE]\n\n\r\n" + LAST_CHUNK
     end = {"content": "", "stop": True, "stop_type": "limit", "tokens_predicted": tokens, "tokens_evaluated": 4}
     return chunk(end) + LAST_CHUNK
 
@@ -80,7 +105,7 @@ class Server:
             if stream.gated:
                 self.gated.append(stream)
             else:
-                stream.start(0.0, 0.0)
+                stream.start(stream.pace_s, 0.0)
         if self.asked is not None and len(self.gated) >= self.asked[0]:
             self.asked[1].answer(200, {"gathered": len(self.gated)})
             self.asked = None
@@ -101,17 +126,20 @@ class Server:
 class Stream:
     """One answer on its way."""
 
-    def __init__(self, server: Server, connection: Connection, tokens: int, gated: bool) -> None:
+    def __init__(self, server: Server, connection: Connection, shape: Shape, tokens: int, prompt: str) -> None:
         self.server = server
         self.connection = connection
+        self.shape = shape
         self.tokens = tokens
-        self.gated = gated
+        self.gated = prompt.startswith("gated")
+        self.pace_s = float(prompt.split()[1]) / 1000 if prompt.startswith("paced") else 0.0
+        self._make = stamped_chunk if self.pace_s else token_chunk
         self.sent = 0
         self.over = False
         self._loop = asyncio.get_running_loop()
 
     def start(self, pace_s: float, phase: float) -> None:
-        self._pace_s = pace_s
+        self.pace_s = pace_s
         self._origin = self._loop.time() + phase * pace_s
         self._step()
 
@@ -124,12 +152,12 @@ class Stream:
             return
         if self.sent == self.tokens:
             self.server.leave(self)
-            self.connection.ended(end_chunk(self.tokens))
+            self.connection.ended(end_chunk(self.shape, self.tokens))
             return
-        self.connection.transport.write(token_chunk(self.sent))
+        self.connection.transport.write(self._make(self.shape, self.sent))
         self.sent += 1
-        if self._pace_s:
-            self._loop.call_at(self._origin + self.sent * self._pace_s, self._step)
+        if self.pace_s:
+            self._loop.call_at(self._origin + self.sent * self.pace_s, self._step)
         else:
             self._loop.call_soon(self._step)
 
@@ -195,14 +223,25 @@ class Connection(asyncio.Protocol):
             case "/completion" if "json_schema" in body:
                 self.answer(400, {"error": {"code": 400, "message": "no such schema", "type": "invalid_request"}})
             case "/completion":
-                self._stream = Stream(server, self, body["n_predict"], body["prompt"].startswith("gated"))
-                server.enter(self._stream)
+                self._begin(Stream(server, self, llama, body["n_predict"], body["prompt"]))
+            case "/v1/chat/completions":
+                self._begin(Stream(server, self, chat, body["max_tokens"], body["messages"][-1]["content"]))
+            case "/v1/models":
+                self.answer(200, {"object": "list", "data": [{"id": "fake", "object": "model"}]})
+            case "/get_model_info" | "/model_info":
+                self.answer(200, {"model_path": "fake", "tokenizer_path": "fake", "is_generation": True})
+            case "/get_server_info" | "/server_info":
+                self.answer(200, {"model_path": "fake", "served_model_name": "fake", "version": "0"})
             case "/gathered":
                 server.gathered(int(query["streams"]), self)
             case "/go":
                 self.answer(200, {"released": server.go(float(query["pace_ms"]) / 1000)})
             case _:
                 self.answer(404, {"error": {"code": 404, "message": "File Not Found", "type": "not_found"}})
+
+    def _begin(self, stream: Stream) -> None:
+        self._stream = stream
+        self._server.enter(stream)
 
     def _props(self) -> dict[str, Any]:
         return {

@@ -58,9 +58,9 @@ class Flaky(MemoryArtifacts):
         self.fault: Exception | None = None
         self.rotten: set[str] = set()
 
-    async def put(self, artifact: Artifact) -> Artifact:
+    async def put(self, artifact: Artifact, *, automatic: bool = False) -> Artifact:
         self._fail()
-        return await super().put(artifact)
+        return await super().put(artifact, automatic=automatic)
 
     async def get(self, artifact_id: str) -> Artifact | None:
         self._fail()

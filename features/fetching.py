@@ -33,6 +33,7 @@ class Elsewhere:
             "allow_private": [f"127.0.0.1:{self.site.port}"],
             "ca_roots": {"own": write_root(folder)},
         }
+        self.sweep_ms = 600_000
         self.app: LiveApp | None = None
         self.gate = threading.Event()
         self._pausing = threading.Event()  # never set: to wait on
@@ -48,7 +49,8 @@ class Elsewhere:
         ref = f"file:{self.folder / 'first.gguf'}" if local else self.ref("first")
         pool = {"id": "home", "engine": "llamacpp", "model": ref, "replicas": [{"id": "r0", "process": process}]}
         data = self.folder / "data"
-        settings = mock_settings(data, pools=[pool], models={"fetch": self.fetch})
+        sections: dict[str, Any] = {"models": {"fetch": self.fetch}, "retention": {"sweep_ms": self.sweep_ms}}
+        settings = mock_settings(data, pools=[pool], **sections)
         self.app = LiveApp(settings, manual=False).start(ready=False)
         if local:
             self.until(lambda: self.health()["ready"], "the pool is ready")
@@ -62,6 +64,11 @@ class Elsewhere:
             return Reply(reply.status, reply.body, reply.headers, pause=len(data) // 2, hold=self.gate)
 
         self.site.routes[f"/{name}.gguf"] = half
+
+    def cached(self) -> list[str]:
+        """Which of the models the cache has."""
+        found = [path.read_bytes() for path in (self.folder / "data" / "models" / "sha256").glob("*/*")]
+        return [name for name in ("first", "second") if self.site.files[f"/{name}.gguf"] in found]
 
     def reload(self, ref: str) -> None:
         assert self.app is not None

@@ -66,6 +66,10 @@ class Plan:
         known = self._sections.get(name)
         self._sections[name] = {**known, **value} if isinstance(known, dict) else value
 
+    def renew(self, name: str, value: dict[str, Any]) -> None:
+        """A section of the settings as it will be from the next start on."""
+        self._sections[name] = {**self._sections.get(name, {}), **value}
+
     @property
     def token(self) -> str | None:
         return self._sections.get("token")

@@ -6,6 +6,7 @@ import shutil
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import Any
 from uuid import uuid4
@@ -313,11 +314,24 @@ class World:
         told = [f"{a.request.method} {a.url} {a.status_code}\n{a.text}\n" for a in answers if a is not None]
         found = {"answers.txt": "\n".join(told).encode()}
         found |= {f"stream-{name}.txt": reader.stream.raw for name, reader in self.readers.items()}
+        found |= dict(self._tasks_as_they_are())
         if self._app is not None:
             found["daemon.log"] = self._app.log.getvalue().encode()
             served = [f"{e.status} {e.method} {e.path} {e.correlation_id}" for e in self._app.ledger.entries]
             found["served.txt"] = "\n".join(served).encode()
         return found
+
+    def _tasks_as_they_are(self) -> Iterator[tuple[str, bytes]]:
+        """Of each task that was taken its status, and its transcript when it is over; of a dead daemon nothing."""
+        with suppress(requests.RequestException, AssertionError):
+            door = self.door(Record())
+            for name, sent in self.tasks.items():
+                status = door.get(f"/v1/tasks/{sent.id}")
+                if status.status_code != 200:
+                    continue
+                yield f"task-{name}.json", status.content
+                if "transcript_id" in status.json():
+                    yield f"transcript-{name}.json", door.get(f"/v1/artifacts/{status.json()['transcript_id']}").content
 
     def leave(self) -> None:
         """Whatever happened, let go of all that other scenarios could stumble over. Idempotent."""

@@ -37,10 +37,10 @@ from orchestratord.infra.fetch.policy import FetchPolicy
 from orchestratord.infra.gpu import NvmlProbe
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
-from orchestratord.infra.logs import make_logger
+from orchestratord.infra.logs import Sink, make_sink
 from orchestratord.infra.memory import ProcMemory
 from orchestratord.infra.process import ProcessHost
-from orchestratord.infra.samples import samples
+from orchestratord.infra.samples import samples, stored
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.infra.telemetry import StandardTelemetry
@@ -62,13 +62,16 @@ from orchestratord.services.catalog import CatalogModels
 from orchestratord.services.dispatch import Dispatch
 from orchestratord.services.gauges import Gauges
 from orchestratord.services.members import ReplicaSpec
+from orchestratord.services.modelcache import CacheBound
 from orchestratord.services.narration import Narrator
 from orchestratord.services.operations import Operations
 from orchestratord.services.pools import Pools
+from orchestratord.services.pressure import Pressure
 from orchestratord.services.recorder import Recorder
 from orchestratord.services.reload import Reloads, ReloadSettings
 from orchestratord.services.replicas import Replicas
 from orchestratord.services.residents import Residents
+from orchestratord.services.retention import Retention
 from orchestratord.services.room import Room, RoomSettings
 from orchestratord.services.runs import Runs
 from orchestratord.services.sessions import Sessions
@@ -94,7 +97,7 @@ class Daemon:
         clock: Clock | None = None,
         journal: Journal | None = None,
         store: ArtifactStore | None = None,
-        logger: Any = None,
+        log: Sink | None = None,
         draw_seed: Callable[[], int] | None = None,
         gpus: GpuProbe | None = None,
     ) -> None:
@@ -102,9 +105,8 @@ class Daemon:
         self.clock = clock or SystemClock()
         self.metrics = prometheus.Metrics()
         secret = mapping.secrets(settings, os.environ)
-        if logger is None:
-            logger = make_logger(form=settings.log.format, level=settings.log.level, secrets=secret)
-        self.telemetry = StandardTelemetry(self.metrics, logger)
+        log = log or make_sink(form=settings.log.format, level=settings.log.level, secrets=secret)
+        self.telemetry = StandardTelemetry(self.metrics, log)
         self.journal = journal or self._journal()
         self.store = store or self._store()
         self.mocks: dict[tuple[str, str], MockEngine] = {}
@@ -164,7 +166,7 @@ class Daemon:
             self.core,
             self.clock,
             self.telemetry,
-            ProcessHost(self.clock, secret),
+            ProcessHost(self.clock, secrets=secret),
             self._connect,
             _jitter,
             self._vet,
@@ -182,6 +184,11 @@ class Daemon:
             self.core, self.replicas, self.room, self.clock, self.telemetry, models.load_ms / 1000
         )
         self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
+        keep = mapping.keep(settings.retention)
+        self.retention = Retention(self.store, self.core, self.clock, self.telemetry, keep)
+        self.cache_bound = CacheBound(
+            self.models, self.core, self.replicas.all_specs, self.clock, self.telemetry, keep.every_s
+        )
         s = settings.streams
         self.streams = Streams(
             self.core,
@@ -203,6 +210,7 @@ class Daemon:
             {pool.id: mapping.watchdogs(pool) for pool in settings.pools},
             self.runs.silent,
         )
+        self.pressure = Pressure(ProcMemory(), self.clock)
         self.admission = Admission(
             self.core,
             self.clock,
@@ -212,8 +220,15 @@ class Daemon:
             frozenset(profiles),
             draw_seed or (lambda: secrets.randbelow(SEEDS)),
             RateLimit(settings.auth.rate_limit.per_s, settings.auth.rate_limit.burst),
+            self.pressure.high,
         )
-        self.pools = Pools(self.core, mapping.limits(settings), contract.api_version(), self.models.progress)
+        self.pools = Pools(
+            self.core,
+            mapping.limits(settings),
+            mapping.rate_limits(settings),
+            contract.api_version(),
+            self.models.progress,
+        )
         self.operations = Operations(self.core, self.clock, self.telemetry, self.replicas.revive)
         self.catalog = CatalogModels(
             self.core,
@@ -237,7 +252,7 @@ class Daemon:
             ReloadSettings(models.drain_ms / 1000, models.load_ms / 1000),
             self.admission.forget_counts,
         )
-        self.metrics.watch(lambda: samples(self.core, contract.api_version()))
+        self.metrics.watch(lambda: [*samples(self.core, contract.api_version()), *stored(self.store)])
         self.services = Services(
             admission=self.admission,
             tasks=Tasks(self.core, self.clock),
@@ -297,7 +312,8 @@ class Daemon:
                 for r in p.replicas
             ]
         )
-        self._archiver = asyncio.ensure_future(self.artifacts.serve(self.core))
+        work = (self.artifacts.serve(self.core), self.retention.serve(), self.cache_bound.serve())
+        self._keepers = [asyncio.ensure_future(one) for one in work]
         self.gauges.start()
         self.sweeps.start()
         self.catalog.start()
@@ -341,8 +357,9 @@ class Daemon:
         await self.gauges.stop()
         await self.replicas.stop()
         await self.models.close()
-        self._archiver.cancel()
-        await asyncio.gather(self._archiver, return_exceptions=True)
+        for keeper in self._keepers:
+            keeper.cancel()
+        await asyncio.gather(*self._keepers, return_exceptions=True)
         self.recorder.stop()
         await self.journal.close()
         self.telemetry.event("daemon_stopped", "everything is down")
@@ -352,6 +369,8 @@ class Daemon:
         reasons = ["the daemon is shutting down"] if self.stopping else []
         if not self.journal.healthy:
             reasons.append("the journal cannot be written")
+        if self.pressure.high():
+            reasons.append("the memory it may use is nearly full")
         if not self.core.pools:
             reasons.append("no pool is configured")
         return reasons + self.pools.not_ready()
@@ -421,7 +440,7 @@ class Daemon:
         api_key = os.environ.get(key_name) if key_name else None
         make = self._drivers[pool.driver or pool.engine]
         process = replica.process
-        known = {} if process is None else {"slots": process.slots, "ctx": process.ctx}
+        known = {} if process is None else {"slots": process.slots, "ctx": process.ctx, "process": spec.process}
         options = registry.options(make, known, replica.options)
         engine: Engine = make(url, clock=self.clock, api_key=api_key, **options)
         return engine

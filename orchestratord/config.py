@@ -28,6 +28,7 @@ Positive = Annotated[int, Meta(ge=1)]
 ENVIRONMENT_ONLY = ("token", "auth_optional")
 POOLS_MAX, REPLICAS_MAX = 256, 1024  # ids of either are labels of metrics
 Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
+MAX_AGE_MS = 10 * 366 * 86_400_000
 
 
 class ConfigError(Exception):
@@ -45,6 +46,8 @@ class ServerSettings(Section, frozen=True):
     port: Annotated[int, Meta(ge=0, le=65535)] = 8080
     shutdown_grace_ms: Millis = 10_000
     max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
+    connections: Positive | None = None  # None: half of the descriptors the process may have
+    connections_per_client: Positive | None = None
 
 
 class LogSettings(Section, frozen=True):
@@ -118,11 +121,14 @@ class StreamSettings(Section, frozen=True):
 
 
 class RetentionSettings(Section, frozen=True):
-    """How long finished tasks are kept for replay."""
+    """How long finished tasks are kept for replay, and how long their transcripts."""
 
     tasks_ms: Millis = 3_600_000
     tasks: Positive = 10_000
     log_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
+    transcripts_ms: Annotated[int, Meta(ge=1, le=MAX_AGE_MS)] = 7 * 86_400_000
+    transcripts_bytes: Annotated[int, Meta(ge=0)] = 2 * 1024**3
+    sweep_ms: Millis = 600_000
 
 
 class QueueSettings(Section, frozen=True):
@@ -246,6 +252,7 @@ class FetchSettings(Section, frozen=True):
     hosts: tuple[str, ...] = ()
     allow_private: tuple[str, ...] = ()
     max_bytes: Positive = 256 * 1024**3
+    cache_bytes: Positive | None = None
     connect_ms: Millis = 10_000
     idle_ms: Millis = 60_000
     total_ms: Millis = 86_400_000

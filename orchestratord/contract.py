@@ -126,23 +126,34 @@ def resolve(doc: Mapping[str, Any], node: Any, _open: tuple[str, ...] = ()) -> A
     return resolve(doc, _lookup(doc, node["$ref"]), (*_open, node["$ref"]))
 
 
-def dereference(doc: Mapping[str, Any], schema: Any, _open: tuple[str, ...] = ()) -> Any:
-    """A deep copy without references. Raises ValueError when it would never end."""
+def dereference(
+    doc: Mapping[str, Any], schema: Any, _open: tuple[str, ...] = (), *, shared: dict[str, Any] | None = None
+) -> Any:
+    """A deep copy without references. Raises ValueError when it would never end.
+
+    With `shared`, what a reference leads to is copied once, into it, and is the same object wherever it is used.
+    """
     if isinstance(schema, list):
-        return [dereference(doc, item, _open) for item in schema]
+        return [dereference(doc, item, _open, shared=shared) for item in schema]
     if not isinstance(schema, dict):
         return schema
     if "$ref" not in schema:
-        return {key: dereference(doc, value, _open) for key, value in schema.items()}
-    if schema["$ref"] in _open:
-        raise ValueError(f"{schema['$ref']} contains itself")
-    return dereference(doc, _lookup(doc, schema["$ref"]), (*_open, schema["$ref"]))
+        return {key: dereference(doc, value, _open, shared=shared) for key, value in schema.items()}
+    ref = schema["$ref"]
+    if ref in _open:
+        raise ValueError(f"{ref} contains itself")
+    if shared is None:
+        return dereference(doc, _lookup(doc, ref), (*_open, ref))
+    if ref not in shared:
+        shared[ref] = dereference(doc, _lookup(doc, ref), (*_open, ref), shared=shared)
+    return shared[ref]
 
 
 def read_operations(documents: Mapping[str, Mapping[str, Any]]) -> tuple[Operation, ...]:
     """Every operation. Raises ValueError when an operationId, or a method on a path, comes twice."""
+    shared: dict[str, dict[str, Any]] = {contract: {} for contract in documents}
     found = [
-        _operation(contract, path, method, dereference(doc, item))
+        _operation(contract, path, method, dereference(doc, item, shared=shared[contract]))
         for contract, doc in documents.items()
         for path, item in doc["paths"].items()
         for method in _METHODS

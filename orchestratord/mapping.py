@@ -15,6 +15,7 @@ from orchestratord.config import (
     PoolSettings,
     QueueSettings,
     ReplicaSettings,
+    RetentionSettings,
     Settings,
     TariffSettings,
     TrustSettings,
@@ -31,11 +32,13 @@ from orchestratord.domain.trust import TrustPolicy
 from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
 from orchestratord.infra.secrets import Secrets, is_secret_name, secret_options
+from orchestratord.infra.storage.filesystem import SIZE_LIMIT
 from orchestratord.infra.trust.proofs import load_roots
-from orchestratord.infra.trust.signatures import BadKey, Root
+from orchestratord.infra.trust.root import BadKey, Root
 from orchestratord.middleware import Access
 from orchestratord.ports import ProcessSpec
 from orchestratord.services.members import ReplicaSpec
+from orchestratord.services.retention import Keep
 from orchestratord.services.sweeps import Watchdogs
 from orchestratord.wire.tasks import MICRO
 
@@ -143,6 +146,7 @@ def fetch_policy(fetch: FetchSettings) -> FetchPolicy:
         hub=parse_url(fetch.hub),
         s3=S3Access(parse_url(s3.endpoint), s3.region, s3.access_key_env, s3.secret_key_env, s3.session_token_env),
         max_bytes=fetch.max_bytes,
+        cache_bytes=fetch.cache_bytes,
         connect_s=fetch.connect_ms / 1000,
         idle_s=fetch.idle_ms / 1000,
         total_s=fetch.total_ms / 1000,
@@ -181,6 +185,10 @@ def watchdogs(pool: PoolSettings) -> Watchdogs:
     return Watchdogs(w.first_token_ms / 1000, w.idle_ms / 1000, w.wall_ms / 1000)
 
 
+def keep(retention: RetentionSettings) -> Keep:
+    return Keep(retention.transcripts_ms, retention.transcripts_bytes, retention.sweep_ms / 1000)
+
+
 def sampling(profile: Any) -> Sampling:
     return Sampling(**{name: getattr(profile, name) for name in profile.__struct_fields__})
 
@@ -203,4 +211,13 @@ def limits(settings: Settings) -> dict[str, int]:
         "session_turns_max": settings.sessions.turns_max,
         "task_retention_ms": settings.retention.tasks_ms,
         "task_retention_count": settings.retention.tasks,
+        "transcript_retention_ms": settings.retention.transcripts_ms,
+        "transcript_retention_bytes": settings.retention.transcripts_bytes,
+        "max_artifact_bytes": SIZE_LIMIT,
     }
+
+
+def rate_limits(settings: Settings) -> dict[str, float]:
+    """What capabilities say of how fast one caller may submit tasks; nothing when there is no limit."""
+    rate = settings.auth.rate_limit
+    return {"tasks_per_s": rate.per_s, "tasks_burst": rate.burst} if rate.per_s else {}

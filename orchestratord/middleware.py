@@ -9,8 +9,8 @@ from __future__ import annotations
 import hashlib
 import hmac
 import ipaddress
+import random
 import re
-import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +20,7 @@ from starlette.exceptions import HTTPException
 from orchestratord.domain.errors import Refusal
 from orchestratord.ports import Clock, Telemetry
 from orchestratord.wire.errors import Headers, HttpError, internal, render
+from orchestratord.wire.responses import WIRE
 
 Scope = dict[str, Any]
 
@@ -38,7 +39,14 @@ def correlation_id(headers: Headers) -> bytes:
             if _CORRELATION.fullmatch(value):
                 return value
             break
-    return str(uuid.uuid4()).encode()
+    return _uuid4()
+
+
+def _uuid4() -> bytes:
+    """A UUIDv4 in the text form (RFC 9562 5.4), at a fifth of the time `uuid.uuid4` takes. It guards nothing."""
+    bits = random.getrandbits(128) & ~(0xF << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62
+    text = b"%032x" % bits
+    return b"-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
 
 
 class Edge:
@@ -61,6 +69,9 @@ class Edge:
             if message["type"] == "http.response.start":
                 started = True
                 message["headers"] = [*message["headers"], (b"x-correlation-id", cid)]
+                wire = scope.get("extensions", {}).get(WIRE)
+                if wire is not None and wire.unread:
+                    message["headers"].append((b"connection", b"close"))
             await send(message)
 
         try:
@@ -208,8 +219,7 @@ class BodyLimit:
                 async with self._clock.limit(BODY_IDLE_S):
                     message: dict[str, Any] = await receive()
             except TimeoutError:
-                late = f"Nothing of the body came for {BODY_IDLE_S:g} s."
-                raise HttpError("REQUEST_TIMEOUT", late, headers=[(b"connection", b"close")]) from None
+                raise HttpError("REQUEST_TIMEOUT", f"Nothing of the body came for {BODY_IDLE_S:g} s.") from None
             total += len(message.get("body", b""))
             if total > self._max:
                 raise self._too_large()

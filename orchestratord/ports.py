@@ -5,6 +5,7 @@ Every implementation of a port, the test doubles included, passes the same suite
 
 from __future__ import annotations
 
+import builtins
 from collections.abc import Callable, Collection, Generator, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
@@ -13,6 +14,7 @@ from typing import Any, Literal, Protocol, runtime_checkable
 from orchestratord.domain.device import Device
 from orchestratord.domain.entry import CatalogEntry
 from orchestratord.domain.facts import Fact, JournaledTask, SessionDeleted
+from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling, Workload
@@ -140,13 +142,31 @@ class ArtifactCorrupt(Exception):
     """The stored bytes no longer hash to the artifact's id."""
 
 
-class ArtifactStore(Protocol):
-    """Content-addressed documents. Writes are atomic, reads are verified."""
+class ArtifactTooLarge(Exception):
+    """More bytes than the store takes for one artifact; the message says how many those are."""
 
-    async def put(self, artifact: Artifact) -> Artifact:
+
+@dataclass(frozen=True, slots=True)
+class Stored:
+    """What a store knows of an artifact without reading it. `artifact` has no content; `size` is in bytes."""
+
+    artifact: Artifact
+    size: int
+    automatic: bool
+
+
+class ArtifactStore(Protocol):
+    """Content-addressed documents. Writes are atomic, reads are verified.
+
+    What the daemon itself has put is `automatic` and may be dropped. What anybody else has put, be it once and before
+    or after the daemon, is kept for good. The mark outlives a restart.
+    """
+
+    async def put(self, artifact: Artifact, *, automatic: bool = False) -> Artifact:
         """Store it unless its id is there already; return what is stored (the first `created_ms` wins).
 
-        Raises OSError when the store cannot be written.
+        Until this returns neither the artifact nor the one it names as its parent is dropped. Raises ArtifactTooLarge,
+        and OSError when the store cannot be written.
         """
 
     async def get(self, artifact_id: str) -> Artifact | None:
@@ -154,6 +174,24 @@ class ArtifactStore(Protocol):
 
     async def list(self, *, limit: int, after: tuple[int, str] | None, tag: str | None) -> list[Artifact]:
         """Newest first by (created_ms, id), beginning below the key `after`; `content` may be left as None."""
+
+    def oldest(self, *, limit: int, after: tuple[int, str] | None) -> builtins.list[Stored]:
+        """Automatic artifacts, oldest first by (created_ms, id), beginning above the key `after`."""
+
+    async def drop(self, artifact_id: str) -> bool:
+        """Remove an automatic artifact that no other one names as its parent; False, and it stays, for all others.
+
+        Decided before the first await. A later `put` stores it anew. Whatever happens, it is there whole or not at
+        all. Raises OSError, and then it is there.
+        """
+
+    @property
+    def automatic_bytes(self) -> int:
+        """Bytes of all automatic artifacts."""
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of all others."""
 
 
 # -- engines -----------------------------------------------------------------------------------------------
@@ -172,6 +210,7 @@ class EngineProps:
     exact_warm: bool = False  # also where it reuses a prefix from its KV cache
     features: tuple[str, ...] = ()  # sampling knobs it honours, and `prefix_cache` if it keeps prompts in its KV cache
     model_digest: str | None = None  # sha256:<64 hex>, of engines that say so
+    kv: KvLayout | None = None  # what tokens take in its KV cache, where that is certain
 
 
 @dataclass(frozen=True, slots=True)
@@ -215,11 +254,13 @@ Deliver = Callable[[Chunk], bool]  # False: nothing more is wanted
 
 
 class EngineError(Exception):
-    """An engine did not do its work.
+    """An engine did not do its work. One rule for all drivers says which kind of failure it is:
 
-    kind: `refused` (it says the request is wrong; never retried, never counts against the replica), `full`,
-    `lost` (connection refused, reset or closed before the end), `timeout`, `protocol` (it sent what cannot be
-    understood), `failed` (it reported an error of its own).
+    `refused`: it says the request is wrong (400, 413, 422, 501 and their like), and whoever asked can change it. Never
+    retried, never counts against the replica. `full`: it has no room, or not yet (429, 503). `failed`: it reports an
+    error of its own (5xx), or does not know our key, model or path (401, 403, 404, 405), which no client can change.
+    `lost`: the connection was refused, reset or closed before the end. `timeout`. `protocol`: it sent what cannot be
+    understood. The same holds for a status inside an error frame under 200; a frame without one is `failed`.
     """
 
     def __init__(self, kind: Literal["refused", "full", "lost", "timeout", "protocol", "failed"], message: str) -> None:
@@ -315,6 +356,23 @@ class ProcessSpec:
     api_key_env: str | None = None  # the one secret of the daemon's environment that is the engine's, too
 
 
+@runtime_checkable
+class Startable(Protocol):
+    """What the class of a driver has besides whose engine the daemon can start: what to run, and in which environment.
+
+    Both are called on the class, before there is an engine, and quick enough for the event loop.
+    """
+
+    def command(self, spec: ProcessSpec, port: int) -> list[str]:
+        """Program and arguments of a server on 127.0.0.1:`port` that serves `spec.model_path`.
+
+        Raises OSError when it cannot be started; the message names the fix (FileNotFoundError: how to get the program).
+        """
+
+    def environment(self, spec: ProcessSpec) -> dict[str, str]:
+        """Its whole environment: ours where it needs that, what keeps it to `spec.device_mask`, then `spec.env`."""
+
+
 class ReplicaHost(Protocol):
     """Starts engine servers."""
 
@@ -340,6 +398,9 @@ class HostMemory(Protocol):
 
     def private(self, pid: int) -> int | None:
         """Of these, the bytes that come back when it ends: without files, which the system may drop at any time."""
+
+    def taken(self) -> float | None:
+        """Of the memory this process and its group may have, the share they take; None if there is no limit."""
 
     def file_size(self, path: str) -> int:
         """Bytes of a local file; 0 if it cannot be seen."""
@@ -430,6 +491,26 @@ class ModelFiles(Protocol):
 
     def progress(self, ref: str) -> tuple[int, int] | None:
         """Bytes there and bytes in all (0: not known) of a reference that is being fetched; None if it is not."""
+
+
+@dataclass(frozen=True, slots=True)
+class Used:
+    """Models that somebody uses: by references in their one form, by paths, and by digests (sha256:<64 hex>)."""
+
+    refs: frozenset[str]
+    paths: frozenset[str]
+    digests: frozenset[str]
+
+
+class ModelCache(Protocol):
+    """What was fetched, within a bound. The bound is in bytes; there may be none."""
+
+    async def trim(self, used: Callable[[], Used]) -> tuple[int, int]:
+        """Remove what was used least recently until the rest is within the bound: (bytes removed, bytes left).
+
+        That waits for a moment when nothing is being fetched. `used` is asked at that moment; what it names stays, and
+        whoever wants to fetch something then waits for the end. Raises OSError.
+        """
 
 
 # -- telemetry ---------------------------------------------------------------------------------------------

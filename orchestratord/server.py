@@ -20,6 +20,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from orchestratord.app import Daemon
+from orchestratord.crowd import UNACKED_MS, Crowd
 from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
 from orchestratord.wire.errors import HttpError, render
@@ -31,17 +32,29 @@ HEAD_FIELDS = 100
 HEAD_S = 10.0
 PIPELINED = 16  # requests waiting behind the one being answered
 NOT_HTTP = "This is not a valid HTTP/1.1 request."
-SEND_BUFFER = 64 * 1024  # what a slow reader may leave in the kernel
+LINGER_S = 2.0  # for a client that still sends to read its answer, before what it sends is met with a reset
+LINGER_BYTES = 64 * 1024  # of what it still sends
 
 
 class CannotListen(Exception):
     """The address cannot be bound; the message says what to do."""
 
 
+class Outlet:
+    """A connection's transport as uvicorn's cycles see it: closing it does not cost the client its answer."""
+
+    __slots__ = ("close", "is_closing", "write")
+
+    def __init__(self, transport: asyncio.Transport, close: Callable[[], None]) -> None:
+        self.write = transport.write
+        self.is_closing = transport.is_closing
+        self.close = close
+
+
 class Protocol(HttpToolsProtocol):
     """One client connection. What never reaches the app is still answered with an ErrorEnvelope, in its turn."""
 
-    connections_max = resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+    crowd: Crowd  # the server's; see make_server
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -50,12 +63,16 @@ class Protocol(HttpToolsProtocol):
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._bound: tuple[Callable[[], object], Callable[[], object]] | None = None  # drained, lost
+        self._lingering: int | None = None  # bytes that came since the last answer; None while more are wanted
+        self._outlet = Outlet(transport, self._close)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
-            sock.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, SEND_BUFFER)
-        if len(self.connections) > self.connections_max:
-            self._refuse(HttpError("OVERLOADED", "Too many connections. Try again shortly.", retriable=True))
+            self.crowd.prepare(sock)
+        full = self.crowd.enter(self, self.client[0] if self.client else "", self.loop.time())
+        if full is not None:
+            self._refuse(HttpError("OVERLOADED", full, retriable=True))
         else:
+            self.crowd.idle(self, self.loop.time())
             self._expect_head()
 
     def connection_lost(self, exc: Exception | None) -> None:
@@ -65,12 +82,21 @@ class Protocol(HttpToolsProtocol):
             working.disconnected = True
             working.message_event.set()
         super().connection_lost(exc)
+        self.crowd.leave(self)
         if self._bound is not None:
             self._bound[1]()
 
     def data_received(self, data: bytes) -> None:
-        if self.parser is not None and self._refused is None and not self.transport.is_closing():
+        if self._lingering is not None:
+            self._lingering += len(data)
+            if self._lingering > LINGER_BYTES:
+                self.transport.pause_reading()
+        elif self.parser is not None and self._refused is None and not self.transport.is_closing():
             super().data_received(data)
+
+    def eof_received(self) -> None:
+        if self._lingering is not None:
+            self.transport.close()
 
     # -- the head, piece by piece --------------------------------------------------------------------------
     def _expect_head(self) -> None:
@@ -86,6 +112,14 @@ class Protocol(HttpToolsProtocol):
         """Nothing sent at all is an idle connection and just closes; half a head is told why."""
         if self._head_size:
             self._refuse(HttpError("REQUEST_TIMEOUT", f"The request head took longer than {HEAD_S:g} s."))
+        else:
+            self.transport.close()
+
+    def evict(self) -> None:
+        if self._head_size:
+            self._refuse(
+                HttpError("REQUEST_TIMEOUT", "The request head was not complete when others needed its place.")
+            )
         else:
             self.transport.close()
 
@@ -105,10 +139,11 @@ class Protocol(HttpToolsProtocol):
             limits = f"at most {HEAD_BYTES} bytes and {HEAD_FIELDS} fields"
             self._refuse(HttpError("HEADERS_TOO_LARGE", f"A request head may have {limits}."))
         else:
-            super().on_header(name, value)
+            super().on_header(name, value.rstrip(b" \t"))  # RFC 9110 5.5; the parser cuts only what is in front
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
+        self.crowd.busy(self)
         self._head_size = 0
         if self.parser.get_http_version() not in ("1.0", "1.1"):
             self._refuse(HttpError("INVALID_PARAMS", NOT_HTTP))
@@ -129,13 +164,23 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._working = cycle
+        cycle.transport = self._outlet  # type: ignore[assignment]
         cycle.scope["extensions"] = {WIRE: self}  # type: ignore[dict-item]
         super()._start_asgi_task(cycle, app)
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
-        if self._refused is not None and self._idle:
-            self._answer(self._refused)
+        if self.unread:
+            self._close()
+        elif self._idle:
+            self.crowd.idle(self, self.loop.time())
+            if self._refused is not None:
+                self._answer(self._refused)
+
+    @property
+    def unread(self) -> bool:
+        """The body of the request being answered has not come to its end: what follows is no request."""
+        return self._working is not None and self._working.more_body
 
     # -- the body of a stream, past ASGI (wire.responses.Wire) ----------------------------------------------
     @property
@@ -151,10 +196,11 @@ class Protocol(HttpToolsProtocol):
     def unbind(self) -> None:
         self._bound = None
 
-    def write(self, data: bytes) -> None:
+    def write(self, data: bytes) -> bool:
         working = self._working
         assert working is not None
         self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if working.chunked_encoding else data)
+        return self.flow.write_paused
 
     def abort(self) -> None:
         self.transport.abort()
@@ -192,7 +238,22 @@ class Protocol(HttpToolsProtocol):
         headers += [(b"x-correlation-id", str(uuid.uuid4()).encode()), (b"connection", b"close")]
         lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]
         self.transport.write(b"".join(lines))
-        self.transport.close()
+        self._close(reading=True)
+
+    def _close(self, *, reading: bool = False) -> None:
+        """Close, once the client has had its answer: a reset for bytes nobody reads can overtake it."""
+        if self._lingering is not None or self.transport.is_closing():
+            return
+        if not (reading or self.unread):
+            self.transport.close()
+            return
+        self._lingering = 0
+        self._stop_timer()
+        self._unset_keepalive_if_required()
+        self.pipeline.clear()
+        self.transport.write_eof()
+        self.flow.resume_reading()
+        self.loop.call_later(LINGER_S, self.transport.close)
 
 
 class Server(uvicorn.Server):
@@ -253,11 +314,15 @@ class Server(uvicorn.Server):
 def make_server(daemon: Daemon, app: Any = None, *, loop: str = "uvloop") -> Server:
     """A server for the daemon's settings. `app` replaces the daemon's own ASGI app (tests wrap it)."""
     settings = daemon.settings.server
+    most = settings.connections or resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+    # The kernel must not give up a slow reader before we do.
+    unacked_ms = max(UNACKED_MS, daemon.settings.streams.stall_ms + 15_000)
+    crowd = Crowd(most, settings.connections_per_client, unacked_ms)
     config = uvicorn.Config(
         app or daemon.asgi,
         host=settings.host,
         port=settings.port,
-        http=Protocol,
+        http=type("Protocol", (Protocol,), {"crowd": crowd}),
         loop=loop,
         ws="none",
         lifespan="on",

@@ -18,6 +18,12 @@ from orchestratord import contract
 from orchestratord.testing.live import LiveApp, mock_settings
 
 JOB = Path(__file__).with_name("clients_job.py")
+# client.py is the generator's, the same for every contract, and passes `*args: object` on; mypy 2 minds.
+MYPY = """[mypy]
+ignore_missing_imports = true
+[mypy-data.client,control.client]
+disable_error_code = arg-type
+"""
 TYPESCRIPT = ("-p", "typescript@5.9", "-p", "openapi-typescript@7.13.0")
 
 
@@ -35,11 +41,12 @@ def main() -> int:
     tools: Path = arguments.bin
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made)
+        (folder / "mypy.ini").write_text(MYPY, "utf-8")
         for name in contract.CONTRACTS:
             (folder / f"{name}.json").write_text(json.dumps(contract.load(name)), "utf-8")
             options = ("--path", f"{name}.json", "--output-path", name, "--meta", "none", "--overwrite")
             run(folder, tools / "openapi-python-client", "generate", *options)
-            run(folder, tools / "mypy", "--ignore-missing-imports", name)
+            run(folder, tools / "mypy", "--config-file", "mypy.ini", name)
         with LiveApp(mock_settings(), manual=False) as app:
             run(folder, tools / "python", "-P", JOB, app.url)
         if not arguments.no_typescript:

@@ -16,6 +16,7 @@ from orchestratord.domain.budget import Amounts
 from orchestratord.domain.control import Control
 from orchestratord.domain.errors import Refusal
 from orchestratord.domain.outcome import MOVES, TaskState
+from orchestratord.domain.placement import suits
 from orchestratord.domain.pool import Lease, Pool
 from orchestratord.domain.task import Task
 from orchestratord.wire import sse
@@ -178,7 +179,7 @@ def i2_i3_order(watch: Watch) -> Iterator[str]:
         mine = urgency(task, pool, task.started)
         for other in pool.queue:
             theirs = urgency(other, pool, task.started)
-            if other.committed and theirs < mine:
+            if other.committed and theirs < mine and any(suits(r, other.request) for r in pool.ready_replicas):
                 yield f"{task.task_id} {mine} was dispatched before {other.task_id} {theirs}"
 
 

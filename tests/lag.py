@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from orchestratord.app import Daemon
-from orchestratord.infra.logs import make_logger
+from orchestratord.infra.logs import make_sink
 from orchestratord.testing.live import mock_pool, mock_settings
 from tests.http.support import task
 
@@ -129,7 +129,7 @@ async def measure(limit_ms: float) -> int:
         pools = [mock_pool(slots=1, capacity=10_000, ctx=4_000_000)]
         settings = mock_settings(Path(folder), pools=pools, retention={"tasks": 10_000})
         with io.StringIO() as nowhere:
-            daemon = Daemon(settings, logger=make_logger(nowhere, form="json"))
+            daemon = Daemon(settings, log=make_sink(nowhere, form="json"))
             app = daemon.asgi
             await daemon.start()
             while daemon.not_ready():  # noqa: ASYNC110 - a tool

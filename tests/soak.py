@@ -51,6 +51,7 @@ class Sample(NamedTuple):
     cursors: int
     journal_mb: float
     objects: int
+    blocks: int
 
 
 class Client:
@@ -140,6 +141,7 @@ def sample(app: LiveApp, folder: Path, done: int) -> Sample:
             daemon.streams.open_cursors,
             sum(file.stat().st_size for file in folder.glob("journal.db*")) / 1e6,
             len(gc.get_objects()),
+            sys.getallocatedblocks(),
         )
     )
 

@@ -37,10 +37,16 @@ Feature: Artifacts
       Then it is the plan, with its tags in order
 
     @portable
-    Scenario: Who holds the artifact already gets nothing again
+    Scenario Outline: Who holds the artifact already gets nothing again
       Given somebody stores a plan
-      When somebody reads the artifact, holding a copy of it
+      When somebody reads the artifact, holding <what> of it
       Then nothing is sent again
+
+      Examples:
+        | what        |
+        | a copy      |
+        | any copy    |
+        | many copies |
 
     @portable
     Scenario: Who holds something else gets the artifact

@@ -118,3 +118,12 @@ Feature: Cancelling
       When somebody cancels it
       Then it is refused as STORAGE_UNAVAILABLE
       And it is canceled
+
+    Scenario: Asking again during the outage is refused again
+      Given the engine of "home" holds its tokens back
+      And a task arrives
+      And the journal breaks
+      And somebody cancels it
+      When somebody cancels it
+      Then it is refused as STORAGE_UNAVAILABLE
+      And it is canceled

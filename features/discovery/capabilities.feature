@@ -49,3 +49,10 @@ Feature: Capabilities
         | queue_capacity_default | 64      |
         | sse_keepalive_ms       | 15000   |
         | task_retention_ms      | 3600000 |
+
+    Scenario: What one caller may submit is told
+      Given one caller may submit 1 task a second and 3 at once
+      When somebody asks what it can do
+      Then its engines are
+        | engine   | rate_limits                            |
+        | llamacpp | {'tasks_per_s': 1.0, 'tasks_burst': 3} |

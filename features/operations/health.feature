@@ -28,6 +28,27 @@ Feature: Health
       When a probe asks whether it is ready
       Then it is not ready: "pool home is not ready (r0: loading model)"
 
+    Scenario: A pool that was drained is no fault
+      Given pool "old" runs 1 task at a time
+      And pool "home" runs 1 task at a time
+      And an operator enters model "aged" from "file:./old.gguf"
+      And an operator retires model "aged"
+      When a probe asks whether it is ready
+      Then it is ready
+
+    Scenario: A daemon whose only pool was drained cannot take work
+      Given an operator drains pool "home"
+      When a probe asks whether it is ready
+      Then it is not ready: "every pool is drained or being reloaded (home): resume one"
+
+    Scenario: A pool that is down is named beside one that was drained
+      Given pool "old" runs 1 task at a time
+      And pool "home" runs 1 task at a time
+      And an operator drains pool "old"
+      And the engine of "home" goes down
+      When a probe asks whether it is ready
+      Then it is not ready, because of pool "home" alone
+
     Scenario: A daemon without pools cannot take work
       Given no pool is configured
       When a probe asks whether it is ready

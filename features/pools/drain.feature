@@ -44,6 +44,7 @@ Feature: Draining a pool
       And an operator drains pool "home"
       When the engine of "home" is let go
       Then "waiting" waits for a resume
+      And nobody can say when "waiting" starts
 
     Scenario: What does not finish by the deadline ends, and is worth retrying
       Given pool "home" runs 1 task at a time

@@ -56,6 +56,18 @@ Feature: Models from elsewhere
       Then the reload is refused by rule trust, and the message names "models.fetch.allow_private"
       And the server was never asked
 
+  @OD-41
+  Rule: The cache has a bound
+
+    Scenario: A model that nothing uses any more makes room
+      Given a server nearby that models may be fetched from
+      And the cache holds no more than one of its models
+      And a pool starts whose model is on that server
+      And the pool comes up with "first" from there
+      When the pool is reloaded with "second" from there
+      Then the pool comes to serve "second" from there, under its digest
+      And of its models "second" alone stays in the cache
+
   @ORCH-3038
   Rule: What cannot be had, or is no model, changes nothing
 

@@ -107,6 +107,28 @@ Feature: Sessions
       When the engine of "home" comes back
       Then session "S" is cold
 
+    Scenario: What it takes in the engine's memory is told as long as it is there
+      Given the engine of "home" keeps 1000 bytes for a token
+      When a task "first" arrives, in session "S"
+      Then session "S" takes 1000 bytes for each token of "first" but the last
+
+    Scenario: It is what the last task left there
+      Given the engine of "home" keeps 1000 bytes for a token
+      And a task "first" arrives, in session "S"
+      When a task "second" arrives, in session "S"
+      Then session "S" takes 1000 bytes for each token of "second" but the last
+
+    Scenario: An engine that went down holds nothing
+      Given the engine of "home" keeps 1000 bytes for a token
+      And a task arrives, in session "S"
+      When the engine of "home" goes down
+      Then what session "S" takes is not known
+
+    Scenario: An engine that leaves open what a token takes leaves it open for a session
+      When a task arrives, in session "S"
+      Then session "S" is warm
+      And what session "S" takes is not known
+
     Scenario: As many other tasks as there are slots may have overwritten it
       Given a task "mine" arrives, in session "S"
       And a task "other" arrives

@@ -58,8 +58,9 @@ def artifact_is_read(context: Any) -> None:
 
 @when("somebody reads the artifact, holding {what} of it")
 def artifact_is_read_again(context: Any, what: str) -> None:
-    digest = {"a copy": _id(context, "it"), "an old copy": "0" * 64}[what]
-    context.world.send("GET", f"/v1/artifacts/{_id(context, 'it')}", headers={"If-None-Match": f'"{digest}"'})
+    mine, old = f'"{_id(context, "it")}"', f'"{"0" * 64}"'
+    held = {"a copy": mine, "an old copy": old, "any copy": "*", "many copies": f"{old}, {old}, {old}, W/{mine}"}[what]
+    context.world.send("GET", f"/v1/artifacts/{_id(context, 'it')}", headers={"If-None-Match": held})
 
 
 @when("somebody lists artifacts")

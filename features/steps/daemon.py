@@ -143,6 +143,13 @@ def it_is_not_ready(context: Any, reason: str) -> None:
     equal(found, (503, {"ready": False, "reasons": [reason]}), "the answer")
 
 
+@then('it is not ready, because of pool "{pool:Text}" alone')
+def it_is_not_ready_because_of(context: Any, pool: str) -> None:
+    equal(context.world.answer.status_code, 503, "the status")
+    (reason,) = context.world.answer.json()["reasons"]
+    assert reason.startswith(f"pool {pool} is not ready"), reason
+
+
 @when("Prometheus scrapes")
 def prometheus_scrapes(context: Any) -> None:
     context.world.send("GET", "/metrics")

@@ -42,6 +42,13 @@ def not_as_private(context: Any) -> None:
     elsewhere.fetch.update(allow_private=[], hosts=[f"127.0.0.1:{elsewhere.site.port}"])
 
 
+@given("the cache holds no more than one of its models")
+def cache_is_bounded(context: Any) -> None:
+    elsewhere = context.elsewhere
+    elsewhere.sweep_ms = 100
+    elsewhere.fetch["cache_bytes"] = len(elsewhere.site.files["/first.gguf"]) + 1
+
+
 @given("a pool with a model of this machine")
 def pool_with_local_model(context: Any) -> None:
     context.elsewhere.start(local=True)
@@ -52,7 +59,7 @@ def server_holds(context: Any, name: str) -> None:
     context.elsewhere.hold(name)
 
 
-@when("a pool starts whose model is on that server")
+@step("a pool starts whose model is on that server")
 def pool_with_remote_model(context: Any) -> None:
     context.elsewhere.start(local=False)
 
@@ -76,11 +83,16 @@ def pool_serves(context: Any, name: str) -> None:
     equal(elsewhere.health()["ready"], True, "whether the pool is ready")
 
 
-@then('the pool comes up with "{name:Text}" from there')
+@step('the pool comes up with "{name:Text}" from there')
 def pool_comes_up(context: Any, name: str) -> None:
     elsewhere = context.elsewhere
     elsewhere.until(lambda: elsewhere.health()["ready"], "the pool is ready")
     equal(elsewhere.health()["model_ref"], elsewhere.ref(name), "the model")
+
+
+@then('of its models "{name:Text}" alone stays in the cache')
+def stays_in_the_cache(context: Any, name: str) -> None:
+    context.elsewhere.until(lambda: context.elsewhere.cached() == [name], f"{name} alone is cached")
 
 
 @then("half of it is shown to be there")

@@ -11,6 +11,7 @@ from behave import given, step, then, when
 from features import engines
 from features.vocabulary import equal
 from features.wishes import Wanted
+from orchestratord.domain.kv import KvLayout
 from orchestratord.infra.engines.mock import MockScript
 from orchestratord.testing.live import mock_pool
 
@@ -92,6 +93,11 @@ def pool_watches_silence(context: Any, pool: str, duration: float) -> None:
 @given('"{pool:Text}" lets no task run longer than {duration:Duration}')
 def pool_watches_length(context: Any, pool: str, duration: float) -> None:
     context.world.plan.pool(pool, watchdogs={"wall_ms": round(duration * 1000)})
+
+
+@given('the engine of "{pool:Text}" keeps {size:d} bytes for a token')
+def engine_keeps_bytes(context: Any, pool: str, size: int) -> None:
+    context.world.plan.preset(pool, lambda e: e.change(kv=KvLayout(size)))
 
 
 @given('the engine of "{pool:Text}" keeps no prefixes')

@@ -57,6 +57,18 @@ def session_is_warm(context: Any, session: str, warmth: str) -> None:
     equal(context.world.look(_path(context, session))["kv_warmth"], warmth == "warm", "kv_warmth")
 
 
+@then('session "{session:Text}" takes {size:d} bytes for each token of "{name:Text}" but the last')
+def session_takes_bytes(context: Any, session: str, size: int, name: str) -> None:
+    task = context.world.look(f"/v1/tasks/{context.world.id('task', name)}")
+    tokens = task["tokens_in"] + task["tokens_out"] - 1
+    equal(context.world.look(_path(context, session))["kv_bytes"], size * tokens, "kv_bytes")
+
+
+@then('what session "{session:Text}" takes is not known')
+def session_takes_what(context: Any, session: str) -> None:
+    assert "kv_bytes" not in context.world.look(_path(context, session))
+
+
 @then('there is no session "{session:Text}"')
 def session_is_unknown(context: Any, session: str) -> None:
     answer = context.world.http.get(_path(context, session))

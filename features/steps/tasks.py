@@ -141,6 +141,11 @@ def task_is_at(context: Any, ref: str, position: int) -> None:
     equal(context.world.status(name(context.world, ref)).get("queue_position"), position, "the queue position")
 
 
+@then("nobody can say when {ref:Ref} starts")
+def no_predicted_start(context: Any, ref: str) -> None:
+    equal(context.world.status(name(context.world, ref)).get("predicted_start_ms"), None, "the predicted start")
+
+
 @then("{ref:Ref} waits for a {what:Word}")
 def task_waits_for(context: Any, ref: str, what: str) -> None:
     equal(context.world.status(name(context.world, ref)).get("waiting_for"), what, "what it waits for")

@@ -5,12 +5,12 @@ from __future__ import annotations
 import argparse
 import os
 import sys
-import warnings
 from importlib.util import find_spec
 from pathlib import Path
 
 import platformdirs
 
+from orchestratord.cli import lean
 from orchestratord.cli.common import BAD_CONFIG, UNAVAILABLE, USAGE, Commands, command, complain
 
 NOT_SETTINGS = ("ORCHD_URL", "ORCHD_CONFIG")  # of the environment, for the command line itself
@@ -53,7 +53,7 @@ def _serve(arguments: argparse.Namespace) -> int:
         environ["ORCHD_SERVER__PORT"] = str(arguments.port)
     try:
         settings = config.load(config_file(arguments.config), environ)
-        warnings.simplefilter("ignore", DeprecationWarning)  # Connexion's imports; a user can do nothing about them
+        lean.import_connexion()
         from orchestratord.app import Daemon
         from orchestratord.infra import strays
         from orchestratord.server import CannotListen, make_server
@@ -67,7 +67,9 @@ def _serve(arguments: argparse.Namespace) -> int:
     # The journal's writer thread would starve under a loop that never idles: Python lets go of its lock every 5 ms.
     sys.setswitchinterval(0.0005)
     try:
-        make_server(daemon).run()
+        server = make_server(daemon)
+        lean.keep()
+        server.run()
     except CannotListen as error:
         return complain(str(error), UNAVAILABLE)
     except SystemExit as error:  # uvicorn's way to say that the lifespan did not start

@@ -5,7 +5,7 @@ Amounts are integers (cost in millionths of the configured unit), so nothing dri
 
 from __future__ import annotations
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 from orchestratord.domain.request import TaskRequest
 
@@ -61,9 +61,15 @@ class Account:
 
     def remaining(self) -> dict[str, int]:
         """What could still be held, of each budget that is configured."""
-        taken = self.spent.plus(self.held)
-        limits = {f.name: getattr(self.budget, f.name) for f in fields(Budget)}
-        return {name: max(0, limit - getattr(taken, name)) for name, limit in limits.items() if limit is not None}
+        budget, spent, held = self.budget, self.spent, self.held
+        left = {}
+        if budget.tokens is not None:
+            left["tokens"] = max(0, budget.tokens - spent.tokens - held.tokens)
+        if budget.time is not None:
+            left["time"] = max(0, budget.time - spent.time - held.time)
+        if budget.cost is not None:
+            left["cost"] = max(0, budget.cost - spent.cost - held.cost)
+        return left
 
     def exceeded_by(self, amounts: Amounts) -> str | None:
         """The first budget `amounts` would not fit into, or None."""

@@ -116,14 +116,18 @@ class Control(Core):
             try:
                 target = self._place_of(task, pool, now)
             except Refusal as refusal:
-                if not refusal.is_retriable:
+                if not refusal.is_retriable or not self._may_stay(task, pool):
                     self._give_up(task, pool, refusal, now, wall_ms)
                 continue
             there = self.pools[target]
             full = len(there.queue) + len(moved.get(target, ())) >= there.queue.capacity
-            if target != pool.id and not full and there.queue.has_room(task.request.priority):
+            if target == pool.id:
+                continue
+            if not full and there.queue.has_room(task.request.priority):
                 self._leave(pool, task)
                 moved.setdefault(target, []).append(task)
+            elif not self._may_stay(task, pool):
+                self._give_up(task, pool, self._no_room(there, task.request), now, wall_ms)
         for target, tasks in moved.items():
             for task in tasks:
                 task.pool_id = target
@@ -135,7 +139,7 @@ class Control(Core):
             try:
                 target = self._place_of(task, pool, now)
             except Refusal as refusal:
-                if not refusal.is_retriable:
+                if not refusal.is_retriable or not self._may_stay(task, pool):
                     self._give_up(task, pool, refusal, now, wall_ms)
                 continue
             if target != pool.id:
@@ -150,6 +154,11 @@ class Control(Core):
         for replica in pool.replicas.values():
             if replica.reserved_for is task:
                 replica.reserved_for = None
+
+    def _may_stay(self, task: Task, pool: Pool) -> bool:
+        """Whether the pool, open or not, serves what the task asked for: it must never run on another model."""
+        barred = self._barred(task.request, strict=task.admitted.strict_trust, new=False)
+        return pool.id not in barred and pool.spec.serves(task.request.engine, task.request.model_ref)
 
     def _place_of(self, task: Task, pool: Pool, now: float) -> str:
         """The pool the task belongs to now: its own if that can take it, else what placement says, or raises."""
@@ -168,11 +177,15 @@ class Control(Core):
         """What the task asked for is not there any more."""
         kind = refusal.details if isinstance(refusal, InvalidParams) else None
         message = f"Pool {pool.id}, where this task was waiting, serves {pool.spec.model_ref} now. {refusal.message}"
-        self.fail(task, Failure(refusal.code, message, task.request.engine, details=kind), now, wall_ms)
+        failure = Failure(
+            refusal.code, message, task.request.engine, refusal.is_retriable, refusal.retry_after_ms, details=kind
+        )
+        self.fail(task, failure, now, wall_ms)
 
     def replica_ready(self, pool_id: str, replica: Replica, **facts: object) -> None:
         super().replica_ready(pool_id, replica, **facts)
         self._unsettled.update(p.id for p in self.pools.values() if p.draining and len(p.queue))
+        self._unsettled.add(pool_id)  # what it really can do is known only now
 
     # -- models ------------------------------------------------------------------------------------------
     def commit(self, pool: Pool, model: Model) -> Ticket:

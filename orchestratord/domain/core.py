@@ -8,7 +8,8 @@ are the `Hooks`.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Mapping
+from functools import partial
 from itertools import count
 from typing import Any
 
@@ -30,7 +31,7 @@ from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Admission, Failure, TaskState
 from orchestratord.domain.placement import PoolSnapshot, pick_replica, place, suits
 from orchestratord.domain.pool import Lease, Pool, PoolSpec, Replica
-from orchestratord.domain.request import DeterminismClass, TaskRequest
+from orchestratord.domain.request import DeterminismClass, TaskRequest, Workload
 from orchestratord.domain.session import Session
 from orchestratord.domain.task import Task
 from orchestratord.domain.trust import TrustPolicy
@@ -68,14 +69,16 @@ class Core(Lives):
         barred = self._barred(request, strict=sized.strict_trust, new=True)
         held = worst_case(request, sized.prompt_bound, self.limits.tariff)
         self.sessions.check(request.session_id, held, now)
-        decision = place(request, [s for s in self._snapshots(request, now) if s.id not in barred])
+        snapshots = {s.id: s for s in self._snapshots(request, now) if s.id not in barred}
+        decision = place(request, list(snapshots.values()))
         pool = self.pools[decision.pool_id]
-        position = forecast.position(pool, request.priority)
-        start = forecast.start_ms(pool, request.priority, now=now)
+        position = forecast.position(pool, request.priority, now=now)
+        waited_ms, start = sized.waited_s * 1000, snapshots[pool.id].predicted_start_ms
+        start = waited_ms + (forecast.start_ms(pool, request.priority, now=now) if start is None else start)
         end = start + pool.service.estimate_ms(request)
         if end > request.deadline_ms:
             raise DeadlineUnmet(
-                f"It would most likely end {int(end)} ms from now, after its deadline of {request.deadline_ms} ms. "
+                f"It would most likely end after {int(end)} ms, later than its deadline of {request.deadline_ms} ms. "
                 "Allow more time, ask for fewer tokens, or come back when the queue is shorter.",
                 rule="deadline",
                 predicted_end_ms=int(end),
@@ -98,7 +101,7 @@ class Core(Lives):
             admission=admission,
             decision=decision,
             pool_id=pool.id,
-            created_ms=wall_ms,
+            created_ms=wall_ms - int(waited_ms),
             prompt_sha256=sized.prompt_sha256,
             prompt_bound=sized.prompt_bound,
             held=held,
@@ -106,7 +109,8 @@ class Core(Lives):
             started_frame=self._hooks.encode(1, "started", promise),
             strict_trust=sized.strict_trust,
         )
-        task = Task(fact, EventLog(), now, now + request.deadline_ms / 1000, fact.determinism_class)
+        deadline = now - sized.waited_s + request.deadline_ms / 1000
+        task = Task(fact, EventLog(), now, deadline, fact.determinism_class)
         task.profile = pool.spec.profile_of(request)
         task.log.append(fact.started_frame)
         self.sessions.take_turn(request.session_id, held, now)
@@ -133,15 +137,19 @@ class Core(Lives):
             self._hooks.wake()
         else:  # withdraw it without trace
             if victim is not None:
-                self.pools[task.pool_id].queue.unmark(victim)
+                self.pools[victim.pool_id].queue.unmark(victim)
             self.pools[task.pool_id].queue.remove(task)
-            if not task.terminal:
-                self.sessions.return_turn(task.session_id, task.admitted.held)
+            self.sessions.return_turn(task.session_id, task.admitted.held, live=not task.terminal)
             self.tasks.pop(task.task_id, None)
 
     def _barred(self, request: TaskRequest, *, strict: bool, new: bool) -> Collection[str]:
         """The pools whose model the catalog keeps from the task. Raises what it says when no other is left."""
         pools = self.serving(request)
+        if new and not pools:
+            ref = request.model_ref
+            gone = self.catalog.refusal(self.catalog.applying([ref]), f"Model {ref}", strict=strict, new=True)
+            if gone is not None:
+                raise gone
         barred = self.catalog.barred(request.model_ref, pools, strict=strict, new=new)
         pinned = request.placement.pin_pool_id if request.placement.mode == "pin" else None
         if barred and (len(barred) == len(pools) or pinned in barred):
@@ -160,12 +168,13 @@ class Core(Lives):
             "Newer work took this task's seat in a full queue. Submit it again under a fresh task_id.",
             victim.request.engine,
             retriable=True,
-            retry_after_ms=max(1, int(forecast.room_ms(self.pools[victim.pool_id]))),
+            retry_after_ms=max(1, int(forecast.room_ms(self.pools[victim.pool_id], "batch"))),
         )
-        self.fail(victim, failure, newcomer.created, newcomer.admitted.created_ms)
+        ended_ms = max(newcomer.admitted.created_ms, victim.admitted.created_ms)
+        self.fail(victim, failure, newcomer.created, ended_ms)
 
     def _no_room(self, pool: Pool, request: TaskRequest) -> AdmissionReject:
-        room = max(1, int(forecast.room_ms(pool)))
+        room = max(1, int(forecast.room_ms(pool, request.priority)))
         kind = QueueFull if pool.spec.queue.policy == "drop-lru" else AdmissionReject
         return kind(
             f"Pool {pool.id} has no seat for {request.priority} work: {len(pool.queue)} of {pool.queue.capacity} are "
@@ -210,19 +219,31 @@ class Core(Lives):
 
     def _resume(self, task: Task, now: float, wall_ms: int) -> None:
         """An unfinished task of the process before this one: waits again, or ends."""
-        pool = self.pools.get(task.pool_id)
         if task.first_token is not None:
             failure, terminal_id = recovery.interruption(task)
-        elif pool is None:
-            gone = f"Pool {task.pool_id} is no longer configured."
+        elif (pool := self._home_of(task)) is None:
+            gone = f"Pool {task.pool_id} is no longer configured, or serves another model."
             failure, terminal_id = Failure("POOL_UNAVAILABLE", gone, task.request.engine), task.log.next_id
         else:
+            task.pool_id = pool.id
+            task.profile = pool.spec.profile_of(task.request)
             pool.queue.push(task)
             self._hooks.admitted(task)
             return
         self._terminate(
             task, TaskState.FAILED, now, wall_ms, failure=failure, phase="recovered", terminal_id=terminal_id
         )
+
+    def _home_of(self, task: Task) -> Pool | None:
+        """Where a task waits again: its pool, or when that serves another model now, one that serves what it wants."""
+        hints, serving = task.request.placement, self.serving(task.request)
+        here = next((pool for pool in serving if pool.id == task.pool_id), None)
+        if here is not None or hints.mode == "pin":
+            return here
+        others = [pool for pool in serving if pool.id not in hints.avoid_pools]
+        if hints.mode == "prefer" and hints.prefer_pools and not hints.allow_fallback:
+            others = [pool for pool in others if pool.id in hints.prefer_pools]
+        return min(others, key=lambda pool: (len(pool.queue), pool.id), default=None)
 
     # -- dispatch ----------------------------------------------------------------------------------------
     def dispatch(self, now: float, wall_ms: int) -> list[Lease]:
@@ -231,7 +252,8 @@ class Core(Lives):
         for pool in self.pools.values():
             if pool.takes_work:
                 leases += [self._lease(pool, r, 0, task, now, wall_ms) for r, task in _kept(pool)]
-            while pool.takes_work and (task := pool.queue.head(now)) is not None:
+            able = partial(_able, pool)
+            while pool.takes_work and (task := pool.queue.head(now, able)) is not None:
                 session = self.sessions.get(task.session_id, now)
                 warm = session.warm if session is not None and session.kv_warm else None
                 strict = task.request.determinism == "strict"
@@ -326,6 +348,12 @@ class Core(Lives):
                 self.release(lease)
         self._hooks.wake()
 
+    def replica_gave(self, replica: Replica, results: Mapping[Workload, dict[str, Any]]) -> None:
+        """What a probe brought, of each workload one result: they show how long those of tasks will be."""
+        replica.result_bytes = {
+            workload: len(self._hooks.encode(1, "result", payload)) for workload, payload in results.items()
+        }
+
     def replica_probed(self, replica: Replica) -> None:
         """A replica whose breaker was open has decoded and cancelled again."""
         replica.breaker.probed()
@@ -366,6 +394,12 @@ def _candidates(pool: Pool, task: Task) -> list[Replica]:
         return replicas
     others = [r for r in replicas if r.id not in task.tried and r.available and suits(r, task.request)]
     return others or replicas
+
+
+def _able(pool: Pool, task: Task) -> bool:
+    """Whether a replica in service could take the task, if it had nothing else to do."""
+    strict = task.request.determinism == "strict"
+    return any(r.available and suits(r, task.request) and (r.strict or not strict) for r in pool.replicas.values())
 
 
 def _reserve(pool: Pool, task: Task) -> None:

@@ -108,6 +108,12 @@ class NotFound(Refusal):
     code = "NOT_FOUND"
 
 
+class TooLarge(Refusal):
+    """This is more than the server takes."""
+
+    code = "PAYLOAD_TOO_LARGE"
+
+
 class StorageUnavailable(Refusal):
     """The journal cannot be written now, so nothing was accepted. Try again shortly."""
 

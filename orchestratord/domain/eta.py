@@ -76,7 +76,7 @@ class ServiceModel:
 
     def observe(self, request: TaskRequest, units: int, service_ms: float, slots: int, now: float) -> None:
         """A task of `request` ended by itself at `now` (seconds), after `service_ms` on one of `slots`."""
-        asked = request.expected_tokens or request.units
+        asked = min(request.expected_tokens or request.units, request.units)  # nobody gets more than it may have
         if units <= 0 or asked <= 0 or service_ms <= 0:
             return
         error = log(service_ms / self.estimate_ms(request)) if self.observations else None
@@ -136,7 +136,12 @@ class ServiceModel:
         per, overhead = self._per_asked, 0.0 if self.observations else self._prior.overhead_ms
         hinted = per["hinted"]
         return [
-            overhead + (hint * hinted if (hint := request.expected_tokens) else request.units * per[request.priority])
+            overhead
+            + (
+                min(hint, request.units) * hinted
+                if (hint := request.expected_tokens)
+                else request.units * per[request.priority]
+            )
             for request in requests
         ]
 

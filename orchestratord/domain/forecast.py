@@ -6,7 +6,7 @@ from itertools import islice
 
 from orchestratord.domain import eta
 from orchestratord.domain.outcome import TaskState
-from orchestratord.domain.placement import PoolSnapshot
+from orchestratord.domain.placement import PoolSnapshot, suits
 from orchestratord.domain.pool import Pool
 from orchestratord.domain.request import Priority, TaskRequest
 from orchestratord.domain.task import Task
@@ -14,11 +14,14 @@ from orchestratord.domain.task import Task
 NEAR = 16  # tasks ahead that are looked at one by one; of those behind them only the number counts
 
 
-def position(pool: Pool, priority: Priority, task: Task | None = None) -> int:
-    """Tasks that would be dispatched before `task`, or before a newcomer of `priority`."""
+def position(pool: Pool, priority: Priority, task: Task | None = None, now: float | None = None) -> int:
+    """Tasks that would be dispatched before `task`, or before a newcomer of `priority`. Ageing counts at `now`."""
+    queue = pool.queue
     if task is not None:
-        return len(list(pool.queue.ahead_of(priority, task)))
-    return pool.queue.retrying + (len(pool.queue) if priority == "batch" else pool.queue.depth(priority))
+        return sum(1 for _ in queue.ahead_of(priority, task, now))
+    if priority == "batch":
+        return queue.retrying + len(queue)
+    return queue.retrying + queue.depth(priority) + (sum(1 for _ in queue.aged(now)) if now is not None else 0)
 
 
 def start_ms(pool: Pool, priority: Priority, task: Task | None = None, now: float | None = None) -> float:
@@ -27,12 +30,17 @@ def start_ms(pool: Pool, priority: Priority, task: Task | None = None, now: floa
     Batch work is also overtaken by interactive work that is still to come: it gets what that leaves of the slots.
     A model that is not in memory has to be loaded first; without `now` that is taken to begin only then.
     """
-    near = [other.admitted.request for other in islice(pool.queue.ahead_of(priority, task), NEAR)]
+    near = [other.admitted.request for other in islice(pool.queue.ahead_of(priority, task, now), NEAR)]
     ahead = pool.service.estimates_ms(near)
-    rest = _rest_ms(pool, priority, task, near, ahead) if len(near) == NEAR else 0.0
+    rest = _rest_ms(priority, position(pool, priority, task, now), near, ahead) if len(near) == NEAR else 0.0
     start = eta.start_ms(pool.slots_when_loaded, _running(pool), ahead, rest)
     share = 1 - pool.service.interactive_load if priority == "batch" else 1.0
     return opening_ms(pool, now) + start / share
+
+
+def expected_ms(pool: Pool, task: Task, now: float) -> float | None:
+    """`start_ms` of a queued task; None while its pool is closed, and nobody can say until when."""
+    return start_ms(pool, task.request.priority, task, now) if pool.ready else None
 
 
 def opening_ms(pool: Pool, now: float | None) -> float:
@@ -67,15 +75,20 @@ def _running(pool: Pool) -> list[float]:
     )
 
 
-def _rest_ms(pool: Pool, priority: Priority, task: Task | None, near: list[TaskRequest], ahead: list[float]) -> float:
+def _rest_ms(priority: Priority, place: int, near: list[TaskRequest], ahead: list[float]) -> float:
     """Work ahead beyond the near tasks: as many times the mean of those of this priority, or of all without one."""
     own = [ms for request, ms in zip(near, ahead, strict=True) if request.priority == priority] or ahead
-    return (position(pool, priority, task) - NEAR) * sum(own) / len(own)
+    return (place - NEAR) * sum(own) / len(own)
 
 
-def room_ms(pool: Pool) -> float:
-    """When the next seat in the queue comes free, in milliseconds: when the next task is dispatched."""
-    return opening_ms(pool, None) + eta.start_ms(pool.slots_when_loaded, _running(pool), ())
+def room_ms(pool: Pool, priority: Priority) -> float:
+    """When a newcomer of `priority` finds a seat in a full queue, in milliseconds: when the last of those who have to
+    leave for that is dispatched."""
+    before = pool.queue.leavers(priority) - 1
+    near = pool.service.estimates_ms(task.admitted.request for task in islice(pool.queue, min(before, NEAR)))
+    rest = (before - len(near)) * sum(near) / len(near) if near else 0.0
+    ahead = pool.service.estimates_ms(task.admitted.request for task in pool.queue.retries) + near
+    return opening_ms(pool, None) + eta.start_ms(pool.slots_when_loaded, _running(pool), ahead, rest)
 
 
 def backoff_ms(pool: Pool) -> int:
@@ -88,9 +101,11 @@ def backoff_ms(pool: Pool) -> int:
 
 
 def on_time_probability(pool: Pool, task: Task, now: float) -> float:
-    """P(the terminal event comes before the deadline)."""
+    """P(the terminal event comes before the deadline). A drained pool opens for nobody by itself."""
     if task.terminal:
         return 0.0 if task.state is TaskState.FAILED else 1.0
+    if task.waits and pool.draining and (pool.operation is None or pool.operation.kind != "reload"):
+        return 0.0
     needed, spent = pool.service.estimate_ms(task.request), 0.0
     if task.started is None:
         needed += start_ms(pool, task.request.priority, task, now)
@@ -101,32 +116,38 @@ def on_time_probability(pool: Pool, task: Task, now: float) -> float:
 
 def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) -> PoolSnapshot:
     """What placement may know of `pool` for `request`."""
-    serves = pool.spec.serves(request.engine, request.model_ref)
-    ready = pool.ready_replicas
-    probes = [max(1, int((r.breaker.open_until - now) * 1000)) for r in ready if r.breaker.open_until is not None]
-    known = [r for r in pool.replicas.values() if r.ctx]
-    opens_at = pool.stay.not_before if pool.stay.shut else pool.opens_at
-    hinted = serves and (request.expected_tokens is not None or pool.service.observations > 0)
+    spec, stay = pool.spec, pool.stay
+    if not spec.serves(request.engine, request.model_ref):
+        return PoolSnapshot(pool.id, spec.engine, serves=False)
+    replicas, dormant, mask = pool.replicas.values(), pool.dormant, request.placement.require_device_mask
+    there = [r for r in replicas if mask is None or r.device_mask == mask]
+    known = [r for r in there if r.ctx]
+    fit = [r for r in there if r.state == "ready" and suits(r, request)]
+    able = [r.ctx for r in known if request.workload in r.workloads]
+    available = any(r.available for r in fit)
+    probes = [] if available else [r.breaker.open_until for r in fit if r.breaker.open_until is not None]
+    opens_at = stay.not_before if stay.shut else pool.opens_at
+    hinted = request.expected_tokens is not None or pool.service.observations > 0
+    start = start_ms(pool, request.priority, now=now) if hinted else None
     return PoolSnapshot(
         id=pool.id,
-        engine=pool.spec.engine,
-        serves=serves,
-        ready=pool.dormant or any(r.available for r in ready),
-        resident=not pool.spec.on_demand or pool.stay.phase == "in",
-        probe_in_ms=min(probes, default=None) if not any(r.available for r in ready) else None,
-        loading=any(r.state == "loading" for r in pool.replicas.values()),
+        engine=spec.engine,
+        serves=True,
+        ready=dormant or available,
+        resident=not spec.on_demand or stay.phase == "in",
+        probe_in_ms=max(1, int((min(probes) - now) * 1000)) if probes else None,
+        loading=any(r.state == "loading" for r in replicas),
         draining=pool.draining,
-        ctx=max((r.ctx for r in known), default=None),
+        ctx=max(able, default=None),
         workloads=frozenset().union(*(r.workloads for r in known)) if known else None,
-        device_masks=frozenset(r.device_mask for r in pool.replicas.values() if r.device_mask),
-        exact=any(r.strict for r in ready or known) or (pool.dormant and not known),
-        predicted_end_ms=(
-            start_ms(pool, request.priority, now=now) + pool.service.estimate_ms(request) if hinted else None
-        ),
+        device_masks=frozenset(r.device_mask for r in replicas if r.device_mask),
+        exact=any(r.strict for r in fit or known) or (dormant and not known),
+        predicted_start_ms=start,
+        predicted_end_ms=start + pool.service.estimate_ms(request) if start is not None else None,
         holds_session=holds_session,
         load=(len(pool.queue) + len(pool.leases)) / max(1, pool.slots_when_loaded),
-        vram_free=sum(r.vram_free for r in ready),
+        vram_free=sum(r.vram_free for r in fit),
         tokens_per_s=pool.service.units_per_s or 0.0,
-        pinned_profile=pool.spec.pins.profile,
+        pinned_profile=spec.pins.profile,
         opens_ms=max(1, int((opens_at - now) * 1000)) if opens_at is not None else None,
     )

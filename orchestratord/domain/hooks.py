@@ -62,3 +62,4 @@ class Sized:
     prompt_sha256: str | None
     caller: Caller
     strict_trust: bool = False
+    waited_s: float = 0.0  # since its receipt: deadlines and predictions count from there

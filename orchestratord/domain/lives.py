@@ -10,6 +10,7 @@ from orchestratord.domain.budget import Amounts
 from orchestratord.domain.catalog import Catalog
 from orchestratord.domain.facts import Fact, Finished, Frames, Started
 from orchestratord.domain.hooks import Hooks, Limits, Ticket
+from orchestratord.domain.kv import tokens_left
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import CancelReason, Failure, FinishReason, TaskState, Usage
 from orchestratord.domain.pool import Lease, Pool, PoolSpec
@@ -58,9 +59,9 @@ class Lives:
         log = task.log
         if log.sealed is not None:
             return False
+        if tokens_out:
+            task.tokens_out = tokens_out
         if not texts and not results:
-            if tokens_out:
-                task.usage = Usage(task.usage.tokens_in, tokens_out, 0)
             return True
         if task.state is TaskState.STARTING:
             self._first_output(task, lease, now, wall_ms)
@@ -68,31 +69,40 @@ class Lives:
         encode, index = self._hooks.encode_token, task.token_frames
         room = task.request.max_tokens - index  # a frame holds at least one token, so more frames are more tokens
         excess = len(texts) > room
+        next_id = log.next_id
         for text in texts[:room] if excess else texts:
-            log.append(encode(log.next_id, text, index))
+            log.append(encode(next_id, text, index))
+            next_id += 1
             index += 1
         task.token_frames = index
         for payload in results:
-            log.append(self._hooks.encode(log.next_id, "result", payload))
-        if tokens_out:
-            task.usage = Usage(task.usage.tokens_in, tokens_out, 0)
+            frame = self._hooks.encode(log.next_id, "result", payload)
+            log.append(frame)
+            lease.replica.saw_result(task.request.workload, len(frame))
         log.wake()
-        if log.size - task.journaled > FLUSH_BYTES:
+        size = log.size
+        if size - task.journaled > FLUSH_BYTES:
             self.flush(task)
         if excess:
             asked = f"The engine went on after the {task.request.max_tokens} tokens it was asked for."
             self._fail(task, "WORKER_RESET", asked, now, wall_ms, retriable=True)
             return False
-        if log.size > self.limits.task_bytes:
-            self._fail(
-                task,
-                "INTERNAL",
-                f"The output passed {self.limits.task_bytes} bytes, the limit of one task.",
-                now,
-                wall_ms,
-            )
+        if size > self.limits.task_bytes:
+            self._outgrew(task, now, wall_ms)
             return False
         return True
+
+    def _outgrew(self, task: Task, now: float, wall_ms: int) -> None:
+        """Its output is more than a log may have. Nobody could know before: of an embedding that is a first time."""
+        less = "fewer tokens" if task.request.workload == "completion" else "fewer inputs"
+        limit = self.limits.task_bytes
+        failure = Failure(
+            "INVALID_PARAMS",
+            f"The output passed {limit} bytes, the limit of one task. Ask for {less}, in several tasks.",
+            task.request.engine,
+            details={"rule": "output_exceeds_limit", "limit": limit},
+        )
+        self.fail(task, failure, now, wall_ms)
 
     def _first_output(self, task: Task, lease: Lease, now: float, wall_ms: int) -> None:
         task.move(TaskState.RUNNING)
@@ -200,13 +210,13 @@ class Lives:
     def _observe(self, lease: Lease, now: float) -> None:
         task = lease.task
         assert task.started is not None
-        units = task.usage.tokens_out if task.request.workload == "completion" else task.request.units
+        units = task.tokens_out if task.request.workload == "completion" else task.request.units
         pool, took_ms = lease.pool, (now - task.started) * 1000
         pool.service.observe(task.request, units, took_ms, pool.slots, now)
         session = self.sessions.get(task.session_id, now)
         keeps = task.request.kv_hint != "cold" and task.request.workload == "completion"
         if session is not None and keeps and "prefix_cache" in lease.replica.features:
-            session.warm = lease
+            session.warm, session.kv_tokens = lease, tokens_left(task.usage)
 
     def release(self, lease: Lease) -> None:
         """The slot is known to be free."""
@@ -260,8 +270,7 @@ class Lives:
         task.move(state)
         task.ended, task.ended_ms = now, wall_ms
         task.finish_reason, task.failure = finish_reason, failure
-        decode_ms = int((now - task.first_token) * 1000) if task.first_token is not None else 0
-        task.usage = Usage(task.usage.tokens_in, task.usage.tokens_out, decode_ms)
+        task.decode_ms = int((now - task.first_token) * 1000) if task.first_token is not None else 0
         event_id = task.log.next_id if terminal_id is None else terminal_id
         frame = self._hooks.encode(event_id, "error" if failure else "end", terminal_payload(task))
         self._record_tail(task)
@@ -294,16 +303,17 @@ class Lives:
         """What the task is charged: the engine's counts, the bound where it gave none, nothing for one that waited."""
         if task.started is None or task.ended is None:
             return Amounts()
-        known = task.usage.tokens_in
+        known = task.tokens_in
         tokens_in = task.admitted.prompt_bound if known is None else known
         milliseconds = int((task.ended - task.started) * 1000)
-        cost = self.limits.tariff.cost(tokens_in, task.usage.tokens_out)
-        return Amounts(tokens_in + task.usage.tokens_out, milliseconds, cost).capped(task.admitted.held)
+        cost = self.limits.tariff.cost(tokens_in, task.tokens_out)
+        return Amounts(tokens_in + task.tokens_out, milliseconds, cost).capped(task.admitted.held)
 
     def _closed(self, task: Task, ticket: Ticket) -> None:
         if ticket.exception() is None and (artifact := ticket.result()) is not None:
             task.transcript_id = artifact.id
             self._hooks.archive(task.task_id, artifact)
+        task.unsaved = ticket.exception() is not None
         task.log.reveal()  # a journal that failed must not leave a reader hanging
         if ticket.exception() is None:
             self.tasks.keep_log(task)
@@ -316,6 +326,7 @@ class Lives:
                 task.transcript_id = artifact.id
             self._hooks.archive(task_id, artifact)
         if task is not None:
+            task.unsaved = False
             self.tasks.keep_log(task)
 
     def leases_of(self, task: Task) -> Iterator[Lease]:

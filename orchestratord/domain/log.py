@@ -19,12 +19,25 @@ Watcher = Callable[[], object]
 class EventLog:
     """Append-only frames with a seal, a visible mark and watchers that are told when it moves."""
 
-    __slots__ = ("_data", "_ends", "_following", "_visible", "_watchers", "evicted", "sealed", "terminal_id")
+    __slots__ = (
+        "_data",
+        "_ends",
+        "_following",
+        "_visible",
+        "_watchers",
+        "evicted",
+        "sealed",
+        "size",
+        "terminal_id",
+        "visible_end",
+    )
 
     def __init__(self) -> None:
         self._data = bytearray()
         self._ends = array("Q")
         self._visible = 0  # events readers may see
+        self.visible_end = 0  # the byte offset readers stop at
+        self.size = 0  # bytes of all frames, in memory or not
         self._following = False
         self._watchers: tuple[Watcher, ...] = ()
         self.evicted = False  # the frames are in the journal only
@@ -41,16 +54,15 @@ class EventLog:
     def last_id(self) -> int:
         return self.terminal_id if self.terminal_id is not None else len(self._ends)
 
-    @property
-    def size(self) -> int:
-        """Bytes of all frames, in memory or not."""
-        return self._ends[-1] if self._ends else 0
-
     def append(self, frame: bytes) -> None:
         """Add one frame. The caller has checked that the log is not sealed, and wakes readers itself."""
         assert self.sealed is None, "append above the seal"
+        self._add(frame)
+
+    def _add(self, frame: bytes) -> None:
         self._data += frame
-        self._ends.append(len(self._data))
+        self.size += len(frame)
+        self._ends.append(self.size)
 
     def open(self) -> None:
         """Let readers see everything appended so far and, until the seal, whatever follows."""
@@ -60,14 +72,18 @@ class EventLog:
 
     def show(self, events: int) -> None:
         """Let readers see the first `events` events and no more for now."""
-        self._visible = max(self._visible, min(events, len(self._ends)))
-        self._notify()
+        self._show(max(self._visible, min(events, len(self._ends))))
 
     def wake(self) -> None:
         """Make what was appended visible if the log is open; tell every watcher once."""
         if self._following:
-            self._visible = len(self._ends)
-            self._notify()
+            self._show(len(self._ends))
+
+    def _show(self, events: int) -> None:
+        self._visible = events
+        self.visible_end = self._ends[events - 1] if events else 0
+        for watcher in self._watchers:
+            watcher()
 
     def seal(self) -> int:
         """Nothing but the terminal event can follow. Idempotent; returns the id of the last event below."""
@@ -83,13 +99,11 @@ class EventLog:
         assert self.terminal_id is None, "second terminal event"
         self.terminal_id = self.next_id if event_id is None else event_id
         assert self.terminal_id > self.sealed, "terminal id below the seal"
-        self._data += frame
-        self._ends.append(len(self._data))
+        self._add(frame)
 
     def reveal(self) -> None:
         """Readers may see everything, the terminal event included."""
-        self._visible = len(self._ends)
-        self._notify()
+        self._show(len(self._ends))
 
     # -- reading -----------------------------------------------------------------------------------------
     @property
@@ -110,11 +124,6 @@ class EventLog:
             return self.size
         index = min(event_id, len(self._ends) - (self.terminal_id is not None))
         return self._ends[index - 1]
-
-    @property
-    def visible_end(self) -> int:
-        """Byte offset readers stop at."""
-        return self._ends[self._visible - 1] if self._visible else 0
 
     def read(self, start: int, limit: int | None = None) -> bytes:
         """Visible bytes from `start`: whole frames, at most `limit` bytes unless one frame alone is longer."""
@@ -160,7 +169,3 @@ class EventLog:
     @property
     def watchers(self) -> int:
         return len(self._watchers)
-
-    def _notify(self) -> None:
-        for watcher in self._watchers:
-            watcher()

@@ -25,26 +25,30 @@ class Decision:
     fallback_used: bool
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)  # not frozen: that would double the time to make one, and each admission makes some
 class PoolSnapshot:
-    """What placement may know of a pool. Figures that are not known yet (nothing loaded) are None or empty."""
+    """What placement may know of a pool. Figures that are not known yet (nothing loaded) are None or empty.
+
+    Of a pool that does not serve the job only the first three are given.
+    """
 
     id: str
     engine: str
     serves: bool  # engine and model match the job
-    ready: bool
-    probe_in_ms: int | None  # every breaker is open: until the first probe
-    loading: bool
-    draining: bool
-    ctx: int | None
-    workloads: frozenset[str] | None
-    device_masks: frozenset[str]
-    exact: bool  # has a replica that can give the strict guarantee
-    predicted_end_ms: float | None
-    holds_session: bool
-    load: float  # (queued + leased) / slots
-    vram_free: int
-    tokens_per_s: float
+    ready: bool = False
+    probe_in_ms: int | None = None  # every breaker is open: until the first probe
+    loading: bool = False
+    draining: bool = False
+    ctx: int | None = None
+    workloads: frozenset[str] | None = None
+    device_masks: frozenset[str] = frozenset()
+    exact: bool = False  # has a replica that can give the strict guarantee
+    predicted_start_ms: float | None = None
+    predicted_end_ms: float | None = None
+    holds_session: bool = False
+    load: float = 0.0  # (queued + leased) / slots
+    vram_free: int = 0
+    tokens_per_s: float = 0.0
     pinned_profile: str | None = None  # the one sampler profile it serves
     opens_ms: int | None = None  # of a closed pool: when it is expected to take work again
     resident: bool = True  # its model is in memory

@@ -9,6 +9,7 @@ from typing import Literal
 from orchestratord.domain.breaker import Breaker
 from orchestratord.domain.device import Device
 from orchestratord.domain.eta import Prior, ServiceModel
+from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.operation import Fault, Model, Operation
 from orchestratord.domain.pins import Pins
 from orchestratord.domain.queue import QueueSpec, TaskQueue
@@ -90,8 +91,10 @@ class Replica:
     quant: str | None = None
     exact_alone: bool = False  # equal seeds give equal tokens when one request runs at a time
     exact_warm: bool = False  # also when that reuses a prefix
+    kv: KvLayout | None = None  # what tokens take in its KV cache, where that is known
     kv_usage: float | None = None  # share of its KV cache that jobs take; None: it does not say
     devices: tuple[Device, ...] = ()  # that it computes on, as far as they can be seen
+    result_bytes: dict[Workload, int] = field(default_factory=dict)  # the longest frame of a result it gave
     incarnation: int = 0
     last_error: Fault | None = None
     leases: dict[int, Lease] = field(default_factory=dict)
@@ -104,6 +107,11 @@ class Replica:
         taken = {lease.slot for lease in self.leases.values()}
         free = [slot for slot in range(self.slots) if slot not in taken]
         return prefer if prefer in free else min(free, key=lambda slot: self.last_lease.get(slot, 0))
+
+    def saw_result(self, workload: Workload, size: int) -> None:
+        """One of its results became a frame of `size` bytes."""
+        if size > self.result_bytes.get(workload, 0):
+            self.result_bytes[workload] = size
 
     @property
     def vram_free(self) -> int:
@@ -198,13 +206,18 @@ class Pool:
 
     @property
     def slots(self) -> int:
-        return sum(r.slots for r in self.ready_replicas)
+        total = 0
+        for replica in self.replicas.values():
+            if replica.state == "ready":
+                total += replica.slots
+        return total
 
     @property
     def slots_when_loaded(self) -> int:
         """Of an on-demand pool that is not, those it had when it last was."""
-        if self.slots or not self.spec.on_demand:
-            return self.slots
+        slots = self.slots
+        if slots or not self.spec.on_demand:
+            return slots
         return sum(r.slots for r in self.replicas.values())
 
     @property

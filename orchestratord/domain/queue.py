@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from collections import OrderedDict
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
+from itertools import chain, takewhile
 from typing import Literal
 
 from orchestratord.domain.request import PRIORITIES, Priority
@@ -40,7 +41,7 @@ class TaskQueue:
         self._marked: set[str] = set()  # victims that give up their seat once the newcomer is durable
 
     def __len__(self) -> int:
-        return sum(len(lane) for lane in self._lanes.values())
+        return len(self._lanes["interactive"]) + len(self._lanes["batch"])
 
     def __iter__(self) -> Iterator[Task]:
         """In dispatch order (ageing left aside)."""
@@ -104,14 +105,34 @@ class TaskQueue:
 
     def has_room(self, priority: Priority) -> bool:
         """Whether a newcomer gets a seat without anybody giving one up."""
+        return self._would_fit(priority, self.seats_taken, self._batch_seats)
+
+    @property
+    def _batch_seats(self) -> int:
+        return self.depth("batch") - len(self._marked)
+
+    def _would_fit(self, priority: Priority, seats: int, batch_seats: int) -> bool:
+        """With so many seats taken, and so many of them by batch work."""
         spec = self.spec
-        if self.seats_taken >= spec.capacity:
+        if seats >= spec.capacity:
             return False
         if priority == "interactive":
             return True
-        if spec.policy == "shed-low-priority" and self.seats_taken >= SHED_FROM * spec.capacity:
+        if spec.policy == "shed-low-priority" and seats >= SHED_FROM * spec.capacity:
             return False
-        return spec.batch_capacity is None or self.depth("batch") - len(self._marked) < spec.batch_capacity
+        return spec.batch_capacity is None or batch_seats < spec.batch_capacity
+
+    def leavers(self, priority: Priority) -> int:
+        """How many have to leave, in their order, until a newcomer gets a seat; at least one."""
+        seats, batch_seats, count = self.seats_taken, self._batch_seats, 0
+        for task in self:
+            count += 1
+            if task.task_id not in self._marked:
+                seats -= 1
+                batch_seats -= task.request.priority == "batch"
+            if self._would_fit(priority, seats, batch_seats):
+                break
+        return max(1, count)
 
     def victim(self) -> Task | None:
         """Who gives up a seat under `drop-lru`: the oldest waiting batch task; interactive work never does.
@@ -131,24 +152,31 @@ class TaskQueue:
         self._marked.discard(victim.task_id)
 
     # -- order ---------------------------------------------------------------------------------------------
-    def head(self, now: float) -> Task | None:
-        """The next task to dispatch. One whose admission is not durable yet keeps its place but is passed over."""
-        for task in self._again.values():
-            if task.not_before <= now:
-                return task
-        if self.spec.batch_age_s:
-            oldest = next((task for task in self._lanes["batch"].values() if task.committed), None)
-            if oldest is not None and now - oldest.created >= self.spec.batch_age_s:
-                return oldest
-        return next((task for task in self if task.committed), None)
+    def head(self, now: float, able: Callable[[Task], bool] = lambda _: True) -> Task | None:
+        """The next task to dispatch. One whose admission is not durable yet keeps its place but is passed over, and so
+        is one that is not `able`: nothing that is in service could take it."""
+        tried = (task for task in self._again.values() if task.not_before <= now)
+        waiting = (task for task in chain(self.aged(now), self) if task.committed)
+        return next((task for task in chain(tried, waiting) if able(task)), None)
 
-    def ahead_of(self, priority: Priority, task: Task | None = None) -> Iterator[Task]:
-        """Tasks that would be dispatched before `task`, or before a newcomer of `priority`."""
-        yield from (other for other in self._again.values() if other is not task)
-        for lane_priority, lane in self._lanes.items():
-            for other in lane.values():
-                if other is task:
+    def aged(self, now: float) -> Iterator[Task]:
+        """Batch tasks that have waited so long that they go before everything else that waits for its first lease."""
+        if self.spec.batch_age_s:
+            for task in self._lanes["batch"].values():
+                if now - task.created < self.spec.batch_age_s:
                     return
-                yield other
-            if lane_priority == priority:
-                return
+                yield task
+
+    def ahead_of(self, priority: Priority, task: Task | None = None, now: float | None = None) -> Iterator[Task]:
+        """Tasks that would be dispatched before `task`, or before a newcomer of `priority`. Ageing counts at `now`."""
+        lanes = [self._lanes[p] for p in PRIORITIES[: PRIORITIES.index(priority) + 1]]
+        aged = dict.fromkeys(self.aged(now) if now is not None else ())
+        young: Iterable[Task] = chain.from_iterable(map(OrderedDict.values, lanes))
+        if aged:
+            young = (other for other in young if other not in aged)
+        ahead = chain(self._again.values(), aged, young)
+        if task is None:
+            return ahead
+        if task.task_id in self._again:
+            return (other for other in ahead if other is not task)
+        return takewhile(lambda other: other is not task, ahead)

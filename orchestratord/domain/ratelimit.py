@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections import OrderedDict
+from math import ceil
 
 from orchestratord.domain.errors import AdmissionReject
 
 CALLERS = 1024  # buckets kept; the longest unused goes first, and a forgotten caller starts with a full one
+ROUNDING = 1e-6  # of a submission: whoever has waited as long as it was told gets in
 
 
 class RateLimit:
@@ -23,12 +25,12 @@ class RateLimit:
             return
         filling, seen = self._buckets.pop(caller, (self._burst, now))
         filling = min(self._burst, filling + (now - seen) * self._per_s)
-        allowed = filling >= 1
-        self._buckets[caller] = (filling - allowed, now)
+        allowed = filling >= 1 - ROUNDING
+        self._buckets[caller] = (max(0.0, filling - allowed), now)
         if len(self._buckets) > CALLERS:
             self._buckets.popitem(last=False)
         if not allowed:
-            wait = max(1, round((1 - filling) / self._per_s * 1000))
+            wait = max(1, ceil((1 - filling) / self._per_s * 1000))
             raise AdmissionReject(
                 f"Too many submissions from one caller: at most {self._per_s:g} a second. Try again in {wait} ms.",
                 retry_after_ms=wait,

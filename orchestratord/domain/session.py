@@ -16,10 +16,16 @@ class Session:
     id: str
     turns: int = 0
     live: int = 0
-    deleted: bool = False  # gone for its client; what it spent still counts until its TTL would have ended
+    forgotten: int = 0  # turns it had when it was deleted; what they spent counts until its TTL would have ended
     idle_since: float = 0.0
     account: Account = field(default_factory=lambda: Account(Budget()))
     warm: Lease | None = None  # the lease whose slot its last prefix was left in
+    kv_tokens: int | None = None  # of that prefix, where the engine counts them
+
+    @property
+    def deleted(self) -> bool:
+        """Gone for its client: nothing was admitted to it since it was deleted."""
+        return 0 < self.turns <= self.forgotten
 
     @property
     def kv_warm(self) -> bool:
@@ -29,6 +35,14 @@ class Session:
         replica = self.warm.replica
         untouched = replica.last_lease.get(self.warm.slot) == self.warm.id
         return replica.state == "ready" and replica.incarnation == self.warm.incarnation and untouched
+
+    @property
+    def kv_bytes(self) -> int | None:
+        """What that prefix takes there; None while it is not there, or where nobody can say."""
+        if self.warm is None or not self.kv_warm or self.kv_tokens is None:
+            return None
+        layout = self.warm.replica.kv
+        return layout.bytes_of(self.kv_tokens) if layout is not None else None
 
     @property
     def kv_lost(self) -> bool:
@@ -92,18 +106,18 @@ class Sessions:
         session = self.get(session_id, now)
         if session is None:
             session = self._by_id[session_id] = Session(session_id, idle_since=now, account=Account(self.budget))
-        session.deleted = False
         session.turns += 1
         session.live += 1
         session.account.hold(amounts)
 
-    def return_turn(self, session_id: str, amounts: Amounts) -> None:
-        """The admission of a live task came to nothing: as if it had never been tried."""
+    def return_turn(self, session_id: str, amounts: Amounts, *, live: bool) -> None:
+        """The admission of a task came to nothing: as if it had never been tried. `live`: it has not ended since."""
         session = self._by_id.get(session_id)
-        if session is not None:
+        if session is not None and (live or session.turns > session.live):  # else it has expired and begun again
             session.turns -= 1
-            session.live -= 1
-            session.account.release(amounts)
+            if live:
+                session.live -= 1
+                session.account.release(amounts)
             if not session.turns:
                 del self._by_id[session_id]
 
@@ -116,10 +130,12 @@ class Sessions:
             session.account.settle(held, used)
 
     def delete(self, session_id: str, now: float) -> None:
-        """Forget all but what it has spent: coming back under the same id does not refill it."""
-        session = self._by_id.get(session_id)
+        """Forget all but what it has spent: coming back under the same id does not refill it. Its TTL runs on."""
+        session = self.get(session_id, now)
         if session is not None:
-            self._by_id[session_id] = Session(session_id, session.turns, session.live, True, now, session.account)
+            since = now if session.live else session.idle_since
+            turns = session.turns
+            self._by_id[session_id] = Session(session_id, turns, session.live, turns, since, session.account)
 
     def expire(self, now: float) -> None:
         """Drop what has expired; `get` would do it too, this bounds memory."""

@@ -35,7 +35,9 @@ class Task:
     last_output: float | None = None
     token_frames: int = 0
     journaled: int = 0  # bytes of the log that the journal has been given
-    usage: Usage = field(default_factory=Usage)
+    tokens_in: int | None = None  # these three as `Usage` has them
+    tokens_out: int = 0
+    decode_ms: int = 0
     attempts: int = 0  # leases it has had
     tried: tuple[str, ...] = ()  # replicas that failed it before its first output
     not_before: float = 0.0  # when it may get its next lease
@@ -45,6 +47,7 @@ class Task:
     finish_reason: FinishReason | None = None
     failure: Failure | None = None
     transcript_id: str | None = None
+    unsaved: bool = False  # its end could not be journaled, and will be as soon as the journal can be written
     pool_id: str = field(init=False)  # where it was admitted to, or moved to since
 
     def __post_init__(self) -> None:
@@ -61,6 +64,14 @@ class Task:
     @property
     def session_id(self) -> str:
         return self.admitted.request.session_id
+
+    @property
+    def usage(self) -> Usage:
+        return Usage(self.tokens_in, self.tokens_out, self.decode_ms)
+
+    @usage.setter
+    def usage(self, usage: Usage) -> None:
+        self.tokens_in, self.tokens_out, self.decode_ms = usage.tokens_in, usage.tokens_out, usage.decode_ms
 
     @property
     def terminal(self) -> bool:

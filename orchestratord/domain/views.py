@@ -16,8 +16,8 @@ def terminal_payload(task: Task) -> dict[str, Any]:
     """Payload of the `end` or `error` event."""
     if task.failure is None:
         return {
-            "tokens_out": task.usage.tokens_out,
-            "decode_ms": task.usage.decode_ms,
+            "tokens_out": task.tokens_out,
+            "decode_ms": task.decode_ms,
             "finish_reason": task.finish_reason,
         }
     f = task.failure
@@ -54,7 +54,7 @@ def transcript_source(task: Task) -> TranscriptSource:
             "ended_at_ms": task.ended_ms,
         },
         "prompt_sha256": task.admitted.prompt_sha256,
-        "prompt_tokens": task.usage.tokens_in,
+        "prompt_tokens": task.tokens_in,
     }
     tags = ("sse", "stream", f"task:{task.task_id}", f"session:{task.session_id}")
     assert task.ended_ms is not None

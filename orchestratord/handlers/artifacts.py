@@ -29,6 +29,7 @@ async def get_artifact(app: Services, id: str, if_none_match: str | None) -> Rep
     artifact = await app.artifacts.get(id)
     etag = f'"{artifact.id}"'
     headers = [(b"etag", etag.encode())]
-    if if_none_match is not None and etag in [tag.strip().removeprefix("W/") for tag in if_none_match.split(",")]:
+    held = [tag.strip().removeprefix("W/") for tag in (if_none_match or "").split(",")]
+    if etag in held or held == ["*"]:  # RFC 9110 13.1.2
         return Reply(304, headers=headers)
     return Reply(200, artifact_body(artifact), headers)

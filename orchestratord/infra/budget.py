@@ -20,6 +20,7 @@ BUDGET: dict[str, int] = {
     "code": 32,
     "phase": 2,
     "result": 4,
+    "origin": 2,
     "state": 8,
     "model_id": 1024,
     "outcome": 4,

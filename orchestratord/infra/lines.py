@@ -13,18 +13,18 @@ PENDING_BYTES = 256 * 1024  # kept for a reader that is slow; what comes on top 
 
 
 class Lines:
-    """What structlog logs to. `notice(n)`: the line that tells of n dropped ones, once there is room again."""
+    """`notice(n)`: the line that tells of n dropped ones, once there is room again."""
 
     def __init__(self, stream: TextIO, notice: Callable[[int], str]) -> None:
         self._notice = notice
         self._pending = b""
         self._dropped = 0
         self._stream = stream
-        self._write = _without_waiting(stream)
+        self._send = _without_waiting(stream)
 
-    def msg(self, line: str) -> None:
+    def write(self, line: str) -> None:
         with suppress(OSError, ValueError):  # closed, or a full disk: nobody is left who could be told
-            if self._write is None:
+            if self._send is None:
                 self._stream.write(f"{line}\n")
                 self._stream.flush()
                 return
@@ -37,13 +37,11 @@ class Lines:
             self._pending += f"{line}\n".encode(errors="backslashreplace")
             self._flush()
 
-    debug = info = warning = error = msg
-
     def _flush(self) -> None:
-        assert self._write is not None
+        assert self._send is not None
         with suppress(BlockingIOError):
             while self._pending:
-                self._pending = self._pending[self._write(self._pending) :]
+                self._pending = self._pending[self._send(self._pending) :]
 
 
 def _without_waiting(stream: TextIO) -> Callable[[bytes], int] | None:

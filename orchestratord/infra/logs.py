@@ -12,14 +12,16 @@ import re
 import sys
 import traceback
 from collections.abc import Callable, Mapping, MutableMapping
+from datetime import UTC, datetime
 from typing import Any, Literal, TextIO
 
 import orjson
-import structlog
 
 from orchestratord.infra.lines import Lines
 from orchestratord.infra.secrets import Secrets
 
+Record = MutableMapping[str, Any]
+Sink = Callable[[Record], None]
 Format = Literal["auto", "json", "console"]
 Level = Literal["debug", "info", "warning", "error"]
 
@@ -39,28 +41,32 @@ _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 _QUOTING = (ValueError, LookupError)
 
 
-def make_logger(
+def make_sink(
     stream: TextIO | None = None, *, form: Format = "auto", level: Level = "info", secrets: Secrets | None = None
-) -> Any:
-    """A structlog logger on `stream` (stderr). auto: readable on a terminal, else JSON."""
+) -> Sink:
+    """What takes records to `stream` (stderr). auto: readable on a terminal, else JSON."""
     stream = stream or sys.stderr
     terminal = not stream.closed and stream.isatty()
     readable = form == "console" or (form == "auto" and terminal)
-    return structlog.wrap_logger(
-        Lines(stream, _gap_text if readable else _gap_json),
-        processors=[
-            structlog.processors.add_log_level,
-            structlog.processors.TimeStamper(fmt="iso", utc=True),
-            _bounded(secrets or Secrets()),
-            _console(colors=terminal) if readable else _json,
-        ],
-        wrapper_class=structlog.make_filtering_bound_logger(_LEVELS[level]),
-        cache_logger_on_first_use=True,
-    )
+    write = Lines(stream, _gap_text if readable else _gap_json).write
+    render = _console(colors=terminal) if readable else _json
+    bounded = _bounded(secrets or Secrets())
+    least = _LEVELS[level]
+
+    def sink(record: Record) -> None:
+        if _LEVELS[record["level"]] >= least:
+            write(render(bounded(record)))
+
+    return sink
+
+
+def stamp() -> datetime:
+    """Of a record: now, in UTC."""
+    return datetime.now(UTC)
 
 
 # -- values --------------------------------------------------------------------------------------------------
-def _bounded(secrets: Secrets) -> Any:
+def _bounded(secrets: Secrets) -> Callable[[Record], Record]:
     """Fields that are plain, of bounded size and without what is known to be secret."""
     hide, hiding = secrets.hide, secrets.known
 
@@ -83,14 +89,14 @@ def _bounded(secrets: Secrets) -> Any:
             return [plain(v, depth - 1) for v in list(value)[:ITEMS]]
         return f"<{type(value).__name__}>"  # no repr: it may show anything
 
-    def bounded(_: Any, __: str, record: MutableMapping[str, Any]) -> MutableMapping[str, Any]:
+    def bounded(record: Record) -> Record:
         error = record.pop("exc_info", None)
         for name, value in record.items():
             kind = type(value)
             if kind is str:
                 if hiding or len(value) > TEXT_CHARS:
                     record[name] = text(value)
-            elif kind is not int:
+            elif kind is not int and kind is not datetime:
                 record[name] = plain(value, DEPTH)
         if isinstance(error, BaseException):
             record["exception"] = [text(line) for line in trace(error)]
@@ -122,11 +128,11 @@ def trace(error: BaseException) -> list[str]:
 
 
 # -- lines ---------------------------------------------------------------------------------------------------
-def _json(_: Any, __: str, record: MutableMapping[str, Any]) -> str:
+def _json(record: Record) -> str:
     try:
-        line = orjson.dumps(record).decode()
-    except (TypeError, orjson.JSONEncodeError):  # a lone surrogate, an integer beyond 64 bits
-        return json.dumps(record, separators=(",", ":"), default=lambda value: f"<{type(value).__name__}>")
+        line = orjson.dumps(record, option=orjson.OPT_UTC_Z).decode()
+    except TypeError:  # a lone surrogate, an integer beyond 64 bits: rare enough to take the slow way
+        return json.dumps({**record, "timestamp": record["timestamp"].isoformat()}, separators=(",", ":"))
     if not line.isascii() or "\x7f" in line:
         line = _UNSAFE_JSON.sub(lambda found: f"\\u{ord(found[0]):04x}", line)
     return line
@@ -141,16 +147,19 @@ def _gap_text(count: int) -> str:
     return f"... {count} lines were dropped: the reader of this log was too slow"
 
 
-def _console(*, colors: bool) -> Callable[[Any, str, MutableMapping[str, Any]], str]:
+def _console(*, colors: bool) -> Callable[[Record], str]:
     """The sentence first, for people; then the fields."""
+    import structlog  # only where somebody looks
+
     renderer = structlog.dev.ConsoleRenderer(colors=colors, event_key="human", sort_keys=False, pad_event_to=60)
 
-    def render(logger: Any, name: str, record: MutableMapping[str, Any]) -> str:
+    def render(record: Record) -> str:
         told = record.pop("exception", None)
-        event = record.pop("event", "")
+        event = record.pop("event")
         human = record.pop("human", "") or event
+        record["timestamp"] = record["timestamp"].isoformat(timespec="milliseconds")
         harmless = {_visible(key): _visible(value) for key, value in record.items()}
-        line = str(renderer(logger, name, {**harmless, "human": _visible(human), "event": _visible(event)}))
+        line = str(renderer(None, record["level"], {**harmless, "human": _visible(human), "event": _visible(event)}))
         return "\n    ".join([line, *(_visible(each) for each in told or ())])
 
     return render

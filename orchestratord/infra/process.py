@@ -12,20 +12,12 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
-from orchestratord.infra.engines import llamacpp_process, triton_process, vllm_process
+from orchestratord.infra.engines import registry
 from orchestratord.infra.secrets import Secrets
-from orchestratord.ports import Clock, ProcessSpec
+from orchestratord.ports import Clock, ProcessSpec, Startable
 
 WARDEN = Path(__file__).with_name("warden.py")
 TAIL_LINES, TAIL_CHARS = 200, 500
-
-Command = Callable[[ProcessSpec, int], list[str]]
-Environment = Callable[[ProcessSpec], dict[str, str]]
-DRIVERS: dict[str, tuple[Command, Environment]] = {
-    "llamacpp": (llamacpp_process.command, llamacpp_process.environment),
-    "triton": (triton_process.command, triton_process.environment),
-    "vllm": (vllm_process.command, vllm_process.environment),
-}
 
 
 def _free_port() -> int:
@@ -122,25 +114,32 @@ class Child:
 
 
 class ProcessHost:
-    """See `ports.ReplicaHost`."""
+    """See `ports.ReplicaHost`. find: the driver of a name; raises DriverError for one that starts nothing."""
 
-    def __init__(self, clock: Clock, secrets: Secrets | None = None) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        find: Callable[[str], Startable] = registry.startable,
+        secrets: Secrets | None = None,
+    ) -> None:
         self._clock = clock
+        self._find = find
         self._secrets = secrets or Secrets()
 
     async def start(self, spec: ProcessSpec) -> Child:
-        if spec.driver not in DRIVERS:
-            known = ", ".join(sorted(DRIVERS))
-            raise OSError(f"driver {spec.driver!r} cannot be run as a process (only {known}); give the replica a url")
-        command, environment = DRIVERS[spec.driver]
+        try:
+            driver = self._find(spec.driver)
+        except registry.DriverError as error:
+            raise OSError(str(error)) from None
         port = _free_port()
+        words, environment = driver.command(spec, port), driver.environment(spec)
         ours, theirs = socket.socketpair()
         try:
             with theirs:
                 warden = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", str(WARDEN), str(theirs.fileno())),
-                    *command(spec, port),
-                    env=self._secrets.withhold(environment(spec), (*spec.env, spec.api_key_env or "")),
+                    *words,
+                    env=self._secrets.withhold(environment, (*spec.env, spec.api_key_env or "")),
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,

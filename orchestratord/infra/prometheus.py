@@ -90,6 +90,9 @@ TABLE: dict[str, Series] = {
         "What loading an on-demand model took.",
         (250, 500, 1000, 2500, 5000, 10_000, 20_000, 40_000, 80_000, 160_000),
     ),
+    "orchestratord_artifact_bytes": Series("state", ("origin",), "What the store of artifacts holds."),
+    "orchestratord_transcripts_dropped_total": Series("counter", ("reason",), "Transcripts past their retention."),
+    "orchestratord_model_cache_dropped_bytes_total": Series("counter", (), "Fetched models that made room."),
     "orchestratord_breaker_trips_total": Series("counter", ("pool_id",), "Replicas that failed too often in a row."),
     "orchestratord_engine_tokens_per_s": Series("state", _POOL, "Output per second of one slot, as observed."),
     "orchestratord_event_loop_lag_ms": Series(

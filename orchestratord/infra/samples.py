@@ -9,6 +9,7 @@ from orchestratord import __version__
 from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.pool import Replica
 from orchestratord.infra.prometheus import Sample
+from orchestratord.ports import ArtifactStore
 
 
 def samples(core: Lodging, api_version: str) -> Iterable[Sample]:
@@ -29,6 +30,12 @@ def samples(core: Lodging, api_version: str) -> Iterable[Sample]:
     states = Counter((core.catalog.label(e.id), e.state) for e in core.catalog.oldest())
     for (model_id, state), count in states.items():
         yield "model_state", {"model_id": model_id, "state": state}, count
+
+
+def stored(store: ArtifactStore) -> Iterable[Sample]:
+    """What the store of artifacts holds."""
+    yield "orchestratord_artifact_bytes", {"origin": "automatic"}, store.automatic_bytes
+    yield "orchestratord_artifact_bytes", {"origin": "client"}, store.kept_bytes
 
 
 def _of_replica(replica: Replica, pool: dict[str, str]) -> Iterable[Sample]:

@@ -1,23 +1,25 @@
-"""The Telemetry port: log lines through structlog, numbers through prometheus."""
+"""The Telemetry port: log lines through a sink, numbers through prometheus."""
 
 from __future__ import annotations
 
 from typing import Any
 
+from orchestratord.infra.logs import Sink, stamp
 from orchestratord.infra.prometheus import Metrics
 
 
 class StandardTelemetry:
     """What a daemon uses. Fields that are None are left out of the line."""
 
-    def __init__(self, metrics: Metrics, logger: Any) -> None:
+    def __init__(self, metrics: Metrics, sink: Sink) -> None:
         self.metrics = metrics
-        self._log = logger
+        self._sink = sink
 
     def event(self, name: str, human: str = "", /, **fields: Any) -> None:
         level = "error" if name.endswith(_ERRORS) else "warning" if name in _WARNINGS else "info"
-        present = {key: value for key, value in fields.items() if value is not None}
-        getattr(self._log, level)(name, human=human, **present)
+        record = {"event": name, "level": level, "timestamp": stamp(), "human": human}
+        record.update([(key, value) for key, value in fields.items() if value is not None])
+        self._sink(record)
 
     def count(self, series: str, amount: float = 1, /, **labels: str) -> None:
         self.metrics.count(series, amount, labels)

@@ -13,7 +13,7 @@ from orchestratord.domain.errors import InvalidParams, Overloaded, PoolUnready, 
 from orchestratord.domain.hooks import Sized
 from orchestratord.domain.pool import Pool
 from orchestratord.domain.ratelimit import RateLimit
-from orchestratord.domain.request import Caller, TaskRequest
+from orchestratord.domain.request import Caller, Sampling, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Journal
 from orchestratord.services.durability import durable
@@ -24,6 +24,7 @@ T = TypeVar("T")
 
 TOKENIZE_LIMIT_S = 1.0
 CACHED_COUNTS = 1024
+NO_SAMPLING = Sampling()
 
 
 class Admission:
@@ -37,6 +38,7 @@ class Admission:
         profiles: frozenset[str],
         draw_seed: Callable[[], int],
         rate_limit: RateLimit,
+        pressed: Callable[[], bool],
     ) -> None:
         self._core = core
         self._clock = clock
@@ -46,6 +48,7 @@ class Admission:
         self._profiles = profiles
         self._draw_seed = draw_seed
         self._rate_limit = rate_limit
+        self._pressed = pressed
         self._counts: OrderedDict[tuple[str, bytes], int] = OrderedDict()
         self.closed = False  # set at shutdown
 
@@ -60,10 +63,11 @@ class Admission:
 
         Raises a Refusal; a refused task_id is not remembered.
         """
+        received = self._clock.now()
         try:
             known = self._core.known(request.task_id, fingerprint)
             if known is None:
-                known = await self._decide(request, fingerprint, caller, strict_trust=strict_trust)
+                known = await self._decide(request, fingerprint, caller, received, strict_trust=strict_trust)
         except Refusal as refusal:
             self._narrator.rejected(request, refusal, caller)
             raise
@@ -73,16 +77,19 @@ class Admission:
         return known, True
 
     async def _decide(
-        self, request: TaskRequest, fingerprint: bytes, caller: Caller, *, strict_trust: bool
+        self, request: TaskRequest, fingerprint: bytes, caller: Caller, received: float, *, strict_trust: bool
     ) -> Task | None:
         """Admit; or, when an equal request got there first while this one was being sized, that one's task."""
         if self.closed:
             raise Overloaded("The server is shutting down. Try again when it is back.", retry_after_ms=2000)
         if not self._journal.healthy:
             raise StorageUnavailable(retry_after_ms=1000)
+        if self._pressed():
+            raise Overloaded("The memory the daemon may use is nearly full. Try again shortly.", retry_after_ms=1000)
         self._rate_limit.take(caller.identity, self._clock.now())
-        self._check_meaning(request)
-        request, bound = await self._size(request)
+        serving = self._core.serving(request)
+        self._check_meaning(request, serving)
+        request, bound = await self._size(request, serving)
         if (known := self._core.known(request.task_id, fingerprint)) is not None:
             return known
         text = request.prompt
@@ -94,6 +101,7 @@ class Admission:
             prompt_sha256=hashlib.sha256(text.encode()).hexdigest() if text is not None else None,
             caller=caller,
             strict_trust=strict_trust,
+            waited_s=self._clock.now() - received,
         )
         _, ticket = self._core.admit(sized, self._clock.now(), self._clock.wall_ms())
         await durable(ticket)
@@ -106,7 +114,7 @@ class Admission:
             await durable(ticket)
 
     # -- semantics ---------------------------------------------------------------------------------------
-    def _check_meaning(self, request: TaskRequest) -> None:
+    def _check_meaning(self, request: TaskRequest, serving: list[Pool]) -> None:
         wrong = _wrong_inputs(request)
         if wrong:
             raise InvalidParams(wrong, rule="inputs_for_workload")
@@ -118,12 +126,13 @@ class Admission:
             )
         if request.sampling.json_schema is not None and request.sampling.grammar is not None:
             raise InvalidParams("Give sampling.json_schema or sampling.grammar, not both.", rule="unsupported_sampling")
-        self._check_knobs(request)
+        self._check_knobs(request, serving)
         placement = request.placement
         if placement.mode == "pin" and placement.pin_pool_id is None:
             raise InvalidParams("placement.mode is pin: name the pool in pin_pool_id.", rule="pin_unknown_pool")
-        serving = self._core.serving(request)
-        limits = [r.ctx for p in serving for r in p.known_replicas]
+        if request.workload != "completion":
+            self._check_output(request, serving)
+        limits = [r.ctx for p in serving for r in p.replicas.values() if r.ctx]  # also of one that is down just now
         unknown = any(p.dormant and not p.known_replicas for p in serving)
         if limits and not unknown and request.ctx > max(limits):
             raise InvalidParams(
@@ -132,9 +141,23 @@ class Admission:
                 limit=max(limits),
             )
 
-    def _check_knobs(self, request: TaskRequest) -> None:
+    def _check_output(self, request: TaskRequest, serving: list[Pool]) -> None:
+        """An embedding whose vectors would not fit into one task's log, by the length of those already seen."""
+        seen = [r.result_bytes for p in serving for r in p.known_replicas]
+        sizes = [size for each in seen if (size := each.get(request.workload))]
+        most = self._core.limits.task_bytes // min(sizes) if sizes else None
+        if most is not None and len(request.inputs or ()) > most:
+            raise InvalidParams(
+                f"{len(request.inputs or ())} results of {request.model_ref} would pass the "
+                f"{self._core.limits.task_bytes} bytes of one task. Send at most {max(1, most)} inputs at once.",
+                rule="output_exceeds_limit",
+                limit=max(1, most),
+            )
+
+    def _check_knobs(self, request: TaskRequest, serving: list[Pool]) -> None:
         """Engines ignore what they do not know, in silence: a knob that would be dropped is refused."""
-        serving = self._core.serving(request)
+        if request.sampling == NO_SAMPLING:
+            return
         honoured = {f for p in serving for r in p.known_replicas for f in r.features}
         if not honoured or any(p.dormant and not p.known_replicas for p in serving):
             return  # nothing is ready: placement says why, or the run once the model is loaded
@@ -150,12 +173,12 @@ class Admission:
             )
 
     # -- prompt size -------------------------------------------------------------------------------------
-    async def _size(self, request: TaskRequest) -> tuple[TaskRequest, int]:
+    async def _size(self, request: TaskRequest, serving: list[Pool]) -> tuple[TaskRequest, int]:
         """The request with its messages rendered to a prompt, and an upper bound of its prompt tokens.
 
         Refuses, never truncates (ORCH-3016).
         """
-        pools = [p for p in self._core.serving(request) if p.ready_replicas]
+        pools = [p for p in serving if p.ready_replicas]
         engine = self._engine_of(pools[0]) if pools else None
         if engine is None:
             return request, assumed_bound(request)  # nothing is ready: placement says why, or the model will be loaded

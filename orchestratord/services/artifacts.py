@@ -8,9 +8,9 @@ from dataclasses import replace
 from typing import Any
 
 from orchestratord.domain.core import Core
-from orchestratord.domain.errors import InvalidParams, NotFound, StorageUnavailable
+from orchestratord.domain.errors import InvalidParams, NotFound, StorageUnavailable, TooLarge
 from orchestratord.domain.facts import TranscriptSource
-from orchestratord.ports import Artifact, ArtifactCorrupt, ArtifactStore, Clock, Telemetry
+from orchestratord.ports import Artifact, ArtifactCorrupt, ArtifactStore, ArtifactTooLarge, Clock, Telemetry
 
 RETRY_S = 5.0
 
@@ -55,19 +55,19 @@ class Artifacts:
     ) -> Artifact:
         """Store a client's artifact; the same content has the same id and is stored once.
 
-        Raises InvalidParams for numbers no JSON reader keeps exactly, and StorageUnavailable.
+        Raises InvalidParams for numbers no JSON reader keeps exactly, TooLarge and StorageUnavailable.
         """
         unique = tuple(sorted(set(tags)))
         try:
-            if isinstance(content, str) and not metadata:
-                artifact_id = self._address(kind, content, unique, parent, metadata)
-            else:  # floats and names beyond ASCII by the thousand take long
-                artifact_id = await asyncio.to_thread(self._address, kind, content, unique, parent, metadata)
+            # Off the loop: the canonical form of a megabyte of numbers takes more than a second.
+            artifact_id = await asyncio.to_thread(self._address, kind, content, unique, parent, metadata)
         except ValueError as error:
             raise InvalidParams(str(error), rule="body_syntax") from None
         artifact = Artifact(artifact_id, kind, content, unique, parent, metadata, self._clock.wall_ms())
         try:
             return await self._store.put(artifact)
+        except ArtifactTooLarge as error:
+            raise TooLarge(str(error)) from None
         except OSError as error:
             raise StorageUnavailable("The artifact store cannot be written now.", retry_after_ms=1000) from error
 
@@ -84,7 +84,7 @@ class Artifacts:
         except OSError as error:
             raise StorageUnavailable("The artifact store cannot be read now.", retry_after_ms=1000) from error
         if found is None:
-            raise NotFound(f"There is no artifact {artifact_id}.")
+            raise NotFound(f"There is no artifact {artifact_id}; transcripts of tasks are kept for a limited time.")
         return found
 
     async def list(self, limit: int, after: tuple[int, str] | None, tag: str | None) -> list[Artifact]:
@@ -114,7 +114,7 @@ class Artifacts:
             while self._outbox:
                 artifact_id, (artifact, task_id) = next(iter(self._outbox.items()))
                 try:
-                    await self._store.put(artifact)
+                    await self._store.put(artifact, automatic=True)
                 except OSError as error:
                     self._telemetry.event("archive_failed", "the artifact store refuses transcripts", error=str(error))
                     await self._clock.sleep(RETRY_S)

@@ -6,7 +6,7 @@ import asyncio
 from collections import deque
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
-from typing import TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 from orchestratord.domain.modelref import is_reference
@@ -156,15 +156,13 @@ async def patiently(ask: Callable[[], Awaitable[T]]) -> T:
                 raise
 
 
-async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
+async def prove(engine: Engine, props: EngineProps, clock: Clock) -> dict[Workload, dict[str, Any]]:
     """A minimal decode, then a longer one that is cancelled: both must work before anyone depends on them.
 
-    Of an engine that completes nothing, one result of each workload it has.
+    Of an engine that completes nothing, one result of each workload it has, which is returned.
     """
     if "completion" not in props.workloads:
-        for workload in sorted(props.workloads):
-            await _one_result(engine, workload)
-        return
+        return {workload: await _one_result(engine, workload) for workload in sorted(props.workloads)}
     greedy = Sampling(temperature=0.0) if "temperature" in props.features else Sampling()
     job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=greedy, keep_cache=False)
     await engine.run(job, lambda chunk: True)
@@ -175,21 +173,22 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> None:
     while await _at_work(engine) > before:
         await clock.sleep(pause)
         pause = min(pause * 2, 1.0)
+    return {}
 
 
-async def _one_result(engine: Engine, workload: Workload) -> None:
-    results = 0
+async def _one_result(engine: Engine, workload: Workload) -> dict[str, Any]:
+    results: list[dict[str, Any]] = []
     prompt = "ping" if workload == "rerank" else ""
     job = Job(workload, max_tokens=1, seed=1, prompt=prompt, inputs=("ping",))
 
-    def count(chunk: Chunk) -> bool:
-        nonlocal results
-        results += len(chunk.results)
+    def keep(chunk: Chunk) -> bool:
+        results.extend(chunk.results)
         return True
 
-    await engine.run(job, count)
-    if results != 1:
-        raise EngineError("protocol", f"the probe's {workload} gave {results} results for one input")
+    await engine.run(job, keep)
+    if len(results) != 1:
+        raise EngineError("protocol", f"the probe's {workload} gave {len(results)} results for one input")
+    return results[0]
 
 
 async def _at_work(engine: Engine) -> int:

@@ -32,14 +32,14 @@ def log_fields(task: Task) -> dict[str, Any]:
         "identity": task.admitted.caller.identity,
         "queue_position": task.admitted.admission.queue_position,
         "predicted_start_ms": task.admitted.admission.predicted_start_ms,
-        "tokens_in": task.usage.tokens_in,
+        "tokens_in": task.tokens_in,
     }
     if task.started is not None:
         fields["kv_warmth"], fields["quant"] = task.kv_warm, task.quant
         fields["queue_time_ms"] = int((task.started - task.created) * 1000)
     if task.ended is not None:
-        fields["tokens_out"] = task.usage.tokens_out
-        fields["decode_time_ms"] = task.usage.decode_ms
+        fields["tokens_out"] = task.tokens_out
+        fields["decode_time_ms"] = task.decode_ms
     return fields
 
 
@@ -75,10 +75,11 @@ class Narrator:
             fallback=str(d.fallback_used).lower(),
         )
         self._t.observe("placement_candidates_considered", d.considered)
+        fields = log_fields(task)
         self._t.event(
             "task_placed",
             f"chose pool {task.pool_id} out of {d.considered}",
-            **log_fields(task),
+            **fields,
             filters=list(d.filters),
             tie_breakers=list(d.tie_breakers),
         )
@@ -86,7 +87,7 @@ class Narrator:
         self._t.event(
             "task_admitted",
             f"accepted at position {a.queue_position}, expected to start in {a.predicted_start_ms} ms",
-            **log_fields(task),
+            **fields,
         )
 
     def rejected(self, request: TaskRequest, refusal: Refusal, caller: Caller) -> None:
@@ -153,10 +154,10 @@ class Narrator:
             code=code,
         )
         labels = self._labels(task)
-        if task.usage.tokens_in:
-            self._t.count("tokens_in_total", task.usage.tokens_in, **labels)
-        if task.usage.tokens_out:
-            self._t.count("tokens_out_total", task.usage.tokens_out, **labels)
+        if task.tokens_in:
+            self._t.count("tokens_in_total", task.tokens_in, **labels)
+        if task.tokens_out:
+            self._t.count("tokens_out_total", task.tokens_out, **labels)
         del labels["replica_id"]
         labels["priority"] = task.request.priority
         if task.first_token is not None and task.ended is not None:

@@ -15,17 +15,21 @@ REASON_CHARS = 256
 
 
 class Pools:
-    """`fetched`: bytes there and bytes in all of a reference that is being fetched, see `ports.ModelFiles`."""
+    """`rate_limits`: what one caller may submit, by name. `fetched`: bytes there and bytes in all of a reference that
+    is being fetched, see `ports.ModelFiles`.
+    """
 
     def __init__(
         self,
         core: Core,
         limits: dict[str, int],
+        rate_limits: dict[str, float],
         api_version: str,
         fetched: Callable[[str], tuple[int, int] | None],
     ) -> None:
         self._core = core
         self._limits = limits
+        self._rate_limits = {"rate_limits": rate_limits} if rate_limits else {}
         self._api_version = api_version
         self._fetched = fetched
 
@@ -40,9 +44,14 @@ class Pools:
         return [self._core.pools[pool_id] for pool_id in sorted(self._core.pools)]
 
     def not_ready(self) -> list[str]:
-        """Why the daemon cannot take work for some pool; empty when every pool is ready."""
+        """Why the daemon cannot take work it should; empty when every pool is ready that nobody has closed."""
         reasons = []
-        for pool in self.all():
+        every = self.all()
+        wanted = [pool for pool in every if not pool.draining]
+        if every and not wanted:
+            closed = ", ".join(pool.id for pool in every)
+            reasons.append(f"every pool is drained or being reloaded ({closed}): resume one"[:REASON_CHARS])
+        for pool in wanted:
             if not pool.ready:
                 states = "; ".join(f"{r.id}: {r.reason or r.state}" for r in pool.replicas.values())
                 reasons.append(f"pool {pool.id} is not ready ({states or 'no replicas'})"[:REASON_CHARS])
@@ -114,7 +123,7 @@ class Pools:
             groups.setdefault((pool.spec.engine, pool.spec.driver, pool.engine_version), []).append(pool)
         return {
             "api_version": self._api_version,
-            "engines": [_engine(key, pools) for key, pools in sorted(groups.items())],
+            "engines": [{**_engine(key, pools), **self._rate_limits} for key, pools in sorted(groups.items())],
             "pools": [self.summary(pool) for pool in self.all()],
             "limits": self._limits,
         }

@@ -83,6 +83,10 @@ class Replicas:
         """Of the replicas that serve the pool."""
         return [self._members[r].spec for r in pool.replicas.values()]
 
+    def all_specs(self) -> list[ReplicaSpec]:
+        """Of every replica, also of those that a reload brings up or retires."""
+        return [member.spec for member in self._members.values()]
+
     def pids(self, pool: Pool) -> dict[str, int]:
         """Of the engines that run for the pool as children of ours, by replica."""
         found = {r.id: self._members[r].process for r in pool.replicas.values() if r in self._members}
@@ -245,7 +249,8 @@ class Replicas:
         if trial is not None:
             trial.probing()
         async with self._clock.limit(PROBE_LIMIT_S):
-            await prove(engine, props, self._clock)
+            results = await prove(engine, props, self._clock)
+        self._core.replica_gave(member.replica, results)
         self._core.replica_ready(spec.pool_id, member.replica, **_facts(props), model_digest=digest)
         self._telemetry.event(
             "replica_ready",
@@ -343,4 +348,5 @@ def _facts(props: EngineProps) -> dict[str, Any]:
         "quant": props.quant,
         "exact_alone": props.exact_alone,
         "exact_warm": props.exact_warm,
+        "kv": props.kv,
     }

@@ -51,12 +51,14 @@ class Cursor:
         self._offset = task.log.offset_after(after)
         self._live = not task.terminal  # a replay of a finished log brings no metrics frames
         self._first_token_seen = False
+        self._flows = not self._live  # what the log brings next can be handed on as it is
         self._asides = True  # something besides the log is to be written
         self._greeting = True
         self._metrics_due = self._keep_alive_due = False
         self._closing = self._parted = False
         self._blocked_since: float | None = None
-        self._watcher: Callable[[], object] | None = None
+        self._watcher: Callable[[], object] | None = self._kept
+        self._log.watch(self._kept)  # from now on: the frames of a log that is watched stay in memory
         self._abort: Callable[[], object] = self.cut
         self.written_at = streams.clock.now()
         self.metrics_at = self.written_at
@@ -64,17 +66,31 @@ class Cursor:
     def follow(self, notify: Callable[[], object], abort: Callable[[], object]) -> None:
         """Begin: `notify` is called whenever there may be something to take, `abort` to break the connection off."""
         self._abort = abort
+        self._log.unwatch(self._kept)
         self._watcher = notify
         self._log.watch(notify)
 
+    def _kept(self) -> None:
+        """Nobody writes yet."""
+
     def take(self) -> bytes:
         """Everything that can be written now, at most about WRITE_BYTES of it."""
-        data = self._read() if self._log.visible_end != self._offset else b""
+        log, start = self._log, self._offset
+        size = log.visible_end - start
+        if self._flows and 0 < size <= WRITE_BYTES and not self._asides and log.terminal_id is None:
+            self._offset = log.visible_end  # nothing but tokens: nearly always
+            return log.read(start)
+        data = self._read() if size else b""
         if self._asides:
             data = self._with_asides(data)
         if data:
             self.written_at = self._streams.clock.now()
         return data
+
+    @property
+    def behind(self) -> bool:
+        """`take` has more to give."""
+        return self._log.visible_end != self._offset or self._asides
 
     @property
     def over(self) -> bool:
@@ -91,7 +107,7 @@ class Cursor:
         cuts = []
         if self.task.token_frames and not self._first_token_seen:
             first = log.offset_after(2)
-            self._first_token_seen = first <= end
+            self._first_token_seen = self._flows = first <= end
             if start < first <= end:
                 cuts.append(first - start)
         if log.finished and self.task.failure is None and start <= (last := log.offset_after(log.sealed or 0)) < end:
@@ -135,7 +151,8 @@ class Cursor:
             return
         every = settings.metrics_queued_s if self.task.state is TaskState.QUEUED else settings.metrics_s
         self._metrics_due = self._live and now - self.metrics_at >= every - 1e-6
-        self._keep_alive_due = now - self.written_at >= settings.keep_alive_s
+        written_at = max(self.written_at, self.task.last_output or 0.0)
+        self._keep_alive_due = now - written_at >= settings.keep_alive_s
         if self._metrics_due or self._keep_alive_due:
             self._asides = True
             self._notify()
@@ -260,7 +277,8 @@ class Streams:
             if budgets := self.frames.budgets(session.account):
                 payload["budgets"] = budgets
         if task.state is TaskState.QUEUED:
-            payload["predicted_start_ms"] = int(forecast.start_ms(pool, task.request.priority, task, self.clock.now()))
+            if (start := forecast.expected_ms(pool, task, self.clock.now())) is not None:
+                payload["predicted_start_ms"] = int(start)
             if why := waiting_for(pool):
                 payload["waiting_for"] = why
         return payload

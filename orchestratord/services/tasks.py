@@ -6,14 +6,14 @@ from collections.abc import Iterator
 
 from orchestratord.domain import forecast
 from orchestratord.domain.core import Core
-from orchestratord.domain.errors import NotFound
+from orchestratord.domain.errors import NotFound, StorageUnavailable
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.task import Task
 from orchestratord.domain.views import waiting_for
 from orchestratord.ports import Clock
 from orchestratord.services.durability import durable
 
-Waiting = tuple[int, int, str | None]  # queue_position, predicted_start_ms, waiting_for
+Waiting = tuple[int, int | None, str | None]  # queue_position, predicted_start_ms, waiting_for
 
 
 class Tasks:
@@ -32,11 +32,11 @@ class Tasks:
         """Where a queued task stands; None once it left the queue."""
         if task.state is not TaskState.QUEUED:
             return None
-        pool = self._core.pools[task.pool_id]
-        priority = task.request.priority
+        pool, now = self._core.pools[task.pool_id], self._clock.now()
+        start = forecast.expected_ms(pool, task, now)
         return (
-            forecast.position(pool, priority, task),
-            int(forecast.start_ms(pool, priority, task, self._clock.now())),
+            forecast.position(pool, task.request.priority, task, now),
+            int(start) if start is not None else None,
             waiting_for(pool),
         )
 
@@ -58,4 +58,6 @@ class Tasks:
         ticket = self._core.closing.get(task_id)
         if ticket is not None:
             await durable(ticket)
+        elif task.unsaved:
+            raise StorageUnavailable("The task is over, and the journal cannot say so yet.", retry_after_ms=1000)
         return seal

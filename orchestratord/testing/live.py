@@ -19,7 +19,7 @@ from orchestratord import mapping
 from orchestratord.app import Daemon
 from orchestratord.config import Settings
 from orchestratord.infra.engines.mock import MockEngine
-from orchestratord.infra.logs import make_logger
+from orchestratord.infra.logs import make_sink
 from orchestratord.server import make_server
 from orchestratord.testing.clock import ManualClock
 from orchestratord.testing.ledger import ServedLedger
@@ -70,7 +70,7 @@ class LiveApp:
         self.log = io.StringIO()
         settings = settings or mock_settings()
         secret = mapping.secrets(settings, os.environ)
-        parts.setdefault("logger", make_logger(self.log, form="json", secrets=secret))
+        parts.setdefault("log", make_sink(self.log, form="json", secrets=secret))
         if self.clock is not None:
             parts["clock"] = self.clock
         self.daemon = Daemon(settings, **parts)

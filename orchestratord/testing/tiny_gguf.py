@@ -122,6 +122,49 @@ def tiny_llama(
     _finish(writer, _tensors(np.random.default_rng(seed), len(tokens), eos))
 
 
+def windowed_gguf(path: str | PathLike[str], *, window: int = 64, layers: int = 7, seed: int = 4) -> None:
+    """Write a gemma3-architecture model to `path`: of six layers five keep only the last `window` tokens."""
+    rng = np.random.default_rng(seed)
+    tokens = _vocabulary()
+    writer = gguf.GGUFWriter(str(path), "gemma3")
+    writer.add_name("tiny-windowed")
+    writer.add_context_length(4096)
+    writer.add_embedding_length(WIDTH)
+    writer.add_block_count(layers)
+    writer.add_feed_forward_length(HIDDEN)
+    writer.add_head_count(HEADS)
+    writer.add_head_count_kv(KV_HEADS)
+    writer.add_key_length(WIDTH)
+    writer.add_value_length(WIDTH)
+    writer.add_sliding_window(window)
+    writer.add_layer_norm_rms_eps(1e-6)
+    writer.add_file_type(gguf.LlamaFileType.ALL_F32)
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_vocab_size(len(tokens))
+    writer.add_token_list(tokens)
+    writer.add_token_types([_kind(token) for token in tokens])
+    writer.add_token_scores([float(-index) for index in range(len(tokens))])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
+    tensors: dict[str, Weights] = {"output_norm.weight": np.ones(WIDTH, np.float32)}
+    shapes = {"token_embd": (len(tokens), WIDTH)}
+    for layer in range(layers):
+        blk = f"blk.{layer}."
+        shapes[blk + "attn_q"] = (HEADS * WIDTH, WIDTH)
+        shapes[blk + "attn_k"] = shapes[blk + "attn_v"] = (KV_HEADS * WIDTH, WIDTH)
+        shapes[blk + "attn_output"] = (WIDTH, HEADS * WIDTH)
+        shapes[blk + "ffn_gate"] = shapes[blk + "ffn_up"] = (HIDDEN, WIDTH)
+        shapes[blk + "ffn_down"] = (WIDTH, HIDDEN)
+        for name in ("attn_norm", "attn_q_norm", "attn_k_norm", "post_attention_norm", "ffn_norm", "post_ffw_norm"):
+            tensors[f"{blk}{name}.weight"] = np.ones(WIDTH, np.float32)
+    for name, (rows, columns) in shapes.items():
+        weights = rng.standard_normal((rows, columns), dtype=np.float32)
+        tensors[f"{name}.weight"] = weights * np.float32(columns**-0.5)
+    _finish(writer, tensors)
+
+
 def _finish(writer: gguf.GGUFWriter, tensors: dict[str, Weights]) -> None:
     for name, weights in tensors.items():
         writer.add_tensor(name, weights)

@@ -61,7 +61,8 @@ def _plain(value: Any) -> bool:
         if kind is dict:
             if not "".join(item).isascii():
                 return False
-            todo.extend(item.values())
+            if not _PLAIN.issuperset(map(type, item.values())):  # most dicts of a transcript hold nothing else
+                todo.extend(item.values())
         elif kind is list or kind is tuple:
             todo.extend(item)
         elif kind not in _PLAIN:

@@ -47,6 +47,9 @@ class Source(Protocol):
     def take(self) -> bytes: ...
 
     @property
+    def behind(self) -> bool: ...
+
+    @property
     def over(self) -> bool: ...
 
     def blocked(self) -> None: ...
@@ -63,6 +66,10 @@ class Wire(Protocol):
     """
 
     @property
+    def unread(self) -> bool:
+        """The request's body has not come to its end."""
+
+    @property
     def full(self) -> bool:
         """The client does not take what was written; nothing more should be."""
 
@@ -70,14 +77,60 @@ class Wire(Protocol):
 
     def unbind(self) -> None: ...
 
-    def write(self, data: bytes) -> None:
-        """Write a part of the body, not empty, whose head went out through ASGI."""
+    def write(self, data: bytes) -> bool:
+        """Write a part of the body, not empty, whose head went out through ASGI. Returns `full`."""
 
     def abort(self) -> None:
         """Break the connection off; what was not taken is dropped."""
 
 
 WIRE = "orchestratord.wire"
+
+
+class _Pipe:
+    """From one source into one connection. `done` tells whether the client got everything there was."""
+
+    __slots__ = ("_source", "_wire", "done")  # there is one for each open stream
+
+    def __init__(self, wire: Wire, source: Source) -> None:
+        self._wire = wire
+        self._source = source
+        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+
+    def begin(self) -> None:
+        self._wire.bind(self._drained, self._lost)
+        self._source.follow(self._push, self._abort)
+        self._push()
+
+    def _push(self) -> None:
+        wire, source = self._wire, self._source
+        full = wire.full
+        while not full and not self.done.done():
+            data = source.take()
+            if data:
+                full = wire.write(data)
+            if source.behind:
+                continue
+            if source.over:
+                self._finish(whole=True)
+            break
+        if full:
+            source.blocked()
+
+    def _drained(self) -> None:
+        self._source.unblocked()
+        self._push()
+
+    def _abort(self) -> None:
+        self._wire.abort()
+        self._lost()
+
+    def _lost(self) -> None:
+        self._finish(whole=False)
+
+    def _finish(self, *, whole: bool) -> None:
+        if not self.done.done():
+            self.done.set_result(whole)
 
 
 class EventStream:
@@ -109,39 +162,11 @@ class EventStream:
             self.source.close()
 
     async def _direct(self, wire: Wire, send: Send) -> None:
-        source = self.source
         await send({"type": "http.response.start", "status": 200, "headers": self.headers})
-        done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
-
-        def finish(whole: bool) -> None:
-            if not done.done():
-                done.set_result(whole)
-
-        def push() -> None:
-            while not wire.full and not done.done():
-                data = source.take()
-                if data:
-                    wire.write(data)
-                elif source.over:
-                    finish(True)
-                else:
-                    return
-            if wire.full:
-                source.blocked()
-
-        def drained() -> None:
-            source.unblocked()
-            push()
-
-        def abort() -> None:
-            wire.abort()
-            finish(False)
-
-        wire.bind(drained, lambda: finish(False))
-        source.follow(push, abort)
+        pipe = _Pipe(wire, self.source)
         try:
-            push()
-            whole = await done
+            pipe.begin()
+            whole = await pipe.done
         finally:
             wire.unbind()
         if whole:

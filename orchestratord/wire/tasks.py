@@ -42,8 +42,8 @@ def failure_body(failure: Failure) -> dict[str, Any]:
     return body
 
 
-def status_body(task: Task, waiting: tuple[int, int, str | None] | None) -> dict[str, Any]:
-    """TaskStatus. `waiting` is (queue_position, predicted_start_ms, waiting_for) of a queued task."""
+def status_body(task: Task, waiting: tuple[int, int | None, str | None] | None) -> dict[str, Any]:
+    """TaskStatus. `waiting` is (queue_position, predicted_start_ms, waiting_for) of a queued task; None: unknown."""
     request = task.request
     body: dict[str, Any] = {
         "task_id": task.task_id,
@@ -63,8 +63,8 @@ def status_body(task: Task, waiting: tuple[int, int, str | None] | None) -> dict
     optional = {
         "replica_id": task.replica_id,
         "engine_version": task.engine_version,
-        "tokens_in": task.usage.tokens_in,
-        "tokens_out": task.usage.tokens_out if task.started is not None else None,
+        "tokens_in": task.tokens_in,
+        "tokens_out": task.tokens_out if task.started is not None else None,
         "finish_reason": task.finish_reason,
         "error": failure_body(task.failure) if task.failure else None,
         "started_at_ms": task.started_ms,
@@ -79,12 +79,13 @@ def status_body(task: Task, waiting: tuple[int, int, str | None] | None) -> dict
 
 
 def session_body(session: Session, turns_max: int, ttl_left_s: float) -> dict[str, Any]:
-    budgets = budgets_body(session.account)
+    budgets, kv_bytes = budgets_body(session.account), session.kv_bytes
     return {
         "ttl_ms_remaining": int(ttl_left_s * 1000),
         "turns": session.turns,
         "turns_max": turns_max,
         "kv_warmth": session.kv_warm,
+        **({"kv_bytes": kv_bytes} if kv_bytes is not None else {}),
         **({"budgets": budgets} if budgets else {}),
     }
 

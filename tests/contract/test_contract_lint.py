@@ -397,6 +397,12 @@ def test_contract_passes(check: Check, name: str) -> None:
     assert check(contract.load(name)) == []
 
 
+def test_every_check_is_explained() -> None:
+    """With what it asks and why, beside the contracts."""
+    told = re.findall(r"(?m)^\| `(\w+)` \| .+ \| .+ \|$", (FILES / "README.md").read_text("utf-8"))
+    assert sorted(told) == sorted(check.__name__ for check in CHECKS)
+
+
 def test_surface_is_complete() -> None:
     """Every operation of the table is declared, in its contract."""
     declared = {o.operation_id: (o.contract, o.method, o.path) for o in contract.operations()}

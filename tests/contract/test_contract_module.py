@@ -124,6 +124,32 @@ def test_dereference_copies() -> None:
     assert second == {"type": "string"} == doc["components"]["s"]
 
 
+def test_what_references_lead_to_can_be_shared() -> None:
+    """Asked for, it is one object wherever it is used, still a copy, and equal to what is not shared."""
+    doc = {"components": {"s": {"type": "string"}, "o": {"properties": {"a": {"$ref": "#/components/s"}}}}}
+    schema = [{"$ref": "#/components/s"}, {"$ref": "#/components/o"}]
+    first, second = contract.dereference(doc, schema, shared={})
+    assert first is second["properties"]["a"]
+    assert first is not doc["components"]["s"]
+    assert [first, second] == contract.dereference(doc, schema)
+
+
+def test_sharing_hides_no_endless_reference() -> None:
+    doc: dict[str, Any] = {"components": {"t": {"items": {"$ref": "#/components/t"}}}}
+    with pytest.raises(ValueError, match="itself"):
+        contract.dereference(doc, {"$ref": "#/components/t"}, shared={})
+
+
+@pytest.mark.parametrize("name", contract.CONTRACTS)
+def test_operations_are_what_their_contract_says(name: str) -> None:
+    """Sharing what references lead to changes nothing of it."""
+    doc = contract.load(name)
+    for operation in contract.operations():
+        if operation.contract == name:
+            item = doc["paths"][operation.path][operation.method.lower()]
+            assert operation.responses == contract.dereference(doc, item["responses"])
+
+
 # -- operations
 def test_operations_are_complete() -> None:
     """An operation carries what a server and a verifier need."""

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestratord import mapping
+from orchestratord.config import PoolSettings
+from orchestratord.domain import forecast
 from orchestratord.domain.errors import AdmissionReject, QueueFull
 from orchestratord.domain.facts import Admitted, Finished
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.queue import FullPolicy, QueueSpec
 from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.domain.task import Task
+from orchestratord.testing.live import mock_pool
 from tests.domain.test_core import Boom
 from tests.domain.world import World
 
@@ -96,6 +101,27 @@ def test_batch_has_its_own_seats_where_that_is_configured() -> None:
     world.admit()
 
 
+def told(world: World, priority: str) -> int:
+    with pytest.raises(AdmissionReject) as refused:
+        world.admit(priority=priority)
+    assert refused.value.retry_after_ms is not None
+    return refused.value.retry_after_ms
+
+
+def test_a_refusal_says_when_there_is_room_for_such_work_not_for_any() -> None:
+    """OC-CTRL-2011: as many have to leave first as it takes, at 260 ms each by the prior, one of them half over."""
+    world = busy("shed-low-priority", capacity=5)
+    for _ in range(5):
+        world.admit()
+    assert told(world, "interactive") == 130
+    assert told(world, "batch") == 130 + 260  # from 5 of 5 down to 3 of 5: the second to leave makes room
+    world = busy("reject", capacity=8, batch_capacity=1)
+    world.admit(priority="batch")
+    for _ in range(3):
+        world.admit()
+    assert told(world, "batch") == 130 + 3 * 260
+
+
 def test_ageing_bounds_the_wait_of_batch_work() -> None:
     """ORCH-3004: strict order unless an ageing bound is set; then the aged batch task takes the next slot."""
     for age_s, first in ((0.0, "interactive"), (60.0, "batch")):
@@ -106,6 +132,40 @@ def test_ageing_bounds_the_wait_of_batch_work() -> None:
         world.admit()
         world.finish(lease)
         assert [le.task.request.priority for le in world.dispatch()] == [first]
+
+
+def test_the_ageing_bound_is_the_configured_one() -> None:
+    """ORCH-3004: to the millisecond, from the setting to the slot."""
+    pool = msgspec.convert(mock_pool(queue={"batch_age_ms": 60_000}), PoolSettings)
+    spec = mapping.pool_spec(pool, {}).queue
+    for waited, first in ((59.999, "interactive"), (60.0, "batch")):
+        world = World(slots=1, queue=spec)
+        world.admit()
+        (lease,) = world.dispatch()
+        world.admit(priority="batch")
+        world.now += waited
+        world.admit()
+        world.finish(lease)
+        assert [le.task.request.priority for le in world.dispatch()] == [first], waited
+
+
+def test_what_has_aged_counts_as_ahead() -> None:
+    """OC-CTRL-2010: the place says what would really be dispatched before, and so does the estimate."""
+    world = busy("reject", capacity=8, batch_age_s=60.0)
+    pool = world.core.pools["home"]
+    aged = world.admit(priority="batch")
+    world.now += 60
+    young = world.admit(priority="batch")
+    first = world.admit()
+    assert first.admitted.admission.queue_position == 1
+    assert first.admitted.admission.predicted_start_ms == 130 + 260
+    places = [forecast.position(pool, t.request.priority, t, world.now) for t in (aged, first, young)]
+    assert places == [0, 1, 2]
+    order = []
+    for _ in places:
+        world.finish(pool.leases[0])
+        order += [lease.task for lease in world.dispatch()]
+    assert order == [aged, first, young]
 
 
 @given(
@@ -150,3 +210,19 @@ def test_a_token_bucket_lets_a_burst_through_and_then_the_average() -> None:
     limit.take("a", 100.5)
     with pytest.raises(AdmissionReject):
         limit.take("a", 100.5)
+
+
+@given(st.floats(0.1, 500), st.floats(0, 3))
+def test_whoever_waits_as_long_as_it_was_told_gets_in(per_s: float, pause: float) -> None:
+    """OC-CTRL-2011: a wait that is rounded down costs a second refusal."""
+    limit = RateLimit(per_s, 1)
+    now = 1000.0
+    limit.take("a", now)
+    told_ms = 0
+    try:
+        limit.take("a", now + pause)
+    except AdmissionReject as refused:
+        told_ms = refused.retry_after_ms or 0
+    if told_ms:
+        limit.take("a", now + pause + told_ms / 1000)
+    assert told_ms >= 0

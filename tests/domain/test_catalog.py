@@ -11,7 +11,15 @@ from hypothesis import strategies as st
 
 from orchestratord.domain.catalog import LABELLED, MAX_ENTRIES, Catalog
 from orchestratord.domain.entry import CatalogChanged, CatalogEntry
-from orchestratord.domain.errors import Conflict, ModelDeprecated, NotFound, Refusal, UntrustedArtifact
+from orchestratord.domain.errors import (
+    AdmissionReject,
+    Conflict,
+    ModelDeprecated,
+    NotFound,
+    PoolUnready,
+    Refusal,
+    UntrustedArtifact,
+)
 from orchestratord.domain.facts import Fact
 from orchestratord.domain.hooks import Sized
 from orchestratord.domain.pool import Replica
@@ -218,9 +226,21 @@ def test_a_retirement_that_could_not_be_written_refuses_nobody_any_more() -> Non
 
 def test_the_catalog_comes_before_the_session_and_after_nothing() -> None:
     """OC-CTRL-2010: the order of checks."""
-    there = world(entry("e", "m", state="Retired"))
-    there.core.sessions._turns_max = 0
-    assert isinstance(refused(there), ModelDeprecated)
+    there = world(entry("e", "m"))
+    there.core.sessions.turns_max = 1
+    there.admit(session_id="s")
+    assert isinstance(refused(there, session_id="s"), AdmissionReject)
+    there.core.catalog.change(entry("e", "m", state="Retired"))
+    assert isinstance(refused(there, session_id="s"), ModelDeprecated)
+
+
+def test_the_catalog_comes_before_placement_also_where_no_pool_serves_the_model() -> None:
+    """OC-CTRL-2010: the order of checks."""
+    there = world(entry("old", "file:old", state="Retired"), entry("new", "file:new"))
+    assert isinstance(refused(there, model_ref="file:old"), ModelDeprecated)
+    assert isinstance(refused(there, model_ref="file:new"), PoolUnready)
+    assert isinstance(refused(there, model_ref="file:other"), PoolUnready)
+    assert isinstance(refused(there, model_ref="file:other", strict=True), UntrustedArtifact)
 
 
 def test_a_digest_speaks_of_whatever_pool_has_it() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+from orchestratord.domain import forecast
 from orchestratord.domain.control import Control
 from orchestratord.domain.operation import Fault, Model, Operation, PoolChanged
 from orchestratord.domain.pool import Replica
@@ -95,6 +96,21 @@ def test_a_victim_that_has_promised_its_seat_does_not_move() -> None:
     assert (victim.pool_id, newcomer.pool_id, newcomer.committed) == ("home", "home", True)
 
 
+def test_nobody_says_when_a_task_in_a_closed_pool_starts() -> None:
+    """OC-CTRL-2010: an estimate that counts on a pool that is drained, or down, would be a lie."""
+    world = World(slots=1)
+    task, pool = world.admit(), world.core.pools["home"]
+    assert forecast.expected_ms(pool, task, world.now) == 0
+    world.core.replica_loading("home", pool.replicas["r0"], "starting")
+    assert forecast.expected_ms(pool, task, world.now) is None
+    world.ready(1)
+    assert forecast.on_time_probability(pool, task, world.now) > 0.9
+    world.core.begin(operation(), draining=True)
+    world.commit()
+    assert forecast.expected_ms(pool, task, world.now) is None
+    assert forecast.on_time_probability(pool, task, world.now) == 0
+
+
 def test_what_runs_is_ended_and_what_waits_is_not() -> None:
     world = World(slots=1)
     running, waiting = world.admit(), world.admit()
@@ -118,6 +134,53 @@ def test_a_reload_keeps_the_places_of_those_it_still_serves_and_ends_the_others(
     assert by_model.failure is not None
     assert by_model.failure.code == "POOL_UNREADY"
     assert "serves n now" in by_model.failure.message
+
+
+def reload(world: World, ref: str) -> None:
+    """`home` serves another model from now on, with one free slot."""
+    pool = world.core.pools["home"]
+    world.core.begin(operation("reload", to_model_ref=ref), draining=False)
+    world.core.commit(pool, Model(ref))
+    world.core.swap(
+        pool, Model(ref), [Replica("r0", state="ready", slots=1, ctx=4096, workloads=frozenset({"completion"}))]
+    )
+    world.commit()
+
+
+def test_nothing_runs_on_another_model_because_the_right_one_is_closed() -> None:
+    """ORCH-2103: what waited for the old model ends with what an admission would say now, if it cannot move."""
+    world = Two(slots=0)
+    task = world.admit(placement=world.prefer("home"))
+    world.core.hold(world.core.pools["away"], draining=True)
+    reload(world, "n")
+    assert world.dispatch() == []
+    assert task.failure is not None
+    assert (task.failure.code, task.failure.retriable) == ("POOL_UNREADY", True)
+
+
+def test_nothing_runs_on_another_model_because_the_queue_of_the_right_one_is_full() -> None:
+    """ORCH-2103."""
+    world = Two(slots=0, capacity=1)
+    task = world.admit(placement=world.prefer("home"))
+    world.admit(placement=world.pin("away"))
+    reload(world, "n")
+    leases = world.dispatch()
+    assert [lease.pool.id for lease in leases] == ["away"]
+    assert task.failure is not None
+    assert (task.failure.code, task.failure.retriable) == ("ADMISSION_REJECT", True)
+
+
+def test_a_task_between_two_attempts_does_not_go_on_with_another_model() -> None:
+    """ORCH-2103."""
+    world = Two(slots=1)
+    task = world.admit(placement=world.prefer("home"))
+    (lease,) = world.dispatch()
+    world.core.retry(lease, world.now)
+    world.core.hold(world.core.pools["away"], draining=True)
+    reload(world, "n")
+    assert world.dispatch() == []
+    assert task.failure is not None
+    assert task.failure.code == "POOL_UNREADY"
 
 
 def test_what_a_restart_makes_of_an_operation() -> None:
@@ -157,6 +220,23 @@ def test_a_strict_task_that_moves_leaves_no_replica_kept_for_it() -> None:
     world.dispatch()
     assert (strict.pool_id, world.replica("home").reserved) == ("away", None)
     assert not any(task.terminal for task in running)
+
+
+def test_a_strict_task_does_not_start_on_a_draining_pool_though_its_replica_is_kept() -> None:
+    """I20: the replica becomes idle while the pool drains; it stays kept, and is leased when the pool is resumed."""
+    world = World(slots=2)
+    replica = world.core.pools["home"].replicas["r0"]
+    world.admit()
+    (running,) = world.dispatch()
+    strict = world.admit(determinism="strict")
+    assert world.dispatch() == []
+    assert replica.reserved is strict
+    world.core.begin(operation(), draining=True)
+    world.commit()
+    world.finish(running)
+    assert (replica.leases, world.dispatch()) == ({}, [])
+    world.core.hold(world.core.pools["home"], draining=False)
+    assert [lease.task for lease in world.dispatch()] == [strict]
 
 
 def test_a_task_between_two_attempts_moves_too_and_goes_first() -> None:

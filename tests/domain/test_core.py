@@ -10,10 +10,22 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
 from orchestratord.domain import forecast
-from orchestratord.domain.errors import AdmissionReject, Conflict, DeadlineUnmet, NotFound
+from orchestratord.domain.errors import (
+    AdmissionReject,
+    Conflict,
+    DeadlineUnmet,
+    InvalidParams,
+    NotFound,
+    PoolUnavailable,
+    PoolUnready,
+)
 from orchestratord.domain.facts import Admitted, Finished, Frames, Started
 from orchestratord.domain.hooks import Limits
-from orchestratord.domain.outcome import Failure, TaskState
+from orchestratord.domain.kv import KvLayout
+from orchestratord.domain.operation import Fault
+from orchestratord.domain.outcome import Failure, TaskState, Usage
+from orchestratord.domain.pool import Lease, Replica
+from orchestratord.domain.request import PlacementHints
 from orchestratord.wire import sse
 from tests.domain.world import World
 
@@ -102,7 +114,7 @@ def test_a_full_queue_refuses_and_says_when_room_appears() -> None:
     with pytest.raises(AdmissionReject) as refused:
         world.admit()
     assert refused.value.policy_label == "reject"
-    assert refused.value.retry_after_ms == int(forecast.room_ms(world.core.pools["home"]))
+    assert refused.value.retry_after_ms == int(forecast.room_ms(world.core.pools["home"], "interactive"))
     assert list(world.core.pools["home"].queue) == before
 
 
@@ -131,6 +143,16 @@ def test_the_predicted_end_itself_decides_about_a_deadline() -> None:
     with pytest.raises(DeadlineUnmet):
         World().admit(**fields, deadline_ms=end - 1)
     World().admit(**fields, deadline_ms=end + 1)
+
+
+def test_what_is_canceled_before_it_ran_has_decoded_nothing() -> None:
+    """ORCH-3026: not a token, and no time."""
+    world = World(slots=1)
+    world.admit()
+    world.dispatch()
+    waiting = world.admit()
+    world.cancel(waiting)
+    assert world.visible(waiting)[-1][2] == {"tokens_out": 0, "decode_ms": 0, "finish_reason": "canceled"}
 
 
 def test_nothing_is_appended_above_the_seal_of_a_cancel() -> None:
@@ -184,7 +206,10 @@ def test_a_task_that_outgrows_its_log_fails() -> None:
     (lease,) = world.dispatch()
     assert world.output(lease, "x" * 600) is False
     assert task.failure is not None
+    assert (task.failure.code, task.failure.retriable) == ("INVALID_PARAMS", False)
+    assert task.failure.details == {"rule": "output_exceeds_limit", "limit": 500}
     assert world.visible(task)[-1][1] == "error"
+    assert not world.core.pools["home"].replicas["r0"].breaker.open  # it did what it was asked
 
 
 def test_a_quarantined_slot_is_not_leased() -> None:
@@ -214,6 +239,9 @@ def test_a_journal_that_fails_at_the_first_token_ends_the_task_without_showing_i
     assert world.visible(task)[-1][1] == "error"  # a reader is never left hanging
 
 
+EMBEDDING: dict[str, Any] = {"workload": "embedding", "prompt": None, "inputs": ("a",)}
+
+
 def test_session_turns_ttl_and_delete() -> None:
     """ORCH-3021..3023: turns are bounded, refusals cost none, the TTL runs only while nothing is live."""
     world = World(slots=4, capacity=8, limits=Limits(turns_max=2, session_ttl_s=10))
@@ -234,6 +262,43 @@ def test_session_turns_ttl_and_delete() -> None:
         world.admit(session_id="s")
     world.now += 10
     world.admit(session_id="s")
+    assert world.core.session("s", world.now).turns == 1
+
+
+def test_deleting_a_session_does_not_prolong_what_it_spent() -> None:
+    """ORCH-3023: its turns count until its TTL would have ended, and no longer; so also after a restart."""
+    world = World(limits=Limits(turns_max=1, session_ttl_s=10))
+    world.cancel(world.admit(session_id="s"))
+    world.now += 6
+    world.core.delete_session("s", world.now, world.wall_ms)
+    world.now += 3
+    with pytest.raises(AdmissionReject) as refused:
+        world.admit(session_id="s")
+    assert refused.value.retry_after_ms == 1000
+    world.now += 1
+    world.admit(session_id="s")
+
+
+def test_a_deleted_session_does_not_come_back_by_an_admission_that_failed() -> None:
+    world = World()
+    world.cancel(world.admit(session_id="s"))
+    world.core.delete_session("s", world.now, world.wall_ms)
+    world.commit()
+    world.auto = False
+    world.admit(session_id="s")
+    world.tickets[-1].resolve(Boom())
+    with pytest.raises(NotFound):
+        world.core.session("s", world.now)
+
+
+def test_a_turn_comes_back_when_the_admission_fails_after_its_task_was_cancelled() -> None:
+    """ORCH-3006: withdrawn without trace."""
+    world = World()
+    world.cancel(world.admit(session_id="s"))
+    world.auto = False
+    world.cancel(world.admit(session_id="s"))
+    for ticket in world.tickets[-2:]:
+        ticket.resolve(Boom())
     assert world.core.session("s", world.now).turns == 1
 
 
@@ -414,6 +479,57 @@ def test_a_session_comes_back_to_the_slot_that_holds_its_prefix() -> None:
     assert session.kv_lost
 
 
+def test_a_session_knows_what_its_prefix_takes() -> None:
+    """ORCH-3023: what its last task left in the slot, in every layer; nothing once it is gone, or where nobody can say.
+
+    The last token of a text was never read by the model, so it is not in the cache.
+    """
+    world = World(slots=2, capacity=8)
+    (replica,) = world.core.pools["home"].replicas.values()
+    replica.kv = KvLayout(100, ((8, 10),))
+
+    def turn(tokens_in: int | None, tokens_out: int) -> Lease:
+        world.admit(session_id="s")
+        (lease,) = world.dispatch()
+        world.finish(lease, finish_reason="stop", usage=Usage(tokens_in, tokens_out))
+        return lease
+
+    turn(5, 2)
+    session = world.core.session("s", world.now)
+    assert session.kv_bytes == 6 * 100 + 6 * 10
+    turn(20, 11)
+    assert session.kv_bytes == 30 * 100 + 8 * 10
+    replica.kv = KvLayout(100, block=16)
+    assert session.kv_bytes == 16 * 100
+    replica.kv = None
+    assert session.kv_bytes is None
+    replica.kv = KvLayout(100)
+    first = turn(None, 3)  # the engine did not count the prompt
+    assert (session.kv_warm, session.kv_bytes) == (True, None)
+    turn(7, 1)
+    assert session.kv_bytes == 700
+    world.admit()
+    world.admit()
+    assert {lease.slot for lease in world.dispatch()} == {first.slot, 1 - first.slot}
+    assert session.kv_bytes is None  # somebody else has its slot
+
+
+def test_a_restart_takes_the_bytes_along() -> None:
+    """ORCH-3023."""
+    world = World(slots=1)
+    (replica,) = world.core.pools["home"].replicas.values()
+    replica.kv = KvLayout(100)
+    world.admit(session_id="s")
+    (lease,) = world.dispatch()
+    world.finish(lease, finish_reason="stop", usage=Usage(5, 2))
+    session = world.core.session("s", world.now)
+    assert session.kv_bytes == 600
+    world.core.replica_failed("home", replica, Fault("POOL_UNAVAILABLE", "it died", 0))
+    assert session.kv_bytes is None
+    world.ready(1)
+    assert session.kv_bytes is None
+
+
 def test_no_two_leases_share_a_slot_and_a_restart_empties_them() -> None:
     world = World(slots=3, capacity=8)
     for _ in range(3):
@@ -440,3 +556,49 @@ def test_what_is_forgotten_takes_no_memory() -> None:
     assert len(kept) == 2
     assert world.core.tasks.log_bytes == sum(task.log.size for task in kept)
     assert list(world.core.tasks._logs.values()) == kept
+
+
+def lame(world: World) -> Replica:
+    """`home` also has a replica for embeddings, with more context, and that one is down."""
+    other = Replica("r1", device_mask="1")
+    world.core.add_replica("home", other)
+    world.core.replica_ready(
+        "home", other, slots=1, ctx=8192, engine_version="mock-1", workloads=frozenset({"embedding"})
+    )
+    world.core.replica_failed("home", other, Fault("POOL_UNAVAILABLE", "gone", 1))
+    return other
+
+
+@pytest.mark.parametrize("fields", [EMBEDDING, {**EMBEDDING, "placement": PlacementHints(require_device_mask="1")}])
+def test_a_pool_is_closed_to_what_only_a_replica_that_is_down_could_do(fields: dict[str, Any]) -> None:
+    """OC-CORE-1011, OC-CORE-1013: whatever its other replicas do."""
+    world = World()
+    other = lame(world)
+    with pytest.raises(PoolUnavailable):
+        world.admit(**fields)
+    other.state = "loading"
+    with pytest.raises(PoolUnready):
+        world.admit(**fields)
+    world.admit()
+
+
+def test_limits_are_those_of_the_replica_that_does_such_work() -> None:
+    """ORCH-3016: 8192 tokens of an embedding engine are none for a completion."""
+    world = World()
+    lame(world)
+    with pytest.raises(InvalidParams) as refused:
+        world.admit(ctx=8192)
+    assert refused.value.details["rule"] == "ctx_exceeds_model"
+
+
+def test_a_task_that_nothing_in_service_could_take_holds_up_nobody() -> None:
+    """OC-CORE-1019: nothing overtakes the head of the queue but what it could not have had anyway."""
+    world = World(slots=1)
+    other = lame(world)
+    other.state = "ready"
+    embedding, completion = world.admit(**EMBEDDING), world.admit()
+    other.state = "dead"
+    (lease,) = world.dispatch()
+    assert (lease.task, embedding.state) == (completion, "queued")
+    other.state = "ready"
+    assert [lease.task for lease in world.dispatch()] == [embedding]

@@ -15,6 +15,7 @@ from benchmarks import eta as simulation
 from orchestratord.domain import eta, forecast
 from orchestratord.domain.eta import Prior, ServiceModel
 from orchestratord.domain.outcome import Usage
+from orchestratord.domain.pool import Pool, PoolSpec, Replica
 from orchestratord.domain.queue import QueueSpec
 from tests.domain.world import World
 
@@ -123,6 +124,17 @@ def test_without_a_ready_slot_the_work_ahead_still_counts() -> None:
 
 
 # -- services ----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize("on_demand", [False, True])
+def test_of_a_replica_that_is_down_nothing_is_expected(on_demand: bool) -> None:
+    """The estimate is made of the slots there are; only a model that is not loaded will have them all."""
+    pool = Pool(PoolSpec("home", "llamacpp", "mock", "m", on_demand=on_demand))
+    for name, state in (("up", "ready"), ("down", "dead")):
+        pool.replicas[name] = Replica(name, state=state, slots=2)  # type: ignore[arg-type]
+    assert pool.slots_when_loaded == 2
+    pool.replicas["up"].state = "dead"
+    assert pool.slots_when_loaded == (4 if on_demand else 0)
+
+
 def test_the_prior_holds_until_the_first_observation_and_not_longer() -> None:
     """SPEC 2: estimates come from observed service times; before any, a documented prior."""
     model, request = ServiceModel(Prior(100, 20, 0.5)), World().request(max_tokens=100)
@@ -244,3 +256,14 @@ def test_the_simulation_holds_the_bars_and_repeats_itself() -> None:
     assert simulation.errors(runs, simulation.ESTIMATE).median <= simulation.BAR_MEDIAN
     assert chance.brier <= min(simulation.BAR_BRIER, chance.constant)
     assert simulation.one("steady", 1, 0)[2] == runs[0]
+
+
+def test_a_hint_counts_for_no_more_than_the_task_may_have() -> None:
+    """OC-CTRL-2010: else a client's nonsense would refuse its own task, and spoil what others' hints are worth."""
+    world = World()
+    wild, full = (world.request(max_tokens=100, expected_tokens=n) for n in (2_000_000_000, 100))
+    service = world.core.pools["home"].service
+    assert service.estimate_ms(wild) == service.estimate_ms(full)
+    service.observe(wild, 100, 1000.0, 1, world.now)
+    assert service.estimate_ms(full) == pytest.approx(1000)
+    world.admit(max_tokens=100, expected_tokens=2_000_000_000, deadline_ms=60_000)

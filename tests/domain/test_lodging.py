@@ -10,6 +10,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from orchestratord.domain import forecast
 from orchestratord.domain.errors import AdmissionReject, PoolUnavailable, PoolUnready
 from orchestratord.domain.hooks import Limits
 from orchestratord.domain.lodging import Lodging, larger
@@ -222,6 +223,10 @@ def test_a_hot_model_yields_and_the_other_gets_as_long_a_turn() -> None:
     house.finish(lease)
     house.admit(model_ref="red")
     assert house.dispatch() == [], "a free slot, and a task, and yet nothing is started"
+    house.admit(model_ref="red")
+    loads_ms = 1000 * (house.pools["blue"].stay.load_s + house.pools["red"].stay.load_s)
+    predicted_ms = forecast.start_ms(house.pools["red"], "interactive", now=house.now)
+    assert predicted_ms >= loads_ms, "both models have to be loaded before it starts"
     assert house.arrange().unload == (("red", "room"),)
     house.core.unloaded(house.pools["red"], house.now)
     house.arrange()
@@ -243,8 +248,11 @@ def test_a_reload_to_a_model_that_never_fits_is_told() -> None:
     house.core.move_out(base, {"limit": 11}, told.append, house.now)
     house.arrange()
     assert told == [False]
+    wakes = house.wakes
     house.core.give_back(base)
+    assert house.wakes == wakes + 1, "somebody may be waiting for that room"
     house.core.give_back(base)
+    assert house.wakes == wakes + 1, "nothing was booked any more"
     assert larger({"a": 1, "b": None}, {"a": 2, "c": 3}) == {"a": 2, "b": None, "c": 3}
 
 

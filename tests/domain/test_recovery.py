@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import Any
 
+import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from orchestratord.domain.facts import Admitted, Finished, Forgotten, Frames, JournaledTask, SessionDeleted, Started
 from orchestratord.domain.hooks import Limits
 from orchestratord.domain.outcome import TaskState
+from orchestratord.domain.pool import Replica
 from orchestratord.domain.task import Task
 from orchestratord.wire import sse
 from tests.domain.world import World
@@ -101,6 +104,30 @@ def test_deadlines_and_sessions_go_on_across_a_restart() -> None:
     after.now += 41
     after.core.expire(after.now, after.wall_ms)
     assert after.core.tasks[task.task_id].failure is not None
+
+
+@pytest.mark.parametrize(("pinned", "home"), [(False, "away"), (True, None)])
+def test_a_task_does_not_wake_up_in_a_pool_that_serves_another_model(pinned: bool, home: str | None) -> None:
+    """ORCH-3039: the swap of a reload was journaled, or the configuration changed, while it was waiting."""
+    world = World(slots=1, pools=("home", "away"))
+    world.core.add_replica("away", Replica("r0"))
+    task = world.admit(placement=world.pin("home") if pinned else world.prefer("home"))
+    after = World(slots=1, pools=("home", "away"))
+    after.core.add_replica("away", Replica("r0"))
+    pool = after.core.pools["home"]
+    pool.spec = replace(pool.spec, model_ref="n")
+    items, deleted = journaled(world)
+    after.core.restore(items, deleted, sse.split, after.now, after.wall_ms)
+    after.commit()
+    found = after.core.tasks[task.task_id]
+    assert after.dispatch() == [], "home is ready, but with another model"
+    if home is None:
+        assert found.failure is not None
+        assert found.failure.code == "POOL_UNAVAILABLE"
+        return
+    assert (found.state, found.pool_id) == ("queued", home)
+    after.ready(1, home)
+    assert [lease.pool.id for lease in after.dispatch()] == [home]
 
 
 def test_a_deleted_session_stays_deleted() -> None:

@@ -164,6 +164,25 @@ def test_a_failure_of_an_earlier_life_is_not_held_against_a_replica() -> None:
         assert not world.core.blame(lease, FAULT, world.now)
 
 
+@pytest.mark.parametrize("how", ["finish", "retry"])
+def test_a_slot_that_is_not_proven_free_is_known_as_such_until_it_is(how: str) -> None:
+    """OD-24: whoever proves slots free looks for the mark; without it nobody ever gives the slot back."""
+    world = World(slots=1)
+    task = world.admit()
+    (lease,) = world.dispatch()
+    if how == "finish":
+        world.output(lease, "x")
+        world.finish(lease, finish_reason="stop", slot_free=False)
+    else:
+        world.core.retry(lease, world.now, slot_free=False)
+    pool = world.core.pools["home"]
+    assert (lease.quarantined, pool.leases, pool.at_work) == (True, [lease], [])
+    waiting = world.admit()
+    assert world.dispatch() == []
+    world.core.release(lease)
+    assert [le.task for le in world.dispatch()] == [task if how == "retry" else waiting]
+
+
 # -- strict ----------------------------------------------------------------------------------------------------
 def test_a_strict_task_waits_for_an_idle_replica_and_nothing_overtakes_it() -> None:
     """ORCH-3046: not even interactive work, from the moment the replica is kept for it."""

@@ -56,12 +56,13 @@ class World:
         self.tickets: list[HandTicket] = []
         self.aborted: list[Lease] = []
         self.ended: list[tuple[Task, str, str | None]] = []
+        self.wakes = 0
         hooks = Hooks(
             record=self._record,
             encode=sse.encode,
             encode_token=sse.encode_token,
             abort=self.aborted.append,
-            wake=lambda: None,
+            wake=self._woken,
             admitted=lambda task: None,
             ended=lambda task, phase, reason: self.ended.append((task, phase, reason)),
             archive=lambda task_id, artifact: None,
@@ -88,6 +89,9 @@ class World:
         ticket = HandTicket(fact)
         self.tickets.append(ticket)
         return ticket
+
+    def _woken(self) -> None:
+        self.wakes += 1
 
     @property
     def wall_ms(self) -> int:

@@ -238,12 +238,29 @@ async def bad_parameters_are_the_requests_fault(fake: FakeServer, engine: Engine
         "tgi": {"error": "bad grammar", "error_type": "validation"},
     }
     document = documents.get(fake.wire.name, {"error": "bad grammar"})
-    for status in ("400 Bad Request", "422 Unprocessable Entity"):
+    for status in ("400 Bad Request", "413 Payload Too Large", "422 Unprocessable Entity"):
         fake.play(Fault(instead=json_response(document, status)))
         collected = await collect(engine, job())
         assert collected.kind == "refused"
         assert collected.error is not None
         assert collected.error.message == "bad grammar"
+
+
+async def our_key_and_our_paths_are_not_the_requests_fault(fake: FakeServer, engine: Engine) -> None:
+    """A 401, 403, 404 or 405 is `failed`, of a job and of a question: whoever asked can change nothing about it, so the
+    task may be tried elsewhere and the replica is blamed."""
+    await engine.props()
+    controls = {path for _, path, _, _ in fake.requests} - {fake.wire.stream_path}
+    for status in ("401 Unauthorized", "403 Forbidden", "404 Not Found", "405 Method Not Allowed"):
+        reply = json_response({"error": {"message": "not for you", "code": int(status[:3])}}, status)
+        fake.play(Fault(instead=reply))
+        assert (await collect(engine, job())).kind == "failed"
+        if not status.startswith(("404", "405")):  # a question may be whether there is such a route
+            fake.override = dict.fromkeys(controls, reply)
+            with pytest.raises(EngineError) as caught:
+                await engine.props()
+            assert caught.value.kind == "failed"
+            fake.override = {}
 
 
 async def the_key_goes_to_the_engine_and_nowhere_else(fake: FakeServer, engine: Engine) -> None:
@@ -261,7 +278,7 @@ async def the_key_goes_to_the_engine_and_nowhere_else(fake: FakeServer, engine: 
     )
     for _ in range(2):
         collected = await collect(keyed, job())
-        assert collected.kind in ("refused", "failed")
+        assert collected.kind == "failed"
         assert KEY not in repr(collected.error)
         assert "redacted" in repr(collected.error)
     controls = {path for _, path, _, _ in fake.requests} - {fake.wire.stream_path}
@@ -307,6 +324,7 @@ CLAIMS: tuple[Claim, ...] = (
     an_endless_stream_can_be_left,
     nothing_after_the_end_is_read,
     bad_parameters_are_the_requests_fault,
+    our_key_and_our_paths_are_not_the_requests_fault,
     the_key_goes_to_the_engine_and_nowhere_else,
     a_prompt_is_sent_as_it_is,
     it_reconnects,

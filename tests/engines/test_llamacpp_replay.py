@@ -206,8 +206,8 @@ REFUSALS = [
     ("overflow", "refused", "exceeds the available context size"),
     ("bad_grammar", "refused", "grammar"),
     ("bad_json", "refused", "parse error"),
-    ("unauthorized", "refused", "Invalid API Key"),
-    ("not_found", "refused", "not found"),
+    ("unauthorized", "failed", "Invalid API Key"),
+    ("not_found", "failed", "not found"),
     ("slots_off", "refused", "does not support"),
     ("loading", "full", "Loading model"),
 ]
@@ -315,7 +315,7 @@ def test_ready() -> None:
             assert "router" in (await engine.ready() or "")
             assert await engine.ready() == "out of memory"
             assert await engine.ready() == "loading model"
-            with pytest.raises(EngineError, match="refused"):
+            with pytest.raises(EngineError, match="failed"):
                 await engine.ready()
 
     run(body())
@@ -342,7 +342,7 @@ def test_props() -> None:
             assert props.workloads == {"completion"}
             assert {"grammar", "json_schema"} <= set(props.features)
             assert not (await engine.props()).chat_template
-            for kind in ("protocol", "protocol", "full", "refused"):
+            for kind in ("protocol", "protocol", "full", "failed"):
                 with pytest.raises(EngineError) as caught:
                     await engine.props()
                 assert caught.value.kind == kind
@@ -516,7 +516,7 @@ def test_control_requests() -> None:
             for call in (engine.tokenize("x"), engine.render([]), engine.busy()):
                 with pytest.raises(EngineError, match="protocol"):
                     await call
-            with pytest.raises(EngineError, match="refused"):
+            with pytest.raises(EngineError, match="failed"):
                 await engine.busy()
 
     run(body())

@@ -20,7 +20,6 @@ from typing import Any
 import pytest
 import uvloop
 
-from orchestratord.infra import process
 from orchestratord.infra.engines import llamacpp_process, triton_process, vllm_process
 from orchestratord.infra.process import Child, ProcessHost
 from orchestratord.ports import ProcessSpec
@@ -37,14 +36,20 @@ print("family", *(child.pid for child in family), flush=True)
 linux = pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs pidfd and prctl")
 
 
-@pytest.fixture(autouse=True)
-def script_driver(monkeypatch: pytest.MonkeyPatch) -> None:
+class Script:
     """A driver whose "model" is a Python script."""
 
+    @staticmethod
     def command(spec: ProcessSpec, port: int) -> list[str]:
         return [spec.binary or sys.executable, "-S", "-c", spec.model_path, str(port)]
 
-    monkeypatch.setitem(process.DRIVERS, "script", (command, lambda spec: {**os.environ, **spec.env}))
+    @staticmethod
+    def environment(spec: ProcessSpec) -> dict[str, str]:
+        return {**os.environ, **spec.env}
+
+
+def host() -> ProcessHost:
+    return ProcessHost(CLOCK, lambda name: Script)
 
 
 def spec(script: str, **changes: Any) -> ProcessSpec:
@@ -54,7 +59,7 @@ def spec(script: str, **changes: Any) -> ProcessSpec:
 
 @asynccontextmanager
 async def started(script: str, **changes: Any) -> AsyncIterator[Child]:
-    child = await ProcessHost(CLOCK).start(spec(script, **changes))
+    child = await host().start(spec(script, **changes))
     try:
         yield child
     finally:
@@ -191,25 +196,26 @@ def test_what_cannot_be_started() -> None:
     """A missing or unusable program, or a driver without processes, is an OSError that names it."""
 
     async def body() -> None:
-        host = ProcessHost(CLOCK)
         for binary in ("/nowhere/llama-server", "/etc/passwd"):
             with pytest.raises(OSError, match=binary):
-                await host.start(spec("", binary=binary))
-        with pytest.raises(OSError, match="give the replica a url"):
-            await host.start(ProcessSpec("tgi", "m", 1, 1, 1, None, (), {}, None))
+                await host().start(spec("", binary=binary))
+        with pytest.raises(OSError, match="give the replica its `url`"):
+            await ProcessHost(CLOCK).start(ProcessSpec("tgi", "m", 1, 1, 1, None, (), {}, None))
 
     run(body())
 
 
 DAEMON = """
 import asyncio, sys
-from orchestratord.infra import process
+from orchestratord.infra.process import ProcessHost
 from orchestratord.infra.clock import SystemClock
 from orchestratord.ports import ProcessSpec
-process.DRIVERS["script"] = (lambda spec, port: [sys.executable, "-S", "-c", spec.model_path], lambda spec: {})
+class Script:
+    command = staticmethod(lambda spec, port: [sys.executable, "-S", "-c", spec.model_path])
+    environment = staticmethod(lambda spec: {})
 async def main():
     spec = ProcessSpec("script", sys.argv[1], 1, 1, 1, None, (), {}, None)
-    child = await process.ProcessHost(SystemClock()).start(spec)
+    child = await ProcessHost(SystemClock(), lambda name: Script).start(spec)
     while not child.tail():
         await asyncio.to_thread(lambda: None)
     print(child.pid, child.tail()[0], flush=True)
@@ -254,7 +260,7 @@ def test_a_cancelled_start_leaves_nothing() -> None:
 
     async def body() -> None:
         for turns in range(1, 12):
-            task = asyncio.create_task(ProcessHost(CLOCK).start(spec(WAIT)))
+            task = asyncio.create_task(host().start(spec(WAIT)))
             for _ in range(turns):
                 await turn()
             task.cancel()

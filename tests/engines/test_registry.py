@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import signal
 import sys
 import textwrap
 from collections.abc import Iterator
@@ -20,7 +22,7 @@ from orchestratord.infra.engines.vllm import Vllm
 from orchestratord.testing.live import LiveApp, mock_settings
 from tests.engines import conformance
 from tests.engines.support import CLOCK, run
-from tests.http.support import submit
+from tests.http.support import submit, wait_for
 
 GUIDE = Path(__file__).parents[2] / "docs" / "adding-an-engine.md"
 URL = "http://127.0.0.1:9"
@@ -79,28 +81,33 @@ def test_a_process_is_known_to_its_driver() -> None:
 
 # -- a package of somebody else's ----------------------------------------------------------------------------
 @pytest.fixture
-def foreign_package(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """The guide's example as an installed package: one module and one entry point."""
-    module, entry = re.findall(r"```(?:python|toml)\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)[:2]
-    (tmp_path / "echo_engine.py").write_text(module)
-    info = tmp_path / "echo_engine-1.0.dist-info"
-    info.mkdir()
-    (info / "METADATA").write_text("Metadata-Version: 2.1\nName: echo-engine\nVersion: 1.0\n")
-    group, name, value = re.search(r'entry-points\."([^"]+)"\]\n(\w+) = "([^"]+)"', entry).groups()  # type: ignore[union-attr]
-    (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
+def foreign_packages(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """The guide's examples as installed packages: one module and one entry point each."""
+    found = re.findall(r"```(?:python|toml)\n(.*?)```", GUIDE.read_text("utf-8"), re.DOTALL)
+    names = []
+    for module, entry in zip(found[::2], found[1::2], strict=True):
+        group, name, value = re.search(r'entry-points\."([^"]+)"\]\n(\w+) = "([^"]+)"', entry).groups()  # type: ignore[union-attr]
+        names.append(value.partition(":")[0])
+        (tmp_path / f"{names[-1]}.py").write_text(module)
+        info = tmp_path / f"{names[-1]}-1.0.dist-info"
+        info.mkdir()
+        (info / "METADATA").write_text(f"Metadata-Version: 2.1\nName: {names[-1]}\nVersion: 1.0\n")
+        (info / "entry_points.txt").write_text(f"[{group}]\n{name} = {value}\n")
+    assert names == ["echo_engine", "backwards_engine"]
     monkeypatch.syspath_prepend(str(tmp_path))
     yield
-    sys.modules.pop("echo_engine", None)
+    for name in names:
+        sys.modules.pop(name, None)
 
 
-@pytest.mark.usefixtures("foreign_package")
+@pytest.mark.usefixtures("foreign_packages")
 @pytest.mark.parametrize("claim", conformance.ALL, ids=lambda claim: claim.__name__)
 def test_the_guides_example_conforms(claim: conformance.Claim) -> None:
     """The adapter in the guide keeps every promise of the port."""
     run(claim(registry.driver("echo")("echo://", clock=CLOCK)))
 
 
-@pytest.mark.usefixtures("foreign_package")
+@pytest.mark.usefixtures("foreign_packages")
 def test_the_guides_example_serves() -> None:
     """A pool names it as its driver, and a task runs on it, through the whole daemon."""
     pool = {
@@ -120,7 +127,45 @@ def test_the_guides_example_serves() -> None:
         assert (engine["driver"], engine["engine_version"], engine["concurrency"]) == ("echo", "echo-1", 3)
 
 
-@pytest.mark.usefixtures("foreign_package")
+def backwards(path: Path) -> list[dict[str, Any]]:
+    """The guide's pool of an engine that is started. PYTHONPATH: its package is in a folder of the test only."""
+    process = {"model_path": str(path / "words.bin"), "slots": 2, "ctx": 512, "env": {"PYTHONPATH": str(path)}}
+    replica = {"id": "r0", "process": process}
+    return [{"id": "home", "engine": "llamacpp", "driver": "backwards", "model": "any", "replicas": [replica]}]
+
+
+@pytest.mark.usefixtures("foreign_packages")
+def test_the_guides_second_example_is_started(tmp_path: Path) -> None:
+    """A package that knows us only by its entry point brings a server: it is started, serves a task, and is replaced
+    when it dies and gone when we are (OC-ADAPT)."""
+    with LiveApp(mock_settings(pools=backwards(tmp_path)), manual=False) as app, app.session() as session:
+        wait_for(lambda: session.get("/readyz").status_code == 200, "the pool is ready")
+        for _ in range(2):
+            task_id = submit(session, prompt="one two three", max_tokens=2, ctx=64)
+            with session.events(task_id) as events:
+                seen = list(events)
+            assert "".join(event.data["t"] for event in seen if event.name == "token") == " three two"
+            assert (seen[-1].name, seen[-1].data["finish_reason"]) == ("end", "length")
+            replica = session.get("/v1/pools/home/health").json()["replicas"][0]
+            assert replica["engine_version"] == "backwards-1"
+            (pid,) = app.call(app.daemon.replicas.all_pids)
+            os.kill(pid, signal.SIGKILL)
+            wait_for(lambda pid=pid: app.call(app.daemon.replicas.all_pids) not in ([], [pid]), "another was started")
+            wait_for(lambda: session.get("/readyz").status_code == 200, "the pool is ready again")
+        (pid,) = app.call(app.daemon.replicas.all_pids)
+    with pytest.raises(ProcessLookupError):
+        os.kill(pid, 0)
+
+
+@pytest.mark.usefixtures("foreign_packages")
+def test_what_cannot_be_started_names_all_that_can() -> None:
+    """Drivers of other packages count, whichever way they are asked for."""
+    with pytest.raises(ConfigError, match=r"cannot be started .*only backwards, llamacpp, triton, vllm"):
+        drivers(settings(driver="echo", process={"model_path": "m"}))
+    drivers(settings(driver="backwards", process={"model_path": "m"}))
+
+
+@pytest.mark.usefixtures("foreign_packages")
 def test_a_package_that_is_broken(tmp_path: Path) -> None:
     """It is named, and the daemon does not start."""
     (tmp_path / "echo_engine.py").write_text(textwrap.dedent("import nothing_like_this"))

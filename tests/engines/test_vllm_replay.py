@@ -7,6 +7,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.request import Message, Sampling
 from orchestratord.infra.engines.vllm import Vllm
 from orchestratord.ports import EngineError, Job, JobEnd
@@ -197,6 +198,30 @@ def test_props() -> None:
         plain = (*replies[:5], response(b"", content_type="text/plain"), recorded("bad_json"))
         props = await described(*plain)
         assert (props.slots, props.chat_template, "prefix_cache" in props.features) == (1, False, False)
+
+    run(body())
+
+
+CACHE = 'vllm:cache_config_info{{block_size="{}",enable_prefix_caching="{}",kv_cache_memory_bytes="{}",{}}} 1.0\n'
+
+
+@pytest.mark.parametrize(
+    ("labels", "kv"),
+    [
+        (("128", "True", "1073741824", 'kv_cache_size_tokens="1048576"'), KvLayout(1024, block=128)),
+        (("128", "False", "1073741824", 'kv_cache_size_tokens="1048576"'), None),  # it keeps no prefixes
+        (("128", "True", "None", 'kv_cache_size_tokens="1048576"'), None),  # it was not told, and does not tell
+        (("128", "True", "1073741824", 'num_gpu_blocks="8192"'), None),
+        (("128", "True", "1073741824", 'kv_cache_size_tokens="0"'), None),
+    ],
+)
+def test_what_a_token_takes(labels: tuple[str, ...], kv: KvLayout | None) -> None:
+    """ORCH-3023: from what its cache was given, and how many tokens it says that is enough for; else no figure."""
+
+    async def body() -> None:
+        metrics = response(CACHE.format(*labels).encode())
+        replies = (WRITES[0], recorded("version"), *WRITES[1:], metrics, recorded("tokenize_chat"))
+        assert (await described(*replies)).kv == kv
 
     run(body())
 

@@ -237,6 +237,14 @@ def test_a_foreign_host_is_403(shared_app: LiveApp, host: str) -> None:
             assert envelope_of(connection.answer(), 403)["code"] == "FORBIDDEN"
 
 
+@pytest.mark.parametrize("host", ["127.0.0.1 ", "127.0.0.1\t", "\t localhost \t "])
+def test_blanks_around_a_host_are_no_part_of_it(shared_app: LiveApp, host: str) -> None:
+    """RFC 9110 5.5: a proxy in front sees the value without them."""
+    with RawConnection(shared_app.url) as connection:
+        connection.send(f"GET /healthz HTTP/1.1\r\nHost: {host}\r\n\r\n".encode())
+        assert connection.answer().status == 200
+
+
 @pytest.mark.parametrize("host", ["[::1", "[::1]evil.example", "localhost:evil.example", "127.0.0.1:80:80"])
 def test_a_host_that_is_no_authority_is_refused(shared_app: LiveApp, host: str) -> None:
     with RawConnection(shared_app.url) as connection:

@@ -206,6 +206,36 @@ def test_64_levels_are_allowed_and_65_are_not(shared_session: VerifyingSession) 
         assert shared_session.post("/v1/artifacts", json=body).status_code == status, levels
 
 
+def test_the_number_of_objects_and_arrays_has_a_limit(shared_session: VerifyingSession) -> None:
+    """F4: 350,000 empty arrays in a megabyte held up the loop for a quarter of a second. Brackets in text are text."""
+    for inner, status in ((65_533, 201), (65_534, 400)):  # besides the body, the content and the array itself
+        body = {"kind": "other", "content": {"a": [[]] * inner}}
+        answer = shared_session.post("/v1/artifacts", json=body)
+        assert answer.status_code == status, inner
+    assert "objects and arrays" in refused(answer, 400, "INVALID_PARAMS")
+    for text in ("[" * 100_000, '"[\\"{' * 30_000):
+        body = {"kind": "other", "content": {"a": text}}
+        assert shared_session.post("/v1/artifacts", json=body).status_code == 201
+
+
+def test_brackets_are_counted_in_linear_time(shared_session: VerifyingSession) -> None:
+    """A string that never ends is looked at once, not once for each quote in it."""
+    body = b"[" * 70_000 + b'"' + b'\\"' * 480_000
+    refused(shared_session.post("/v1/artifacts", data=body, headers=JSON), 400, "INVALID_PARAMS")
+
+
+@pytest.mark.parametrize("items", [1_000, 100_000])
+def test_a_large_body_that_does_not_fit_is_told_why(shared_session: VerifyingSession, items: int) -> None:
+    """The reason is the one a small body gets, though it is found in the beginning of the large one."""
+    for fields in (
+        {"kind": "other", "content": [1.5] * items},
+        {"kind": "other", "content": {f"k{i}": i for i in range(max(items // 2, 1025))}},
+        {"kind": "other", "content": "x", "tags": [{"a": [0] * items}]},
+    ):
+        message = refused(shared_session.post("/v1/artifacts", json=fields), 400, "INVALID_PARAMS")
+        assert "content" in message or "tags" in message, message
+
+
 WRONG_TYPES = ["null", "[]", '"text"', "1", "true", "[{}]"]
 
 

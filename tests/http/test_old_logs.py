@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import sqlite3
 from pathlib import Path
 
@@ -39,6 +40,31 @@ def test_an_old_log_is_let_go_and_read_back_for_whoever_comes(tmp_path: Path) ->
         assert whole.endswith(bytes_of(session, first, after=7))
         with session.events(first, last_event_id=22) as events:
             assert events.status == 204
+
+
+def test_an_old_log_that_was_read_back_stays_until_its_reader_is_done(tmp_path: Path) -> None:
+    """Between the reading back and the first byte nobody may let it go again: that reader would wait for ever."""
+    with LiveApp(mock_settings(tmp_path, retention={"log_bytes": 0})) as app, app.session() as session:
+        task_id = submit(session, max_tokens=20)
+        app.settle()
+        app.advance(11)
+        wait_for(lambda: evicted(app, task_id), "the log is evicted")
+
+        async def read_while_swept() -> tuple[bool, bytes, bool]:
+            cursor = await app.daemon.streams.follow(task_id, None, None)
+            assert cursor is not None
+            await app.daemon.sweeps._evict()
+            there = not cursor.task.log.evicted
+            cursor.follow(lambda: None, lambda: None)
+            data, over = cursor.take(), cursor.over
+            cursor.close()
+            await app.daemon.sweeps._evict()
+            return there, data, over and cursor.task.log.evicted
+
+        there, data, done = asyncio.run_coroutine_threadsafe(read_while_swept(), app._loop).result(5)
+        assert there
+        assert data.count(b"event: token") == 20
+        assert done, "and is let go once it is"
 
 
 def test_an_old_log_that_cannot_be_read_is_a_503(tmp_path: Path) -> None:

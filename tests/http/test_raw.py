@@ -10,7 +10,7 @@ from collections.abc import Iterator
 import pytest
 
 from orchestratord import server
-from orchestratord.testing.live import LiveApp, mock_settings
+from orchestratord.testing.live import LiveApp
 from tests.http.support import RawConnection, envelope_of, readers, submit, task, wait_for
 
 GET = b"GET /healthz HTTP/1.1\r\n"
@@ -361,17 +361,12 @@ def test_a_reader_with_a_pipelined_request_is_noticed_when_it_leaves() -> None:
         wait_for(lambda: readers(app) == 0, "the seat is given back", 3)
 
 
-# -- too many ------------------------------------------------------------------------------------------------
-def test_too_many_connections_are_503(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server.Protocol, "connections_max", 2)
-    with LiveApp(mock_settings()) as app:
-        with RawConnection(app.url) as first, RawConnection(app.url) as second, RawConnection(app.url) as third:
-            refusal = third.answer()
-            assert envelope_of(refusal, 503)["code"] == "OVERLOADED"
-            assert refusal.header("retry-after") == "1"
-            assert third.closed()
-            for connection in (first, second):
-                connection.send(HELLO)
-                assert connection.answer().status == 200
-        wait_for(lambda: app.call(lambda: len(app._server.server_state.connections)) == 0, "all connections are gone")
-        assert app.session().get("/healthz").status_code == 200
+def test_no_line_of_a_header_hides_another() -> None:
+    """ORCH-3097: a proxy that adds `strict` below what its client sent must not be overruled by it."""
+    body = json.dumps(task()).encode()
+    head = b"Content-Length: %d\r\nX-Trust-Policy: permissive\r\n%b\r\n"
+    with LiveApp() as app, RawConnection(app.url) as connection:
+        connection.send(POST + head % (len(body), b"X-Trust-Policy: strict\r\n") + body)
+        assert envelope_of(connection.answer(), 400)["code"] == "INVALID_PARAMS"
+        connection.send(POST + head % (len(body), b"") + body)
+        assert connection.answer().status == 202

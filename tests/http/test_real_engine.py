@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import uuid
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -77,6 +78,17 @@ def test_counts_and_limits_are_the_engines_own(session: VerifyingSession) -> Non
     assert status["finish_reason"] == "length"
     capabilities = session.get("/v1/capabilities").json()["engines"][0]
     assert (capabilities["ctx_max"], capabilities["concurrency"]) == (2048, 2)
+
+
+def test_a_session_shows_what_it_takes_in_the_engines_memory(session: VerifyingSession) -> None:
+    """ORCH-3023: two layers, two heads of 16 numbers for K and V each, in 16 bits, times what the slot holds."""
+    session_id = str(uuid.uuid4())
+    for _ in range(2):
+        task_id = submit(session, prompt="bade fi gono", max_tokens=9, ctx=1024, session_id=session_id)
+        text_of(session, task_id)
+        task = session.get(f"/v1/tasks/{task_id}").json()
+        shown = session.get(f"/v1/sessions/{session_id}").json()
+        assert shown["kv_bytes"] == 2 * 2 * 2 * 16 * 2 * (task["tokens_in"] + task["tokens_out"] - 1)
 
 
 def test_messages_go_through_the_models_own_template(session: VerifyingSession) -> None:

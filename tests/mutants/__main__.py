@@ -1,8 +1,9 @@
 """Do the tests notice a fault? `python -m tests.mutants` plants one fault after the other and runs the tests it names.
 
 Half of the faults were written by hand before the first run (`patches/`: what must never happen, and what a contract
-must never lose); the others are drawn by `operators` with a fixed seed. A fault is killed when a test fails because of
-what the code does: not by an import that fails, and not by a copy of the contract that differs (test_breaking).
+must never lose); the others are drawn by `operators` with a fixed seed, and the tests that reach their line are theirs.
+A fault is killed when a test fails because of what the code does: not by an import or a fixture that breaks, and not by
+a copy of the contract that differs (test_breaking). Faults that change nothing are judged in `equivalent.yaml`.
 
 Our own operators, since the known tools do not fit: mutmut and cosmic-ray mutate Python only, while half of what is
 promised here is YAML, and they run one command for all, while here each fault has its own tests and they run first.
@@ -11,31 +12,26 @@ promised here is YAML, and they run one command for all, while here each fault h
 from __future__ import annotations
 
 import argparse
-import os
 import re
-import shutil
-import subprocess
 import sys
-import tempfile
 import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 from threading import local
 
-from tests.mutants.operators import draw
+import yaml
 
-ROOT = Path(__file__).resolve().parents[2]
-PATCHES = Path(__file__).resolve().parent / "patches"
-COPIED = ("orchestratord", "contracts", "tests", "features", "requirements", "specs", "docs", "ci", "pyproject.toml")
-COPIED += ("README.md", "CHANGELOG.md", "CONTRIBUTING.md", "tox.ini", "benchmarks")
-LAST_RESORT = (
-    "tests/domain tests/services tests/wire tests/contract tests/http/test_errors.py tests/http/test_streams.py"
-)
-LIMIT_S = 600
-NO_KILL = ("tests/contract/test_breaking.py",)
-PYTEST = ("-m", "pytest", "-x", "-q", "--tb=line", "-m", "not llamacpp", "-p", "no:randomly")
+from tests.mutants.field import ROOT, Field
+from tests.mutants.operators import Drawn, draw
+from tests.mutants.reach import Reach, reach
+
+HERE = Path(__file__).resolve().parent
+PATCHES = HERE / "patches"
+EQUIVALENT = HERE / "equivalent.yaml"
+DRAWN = 46
 
 
 @dataclass(frozen=True, slots=True)
@@ -44,7 +40,8 @@ class Mutant:
 
     name: str
     patch: str  # a unified diff
-    tests: tuple[str, ...]
+    tests: tuple[str, ...]  # files, folders or single tests; () is all that reach it
+    touched: tuple[tuple[str, range], ...]  # files and their lines
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,108 +54,140 @@ class Verdict:
     seconds: float
 
 
+def touched(patch: str) -> Iterator[tuple[str, range]]:
+    """Files and lines a diff changes, as they were."""
+    path = ""
+    for line in patch.splitlines():
+        if line.startswith("--- a/"):
+            path = line[6:].partition("\t")[0]
+        elif hunk := re.match(r"@@ -(\d+)(?:,(\d+))? ", line):
+            at = int(hunk[1])
+        elif path and line.startswith("-") and not line.startswith("---"):
+            yield path, range(at, at + 1)
+            at += 1
+        elif path and line.startswith("+") and not line.startswith("+++"):
+            yield path, range(max(1, at - 1), at + 1)  # something comes between two lines
+        elif path and line.startswith((" ", "\n")):
+            at += 1
+
+
 def written(folder: Path) -> Iterator[Mutant]:
     """The patches of a folder. Lines before the diff are comments; `# kills:` names tests."""
     for path in sorted(folder.glob("*.patch")):
         text = path.read_text("utf-8")
         named = re.search(r"^# kills: (.*)$", text, re.MULTILINE)
-        yield Mutant(path.stem, text, tuple(named[1].split()) if named else tuple(LAST_RESORT.split()))
+        yield Mutant(path.stem, text, tuple(named[1].split()) if named else (), tuple(touched(text)))
 
 
-class Field:
-    """A copy of the tree in which faults are planted; one for each worker."""
+def judged() -> dict[tuple[str, str, str], str]:
+    """(function, line as it was, line as it would be): why that changes nothing."""
+    entries = yaml.safe_load(EQUIVALENT.read_text("utf-8")) or []
+    return {(entry["function"], entry["was"], entry["now"]): entry["reason"] for entry in entries}
 
-    def __init__(self, named: bool) -> None:
+
+def drawn(count: int, seed: int) -> Iterator[Mutant]:
+    """So many that are not judged to change nothing."""
+    equivalent = judged()
+    faults = (each for each in draw(ROOT, seed) if (each.name, each.was, each.now) not in equivalent)
+    for each in islice(faults, count):
+        yield Mutant(each.name, each.diff, (), ((each.path, _lines(each)),))
+
+
+def _lines(each: Drawn) -> range:
+    return range(each.first, each.last + 1)
+
+
+class Worker:
+    """Plants faults in a copy of its own."""
+
+    def __init__(self, known: Reach, *, named: bool) -> None:
+        self.known = known
         self.named = named
-        self.folder = Path(tempfile.mkdtemp(prefix="mutants-"))
-        for name in COPIED:
-            source = ROOT / name
-            copy = shutil.copytree if source.is_dir() else shutil.copy2
-            copy(source, self.folder / name)
+        self.field = Field()
 
     def judge(self, mutant: Mutant) -> Verdict:
         begun = time.monotonic()
-        if not self._patch(mutant.patch):
+        if not self.field.plant(mutant.patch):
             return Verdict(mutant, "invalid", "the patch does not apply", time.monotonic() - begun)
         try:
-            outcome, by = self._tests(mutant.tests)
-            if outcome == "survived" and not self.named and set(mutant.tests) != set(LAST_RESORT.split()):
-                outcome, by = self._tests(tuple(LAST_RESORT.split()))
-                by += " (none of those it names)" * (outcome == "killed")
+            outcome, by = self._judge(mutant)
         finally:
-            self._patch(mutant.patch, "--reverse")
+            self.field.remove(mutant.patch)
         return Verdict(mutant, outcome, by, time.monotonic() - begun)
 
-    def _patch(self, text: str, *options: str) -> bool:
-        command = ["git", "apply", "--unsafe-paths", "--whitespace=nowarn", f"--directory={self.folder}", *options, "-"]
-        done = subprocess.run(command, input=text, cwd="/", capture_output=True, text=True, check=False)
-        return done.returncode == 0
+    def _judge(self, mutant: Mutant) -> tuple[str, str]:
+        """The tests it names first, then all others that reach what it changes."""
+        outcome, by = self._tests(mutant.tests) if mutant.tests else ("survived", "")
+        if outcome == "killed" or (self.named and mutant.tests):
+            return outcome, by
+        found = dict.fromkeys(test for path, lines in mutant.touched for test in self.known.tests(path, lines))
+        rest = [test for test in found if not mutant.tests or not test.startswith(mutant.tests)]
+        if not rest:
+            return outcome, by or "no other test comes here"
+        second, also = self._tests(rest)
+        if second == "killed":
+            return second, also + " (none of those it names)" * bool(mutant.tests)
+        return (
+            ("invalid", by or also) if "invalid" in (outcome, second) else ("survived", f"{len(rest)} tests come here")
+        )
 
-    def _tests(self, tests: tuple[str, ...]) -> tuple[str, str]:
-        """Run them on the copy. Exit code 1 with a failed test is a kill; anything else that is wrong is not."""
-        ignored = [f"--deselect={path}" for path in NO_KILL]
-        environment = {**os.environ, "PYTHONPATH": str(self.folder), "PYTHONDONTWRITEBYTECODE": "1"}
-        try:
-            done = subprocess.run(
-                [sys.executable, *PYTEST, *ignored, *tests],
-                cwd=self.folder,
-                env=environment,
-                capture_output=True,
-                text=True,
-                timeout=LIMIT_S,
-                check=False,
-            )
-        except subprocess.TimeoutExpired:
-            return "killed", f"nothing came to an end in {LIMIT_S} s"
-        failed = re.search(r"^(?:FAILED|ERROR) (\S+)", done.stdout, re.MULTILINE)
-        if done.returncode == 0:
-            return "survived", ""
-        if done.returncode != 1 or failed is None or "::" not in failed[1] or "ImportError" in done.stdout:
-            return "invalid", done.stdout[-400:] + done.stderr[-400:]
-        return "killed", failed[1]
-
-    def close(self) -> None:
-        shutil.rmtree(self.folder)
+    def _tests(self, tests: tuple[str, ...] | list[str]) -> tuple[str, str]:
+        notes = self.field.run(tests, self.known.limit(tests), red=self.known.red)
+        if notes.out_of_time:
+            return "killed", f"nothing came to an end in {self.known.limit(tests):.0f} s"
+        if notes.failed:
+            return "killed", notes.failed[0]
+        return ("invalid", notes.broken[0]) if notes.broken else ("survived", "")
 
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--patches", type=Path, action="append", help="folders of patches instead of our own")
-    parser.add_argument("--generated", type=int, default=None, help="how many faults to draw (32; 0 with --patches)")
+    parser.add_argument("--drawn", type=int, help=f"how many faults to draw ({DRAWN}; 0 with --patches)")
     parser.add_argument("--seed", type=int, default=1)
-    parser.add_argument("--only", help="names that contain this")
+    parser.add_argument("--only", default="", help="names that contain this")
     parser.add_argument("--named", action="store_true", help="run only the tests a fault names, nothing after them")
     parser.add_argument("--workers", type=int, default=2)
+    parser.add_argument("--list", action="store_true", help="show the faults that are drawn, and plant none")
     arguments = parser.parse_args()
-    count = arguments.generated if arguments.generated is not None else 0 if arguments.patches else 32
+    begun = time.monotonic()
+    count = arguments.drawn if arguments.drawn is not None else 0 if arguments.patches else DRAWN
     mutants = [mutant for folder in arguments.patches or [PATCHES] for mutant in written(folder)]
-    mutants += [Mutant(name, patch, tests) for name, patch, tests in draw(ROOT, count, arguments.seed)]
-    mutants = [mutant for mutant in mutants if (arguments.only or "") in mutant.name]
-    verdicts = _run(mutants, arguments.workers, named=arguments.named)
+    mutants += drawn(count, arguments.seed)
+    mutants = [mutant for mutant in mutants if arguments.only in mutant.name]
+    if arguments.list:
+        print("\n".join(f"{mutant.name}\n{mutant.patch}" for mutant in mutants))
+        return 0
+    if not mutants:
+        parser.error("there is no such fault")
+    known = reach()
+    print(f"{len(known.seconds)} tests, {len(known.red)} red without a fault, {time.monotonic() - begun:.0f} s")
+    verdicts = _run(mutants, arguments.workers, known, named=arguments.named)
     survivors = [verdict.mutant.name for verdict in verdicts if verdict.outcome == "survived"]
     killed = sum(verdict.outcome == "killed" for verdict in verdicts)
     invalid = sum(verdict.outcome == "invalid" for verdict in verdicts)
-    print(f"{len(verdicts)} mutants, {killed} killed, {len(survivors)} survived, {invalid} invalid")
+    print(f"{len(verdicts)} mutants, {killed} killed, {len(survivors)} survived, {invalid} invalid", end=", ")
+    print(f"{time.monotonic() - begun:.0f} s")
     return 1 if survivors or invalid else 0
 
 
-def _run(mutants: list[Mutant], workers: int, *, named: bool) -> list[Verdict]:
-    own, fields = local(), []
+def _run(mutants: list[Mutant], workers: int, known: Reach, *, named: bool) -> list[Verdict]:
+    own, all_of_them = local(), []
 
     def judge(mutant: Mutant) -> Verdict:
-        if not hasattr(own, "field"):
-            own.field = Field(named)
-            fields.append(own.field)
-        verdict: Verdict = own.field.judge(mutant)
-        print(f"{verdict.outcome:<9} {mutant.name:<28} {verdict.seconds:>6.1f} s  {verdict.by}", flush=True)
+        if not hasattr(own, "worker"):
+            own.worker = Worker(known, named=named)
+            all_of_them.append(own.worker)
+        verdict: Verdict = own.worker.judge(mutant)
+        print(f"{verdict.outcome:<9} {mutant.name:<52} {verdict.seconds:>6.1f} s  {verdict.by}", flush=True)
         return verdict
 
     try:
         with ThreadPoolExecutor(workers) as pool:
             return list(pool.map(judge, mutants))
     finally:
-        for field in fields:
-            field.close()
+        for worker in all_of_them:
+            worker.field.close()
 
 
 if __name__ == "__main__":

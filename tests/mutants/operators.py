@@ -1,19 +1,20 @@
-"""Faults drawn at random, the same ones for the same seed and source: small changes of meaning in one expression."""
+"""Faults drawn at random: small changes of meaning in one expression of one function.
+
+A function's place in the draw and the fault in it depend on the seed, its name and its own text, so that a change
+elsewhere moves neither: what was judged once stays judged.
+"""
 
 from __future__ import annotations
 
 import ast
+import copy
 import difflib
-import random
+import hashlib
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
-# Where decisions are made, and the tests of that.
-PLACES = {
-    "orchestratord/domain": ("tests/domain",),
-    "orchestratord/wire": ("tests/wire", "tests/http/test_errors.py"),
-    "orchestratord/services": ("tests/services", "tests/http/test_streams.py"),
-}
+PLACES = ("domain", "wire", "services")  # of the package: where decisions are made
 LEFT_OUT = {"docs.py", "narration.py", "__init__.py"}  # prose
 SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Lt: ast.LtE,
@@ -34,109 +35,130 @@ SWAPS: dict[type[ast.AST], type[ast.AST]] = {
     ast.Div: ast.Mult,
 }
 NAMES = {"min": "max", "max": "min", "any": "all", "all": "any"}
+Function = ast.FunctionDef | ast.AsyncFunctionDef
+NOT_ENTERED = ast.Assert | ast.JoinedStr | ast.FunctionDef | ast.AsyncFunctionDef | ast.ClassDef
 
 
-class _Nth(ast.NodeTransformer):
-    """Changes the node that comes as number `target`; counts them all."""
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """One fault: where (lines of the statement, from 1), the line as it was and as it is now, and the diff."""
 
-    def __init__(self, target: int = -1) -> None:
-        self.target = target
-        self.seen = 0
-
-    def _mine(self) -> bool:
-        self.seen += 1
-        return self.seen - 1 == self.target
-
-    def visit_Assert(self, node: ast.Assert) -> ast.AST:
-        return node  # an invariant is no behaviour
-
-    def visit_Compare(self, node: ast.Compare) -> ast.AST:
-        if type(node.ops[0]) in SWAPS and self._mine():
-            node.ops[0] = SWAPS[type(node.ops[0])]()  # type: ignore[assignment]
-        return self.generic_visit(node)
-
-    def visit_BoolOp(self, node: ast.BoolOp) -> ast.AST:
-        if self._mine():
-            node.op = SWAPS[type(node.op)]()  # type: ignore[assignment]
-        return self.generic_visit(node)
-
-    def visit_BinOp(self, node: ast.BinOp) -> ast.AST:
-        numeric = not any(
-            isinstance(part, ast.JoinedStr | ast.Constant) and not _number(part) for part in (node.left, node.right)
-        )
-        if type(node.op) in SWAPS and numeric and self._mine():
-            node.op = SWAPS[type(node.op)]()  # type: ignore[assignment]
-        return self.generic_visit(node)
-
-    def visit_UnaryOp(self, node: ast.UnaryOp) -> ast.AST:
-        if isinstance(node.op, ast.Not) and self._mine():
-            return node.operand
-        return self.generic_visit(node)
-
-    def visit_Constant(self, node: ast.Constant) -> ast.AST:
-        if isinstance(node.value, bool):
-            return ast.Constant(not node.value) if self._mine() else node
-        if isinstance(node.value, int) and self._mine():
-            return ast.Constant(node.value + 1)
-        return node
-
-    def visit_Call(self, node: ast.Call) -> ast.AST:
-        if isinstance(node.func, ast.Name) and node.func.id in NAMES and self._mine():
-            node.func.id = NAMES[node.func.id]
-        return self.generic_visit(node)
+    name: str
+    path: str
+    first: int
+    last: int
+    was: str
+    now: str
+    diff: str
 
 
-def _number(node: ast.AST) -> bool:
-    return isinstance(node, ast.Constant) and isinstance(node.value, int | float)
+def swapped(node: ast.AST) -> ast.expr | None:
+    """The expression with another meaning; None for one we have no fault for."""
+    new = copy.deepcopy(node)
+    match new:
+        case ast.Compare(ops=[op, *others]) if type(op) in SWAPS:
+            new.ops = [SWAPS[type(op)](), *others]  # type: ignore[list-item]
+        case ast.BoolOp(op=op):
+            new.op = SWAPS[type(op)]()  # type: ignore[assignment]
+        case ast.BinOp(op=op, left=left, right=right) if type(op) in SWAPS and not _text(left) and not _text(right):
+            new.op = SWAPS[type(op)]()  # type: ignore[assignment]
+        case ast.UnaryOp(op=ast.Not(), operand=operand):
+            return operand
+        case ast.Constant(value=bool()):
+            new.value = not new.value
+        case ast.Constant(value=int()):
+            new.value += 1  # type: ignore[operator]
+        case ast.Call(func=ast.Name(id=name)) if name in NAMES:
+            new.func.id = NAMES[name]  # type: ignore[attr-defined]
+        case _:
+            return None
+    assert isinstance(new, ast.expr)
+    return new
 
 
-def _functions(tree: ast.Module) -> Iterator[ast.FunctionDef | ast.AsyncFunctionDef]:
-    for node in ast.walk(tree):
-        if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
-            yield node
+def _text(node: ast.AST) -> bool:
+    return isinstance(node, ast.JoinedStr) or (
+        isinstance(node, ast.Constant) and not isinstance(node.value, int | float)
+    )
 
 
-def draw(root: Path, count: int, seed: int) -> list[tuple[str, str, tuple[str, ...]]]:
-    """(name, unified diff, tests) of so many faults, at most one in a function."""
-    chance = random.Random(seed)
-    sites = []
-    for place, tests in PLACES.items():
-        for path in sorted((root / place).glob("*.py")):
+def _expressions(node: ast.AST) -> Iterator[ast.expr]:
+    """Depth first, without annotations, assertions, prose and what is defined inside."""
+    if isinstance(node, ast.expr):
+        yield node
+    for name, value in ast.iter_fields(node):
+        for child in value if isinstance(value, list) else [value]:
+            if isinstance(child, ast.AST) and name != "annotation" and not isinstance(child, NOT_ENTERED | ast.stmt):
+                yield from _expressions(child)
+
+
+def _statements(body: list[ast.stmt]) -> Iterator[ast.stmt]:
+    """Every statement at any depth of one function."""
+    for statement in body:
+        if isinstance(statement, NOT_ENTERED):
+            continue
+        yield statement
+        for name in ("body", "orelse", "finalbody"):
+            yield from _statements(getattr(statement, name, []))
+        for part in [*getattr(statement, "handlers", []), *getattr(statement, "cases", [])]:
+            yield from _statements(part.body)
+
+
+def _functions(node: ast.AST, above: str) -> Iterator[tuple[str, Function]]:
+    for child in ast.iter_child_nodes(node):
+        if isinstance(child, Function | ast.ClassDef):
+            name = f"{above}.{child.name}"
+            if isinstance(child, Function):
+                yield name, child
+            yield from _functions(child, name)
+        else:
+            yield from _functions(child, above)
+
+
+def faults(root: Path) -> Iterator[tuple[str, list[Drawn]]]:
+    """Every function of the places that has any, by name, and its faults."""
+    for place in PLACES:
+        for path in sorted((root / "orchestratord" / place).glob("*.py")):
             if path.name in LEFT_OUT:
                 continue
-            for number, _ in enumerate(_functions(ast.parse(path.read_text("utf-8")))):
-                sites.append((path, number, tests))
-    chance.shuffle(sites)
-    found = []
-    for path, number, tests in sites:
-        if len(found) == count:
-            break
-        diff = _mutated(root, path, number, chance)
-        if diff is not None:
-            found.append((f"g{len(found):02}-{path.stem}", diff, tests))
-    return found
+            text = path.read_text("utf-8")
+            for name, function in _functions(ast.parse(text), f"{place}.{path.stem}"):
+                found = [
+                    _fault(name, path.relative_to(root).as_posix(), text, statement, node, new)
+                    for statement in _statements(function.body)
+                    for node in _expressions(statement)
+                    if (new := swapped(node)) is not None
+                ]
+                if found:
+                    yield name, found
 
 
-def _mutated(root: Path, path: Path, number: int, chance: random.Random) -> str | None:
-    """The diff of one fault in a function; None when it has nothing to change."""
-    text = path.read_text("utf-8")
-    function = list(_functions(ast.parse(text)))[number]
+def _fault(name: str, path: str, text: str, statement: ast.stmt, node: ast.expr, new: ast.expr) -> Drawn:
+    """Only the expression is written anew; all else stays as it is."""
     lines = text.splitlines(keepends=True)
-    counter = _Nth()
-    for statement in function.body:
-        counter.visit(statement)
-    if not counter.seen:
-        return None
-    changer = _Nth(chance.randrange(counter.seen))
-    fresh = list(_functions(ast.parse(text)))[number]
-    for old, statement in zip(function.body, fresh.body, strict=True):
-        before = changer.seen
-        new = changer.visit(statement)
-        if before <= changer.target < changer.seen:
-            indent = " " * old.col_offset
-            told = "".join(f"{indent}{line}\n" for line in ast.unparse(ast.fix_missing_locations(new)).splitlines())
-            assert old.end_lineno is not None
-            after = [*lines[: old.lineno - 1], *told.splitlines(keepends=True), *lines[old.end_lineno :]]
-            name = path.relative_to(root).as_posix()
-            return "".join(difflib.unified_diff(lines, after, f"a/{name}", f"b/{name}"))
-    return None
+    assert node.end_lineno is not None
+    assert node.end_col_offset is not None
+    head = lines[node.lineno - 1].encode()[: node.col_offset].decode()
+    tail = lines[node.end_lineno - 1].encode()[node.end_col_offset :].decode()
+    told = ast.unparse(new)
+    told = told if isinstance(new, ast.Constant | ast.Name | ast.Call | ast.Attribute) else f"({told})"
+    after = [*lines[: node.lineno - 1], head + told + tail, *lines[node.end_lineno :]]
+    return Drawn(
+        name,
+        path,
+        statement.lineno,
+        node.end_lineno,
+        "".join(lines[node.lineno - 1 : node.end_lineno]).strip(),
+        (head + told + tail).strip(),
+        "".join(difflib.unified_diff(lines, after, f"a/{path}", f"b/{path}")),
+    )
+
+
+def draw(root: Path, seed: int) -> Iterator[Drawn]:
+    """Faults without end, at most one in a function; take as many as you need."""
+
+    def rank(text: str) -> int:
+        return int.from_bytes(hashlib.sha256(f"{seed} {text}".encode()).digest()[:8], "big")
+
+    for name, found in sorted(faults(root), key=lambda each: rank(each[0])):
+        yield found[rank(name + " fault") % len(found)]

@@ -17,7 +17,7 @@ import pytest
 
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
-from orchestratord.ports import Artifact, ArtifactCorrupt, ArtifactStore
+from orchestratord.ports import Artifact, ArtifactCorrupt, ArtifactStore, ArtifactTooLarge
 from orchestratord.wire.canonical import id_of
 
 Make = Callable[[], Awaitable[ArtifactStore]]
@@ -308,9 +308,12 @@ def test_a_write_outlives_its_caller(tmp_path: Path, monkeypatch: pytest.MonkeyP
 def test_an_artifact_beyond_the_size_limit_is_refused(tmp_path: Path) -> None:
     async def body() -> None:
         store = await files(tmp_path, size_limit=1000)
-        with pytest.raises(OSError, match="over the limit of 1000"):
+        with pytest.raises(ArtifactTooLarge, match="at most 1000 bytes; this one has 1119"):
             await store.put(artifact("x" * 1000))
-        await store.put(artifact("x" * 500))
+        assert visible(tmp_path) == []
+        await store.put(artifact("x" * 881))
+        with pytest.raises(ArtifactTooLarge, match="this one has 1001"):
+            await store.put(artifact("x" * 882))
 
     asyncio.run(body())
 

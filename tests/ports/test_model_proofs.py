@@ -20,7 +20,8 @@ from hypothesis import strategies as st
 
 from orchestratord.infra.trust import bills, measure, signatures
 from orchestratord.infra.trust.proofs import FileProofs, load_roots
-from orchestratord.infra.trust.signatures import BadKey, load
+from orchestratord.infra.trust.root import BadKey
+from orchestratord.infra.trust.signatures import load
 from orchestratord.ports import Measured, ModelUnavailable
 from tests.ports import signed_samples as samples
 from tests.ports.journal_samples import eventually, within

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import uuid
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Any
 
 import pytest
 import requests
 
+from orchestratord.infra.engines.mock import MockEngine
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.ports import EngineError
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
@@ -80,6 +82,40 @@ def test_each_input_of_an_embedding_has_the_context_to_itself(app: LiveApp, sess
     assert (rule(refusal), refusal.json()["details"]["field"]) == ("prompt_exceeds_ctx", "inputs[1]")
 
 
+def test_more_vectors_than_an_output_may_hold(app: LiveApp, session: VerifyingSession) -> None:
+    """The first such task ends by the rule; from then on it is a 400 that says how many inputs fit, and they do."""
+    limits = app.daemon.core.limits
+    embedding = {"workload": "embedding", "prompt": None, "max_tokens": 1, "ctx": 64}
+    app.call(lambda: setattr(app.daemon.core, "limits", replace(limits, task_bytes=3000)))
+    try:
+        with session.events(submit(session, **embedding, inputs=["x"] * 200)) as events:
+            last = list(events)[-1]
+        assert (last.name, last.data["code"], last.data["retriable"]) == ("error", "INVALID_PARAMS", False)
+        assert last.data["details"] == {"rule": "output_exceeds_limit", "limit": 3000}
+        refusal = post(session, **embedding, inputs=["x"] * 200)
+        assert rule(refusal) == "output_exceeds_limit"
+        fits = refusal.json()["details"]["limit"]
+        assert 0 < fits < 200
+        assert rule(post(session, **embedding, inputs=["x"] * (fits + 1))) == "output_exceeds_limit"
+        with session.events(submit(session, **embedding, inputs=["x"] * (fits - 2))) as events:  # `started`, `end`
+            assert list(events)[-1].name == "end"
+    finally:
+        app.call(lambda: setattr(app.daemon.core, "limits", limits))
+
+
+def test_a_probe_shows_how_long_a_vector_is() -> None:
+    """Of an engine that only embeds, so that not even the first task has to fail."""
+    app = LiveApp()
+    app.daemon.core.limits = replace(app.daemon.core.limits, task_bytes=3000)
+    assert app.clock is not None
+    mock = MockEngine(clock=app.clock, workloads=frozenset({"embedding"}))
+    app.daemon.mocks["home", "r0"] = mock
+    with app, app.session() as session:
+        refusal = post(session, workload="embedding", prompt=None, max_tokens=1, ctx=64, inputs=["x"] * 200)
+        assert rule(refusal) == "output_exceeds_limit"
+        assert mock.calls == 1
+
+
 @pytest.mark.parametrize("workload", ["embedding", "rerank"])
 def test_knobs_of_text_are_refused_where_none_is_written(session: VerifyingSession, workload: str) -> None:
     """A knob that nothing would honour is named, never dropped."""
@@ -142,6 +178,22 @@ def test_without_a_count_the_task_has_to_come_back(app: LiveApp, session: Verify
     assert refusal.headers["Retry-After"] == "1"
     assert session.get(f"/v1/tasks/{body['task_id']}").status_code == 404
     assert session.get(f"/v1/sessions/{body['session_id']}").status_code == 404
+
+
+def test_time_counts_from_the_receipt_of_the_request(app: LiveApp, session: VerifyingSession) -> None:
+    """ORCH-3014: what sizing took is part of the deadline, of the prediction and of the task's age."""
+    asked = Asked(app, "late")
+    app.call(app.engine().hold)
+    received, received_ms = app.call(lambda: (app.daemon.clock.now(), app.daemon.clock.wall_ms()))
+    body = task(prompt="word " * 100, ctx=400, deadline_ms=60_000)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(session.post, "/v1/tasks", json=body)
+        wait_for(lambda: asked.texts, "it is being sized")
+        app.advance(0.5)
+        answer = asking.result().json()
+    assert answer["predicted_start_ms"] == 500
+    assert session.get(f"/v1/tasks/{body['task_id']}").json()["created_at_ms"] == received_ms
+    assert app.call(app.daemon.core.tasks.next_deadline) == pytest.approx(received + 60)
 
 
 def test_an_engine_that_refuses_the_text_refuses_the_task(app: LiveApp, session: VerifyingSession) -> None:

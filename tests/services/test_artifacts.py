@@ -24,11 +24,11 @@ class Store(MemoryArtifacts):
         self.full = False
         self.attempts = 0
 
-    async def put(self, artifact: Artifact) -> Artifact:
+    async def put(self, artifact: Artifact, *, automatic: bool = False) -> Artifact:
         self.attempts += 1
         if self.full:
             raise OSError(errno.ENOSPC, "No space left on device")
-        return await super().put(artifact)
+        return await super().put(artifact, automatic=automatic)
 
 
 def transcript_id(app: LiveApp, session: VerifyingSession, **fields: Any) -> str:
@@ -155,6 +155,29 @@ def test_the_same_content_is_stored_once() -> None:
         assert first.json() == second.json()
         assert len(session.get("/v1/artifacts").json()["items"]) == 1
         assert session.post("/v1/artifacts", json={**body, "kind": "diff"}).json()["id"] != first.json()["id"]
+
+
+@pytest.mark.parametrize(
+    ("held", "status"),
+    [
+        ('"{id}"', 304),
+        ('W/"{id}"', 304),
+        ('"other", "{id}"', 304),
+        ("*", 304),
+        ("{id}", 200),
+        ('"other"', 200),
+        ('"*"', 200),
+    ],
+)
+def test_who_holds_an_artifact_gets_no_other(held: str, status: int) -> None:
+    """OC-CTRL-2066: the id is the ETag; compared as RFC 9110 13.1.2 has it."""
+    with LiveApp() as app, app.session() as session:
+        one = session.post("/v1/artifacts", json={"kind": "plan", "content": "x"}).json()["id"]
+        answer = session.get(f"/v1/artifacts/{one}", headers={"If-None-Match": held.replace("{id}", one)})
+        assert (answer.status_code, answer.headers["ETag"]) == (status, f'"{one}"')
+        assert (answer.content == b"") == (status == 304)
+        gone = session.get(f"/v1/artifacts/{'0' * 64}", headers={"If-None-Match": "*"})
+        assert gone.status_code == 404
 
 
 def test_a_damaged_artifact_is_not_served(tmp_path: Path) -> None:

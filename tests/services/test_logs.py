@@ -17,7 +17,7 @@ import msgspec
 import pytest
 
 from orchestratord.infra.lines import PENDING_BYTES, Lines
-from orchestratord.infra.logs import Format, make_logger, told, trace
+from orchestratord.infra.logs import Format, make_sink, told, trace
 from orchestratord.infra.prometheus import Metrics
 from orchestratord.infra.secrets import Secrets
 from orchestratord.infra.telemetry import StandardTelemetry
@@ -48,10 +48,14 @@ HOSTILE: dict[str, Any] = {
 }
 
 
+def telemetry_on(stream: Any, **how: Any) -> StandardTelemetry:
+    return StandardTelemetry(Metrics(), make_sink(stream, **how))
+
+
 def written(form: Format, **fields: Any) -> str:
     stream = io.StringIO()
     human = fields.pop("human", "a sentence")
-    StandardTelemetry(Metrics(), make_logger(stream, form=form)).event("it_happened", human, **fields)
+    telemetry_on(stream, form=form).event("it_happened", human, **fields)
     return stream.getvalue()
 
 
@@ -123,7 +127,7 @@ def test_a_trace_on_the_console_cannot_forge_a_line() -> None:
 
 def test_levels() -> None:
     stream = io.StringIO()
-    telemetry = StandardTelemetry(Metrics(), make_logger(stream, form="json", level="warning"))
+    telemetry = StandardTelemetry(Metrics(), make_sink(stream, form="json", level="warning"))
     for name in ("task_started", "replica_down", "run_failed", "operation_broke"):
         telemetry.event(name, "x")
     told_of = [(record["event"], record["level"]) for record in map(json.loads, stream.getvalue().splitlines())]
@@ -144,7 +148,7 @@ def test_people_get_sentences_and_programs_get_json(form: Format, terminal: bool
     """A terminal is told from a pipe; a setting beats both. Without a terminal there are no colours."""
     ours, theirs = pty.openpty() if terminal else os.pipe()
     with os.fdopen(theirs, "w") as stream:
-        make_logger(stream, form=form).info("it_happened", human="the sentence", field=1)
+        telemetry_on(stream, form=form).event("it_happened", "the sentence", field=1)
         text = os.read(ours, 65536).decode()
     os.close(ours)
     plain = re.sub(r"\x1b\[[0-9;]*m", "", text)
@@ -165,24 +169,24 @@ def test_a_log_that_cannot_be_written_stops_nothing() -> None:
     closed = io.StringIO()
     closed.close()
     for stream in (Broken(), closed):
-        make_logger(stream, form="json").info("it_happened")
+        telemetry_on(stream, form="json").event("it_happened")
 
 
 def test_a_reader_that_stalls_does_not_stall_the_daemon_and_is_told_what_it_missed() -> None:
     """A full pipe: writing returns at once; no line is torn; the number of lost ones stands in their place."""
     ours, theirs = os.pipe()
     with os.fdopen(theirs, "w") as stream:
-        logger = make_logger(stream, form="json")
+        logger = telemetry_on(stream, form="json")
         count = 2000
         for number in range(count):
-            logger.info("it_happened", number=number, filling="x" * 500)
+            logger.event("it_happened", number=number, filling="x" * 500)
         os.set_blocking(ours, False)
         text = b""
         for _ in range(8):  # each line that is logged sends what was pending, as far as there is room
             with contextlib.suppress(BlockingIOError):
                 while chunk := os.read(ours, 1 << 16):
                     text += chunk
-            logger.info("on_and_on")
+            logger.event("on_and_on")
         records = [json.loads(line) for line in text.decode().splitlines()]
     os.close(ours)
     kept = [record["number"] for record in records if record["event"] == "it_happened"]
@@ -196,7 +200,7 @@ def test_a_shared_description_stays_as_it_was() -> None:
     """A shell that has the same standard error must not find it non-blocking."""
     ours, theirs = os.pipe()
     with os.fdopen(theirs, "w") as stream:
-        Lines(stream, str).msg("x")
+        Lines(stream, str).write("x")
         assert os.get_blocking(stream.fileno())
     os.close(ours)
 
@@ -223,7 +227,7 @@ def test_no_text_of_a_client_breaks_the_log_of_a_daemon(form: Format) -> None:
     """Hostile text in every field that is free text, in paths, queries and headers, in correlation ids, to the end of
     tasks; also with an exception that nobody foresaw."""
     log = io.StringIO()
-    with LiveApp(logger=make_logger(log, form=form)) as app, app.session() as session:
+    with LiveApp(log=make_sink(log, form=form)) as app, app.session() as session:
         for text in TEXTS:
             for fields in (
                 {"prompt": text},
@@ -306,8 +310,8 @@ def test_a_known_secret_is_hidden_in_every_guise() -> None:
     secrets = Secrets(values=[secret, "short", ""])
     for form in ("json", "console"):
         stream = io.StringIO()
-        make_logger(stream, form=form, secrets=secrets).info(  # type: ignore[arg-type]
-            "it_happened", human=f"with {secret}", field={"deep": [secret]}, exc_info=RuntimeError(secret)
+        telemetry_on(stream, form=form, secrets=secrets).event(
+            "it_happened", f"with {secret}", field={"deep": [secret]}, exc_info=RuntimeError(secret)
         )
         text = stream.getvalue()
         assert "ss\\" not in text.replace("[redacted]", "")

@@ -41,6 +41,8 @@ UNSEEN = {  # what a mock engine without a GPU, on no demand, in good health can
     "orchestratord_model_resident",
     "orchestratord_model_load_ms",
     "orchestratord_breaker_trips_total",
+    "orchestratord_transcripts_dropped_total",
+    "orchestratord_model_cache_dropped_bytes_total",
 }
 
 

@@ -28,6 +28,7 @@ def test_ends_of_an_outage_reach_the_journal_afterwards() -> None:
             assert finished is not None
             assert finished.terminal_id == status["last_event_id"]
             assert session.get(f"/v1/artifacts/{status['transcript_id']}").status_code == 200
+            assert session.post(f"/v1/tasks/{task_id}/cancel").status_code == 204
 
 
 def test_what_is_owed_comes_before_what_is_new() -> None:

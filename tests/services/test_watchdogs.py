@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from orchestratord.domain.breaker import TRIP_AFTER
 from orchestratord.infra.engines.mock import MockScript
+from orchestratord.services.sweeps import Watchdogs
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
 from tests.services.support import leases, running, state_of, submit, task
@@ -52,6 +54,25 @@ def test_silence_between_tokens() -> None:
             text = "".join(event.data["t"] for event in events if event.name == "token")
         assert text.count(" ") >= 4
         assert session.get(f"/v1/artifacts/{transcript}").json()["content"]["text"] == text
+
+
+@pytest.mark.parametrize(
+    ("limits", "first_token", "blames"),
+    [
+        (Watchdogs(first_token_s=5, idle_s=0, wall_s=0), None, True),
+        (Watchdogs(first_token_s=0, idle_s=5, wall_s=0), 100.0, True),
+        (Watchdogs(first_token_s=0, idle_s=0, wall_s=5), 100.0, False),
+    ],
+    ids=["first token", "idle", "wall"],
+)
+def test_a_limit_is_reached_to_the_tick(limits: Watchdogs, first_token: float | None, blames: bool) -> None:
+    """OC-CORE-1022: five seconds are five seconds, not more."""
+    task = SimpleNamespace(terminal=False, started=100.0, last_output=100.0, first_token=first_token)
+    lease: Any = SimpleNamespace(task=task, pool=SimpleNamespace(id="home"))
+    assert limits.verdict(lease, 104.999) is None
+    told = limits.verdict(lease, 105.0)
+    assert told is not None
+    assert told[1] is blames
 
 
 def test_the_longest_run() -> None:

@@ -12,6 +12,7 @@ from collections.abc import Callable
 from typing import Any
 
 from orchestratord.app import Daemon
+from orchestratord.domain import core
 from orchestratord.domain.queue import TaskQueue
 from tests.sim.__main__ import simulate
 
@@ -175,6 +176,41 @@ def run_again_what_was_seen(daemon: Daemon) -> None:
     daemon.core.restore = forgetful  # type: ignore[method-assign]
 
 
+class _Patient(TaskQueue):
+    __slots__ = ()
+
+    def head(self, now: float) -> Any:
+        return super().head(now - self.spec.batch_age_s)
+
+
+@sabotage
+def age_twice_as_long(daemon: Daemon) -> None:
+    _queues(daemon, _Patient)
+
+
+@sabotage
+def lease_what_is_kept_while_draining(daemon: Daemon) -> None:
+    dispatch = daemon.core.dispatch
+
+    def careless(now: float, wall_ms: int) -> Any:
+        draining = [pool for pool in daemon.core.pools.values() if pool.draining]
+        kept = [(pool, r, task) for pool in draining for r, task in core._kept(pool)]
+        return dispatch(now, wall_ms) + [daemon.core._lease(p, r, 0, task, now, wall_ms) for p, r, task in kept]
+
+    daemon.core.dispatch = careless  # type: ignore[method-assign]
+
+
+@sabotage
+def forget_the_quarantine(daemon: Daemon) -> None:
+    finish = daemon.core.finish
+
+    def forgetful(lease: Any, *args: Any, **outcome: Any) -> None:
+        finish(lease, *args, **outcome)
+        lease.quarantined = False
+
+    daemon.core.finish = forgetful  # type: ignore[method-assign]
+
+
 @sabotage
 def read_ahead_of_the_seal(daemon: Daemon) -> None:
     cancel = daemon.core.cancel
@@ -184,9 +220,12 @@ def read_ahead_of_the_seal(daemon: Daemon) -> None:
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.sabotage")
     parser.add_argument("--seeds", type=int, default=60, help="seeds to try each on (default 60)")
+    parser.add_argument("--only", help="those with this in their name")
     arguments = parser.parse_args(argv)
     missed = 0
     for name, breaks in SABOTAGES.items():
+        if arguments.only and arguments.only not in name:
+            continue
         found = next((o for seed in range(1, arguments.seeds + 1) if (o := simulate(seed, breaks)).broken), None)
         missed += found is None
         told = "NOT NOTICED" if found is None else f"seed {found.seed}: {(found.broken or '')[:110]}"

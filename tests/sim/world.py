@@ -36,13 +36,6 @@ class Down(Exception):
     """The daemon went away before it answered."""
 
 
-class Silent:
-    """A logger that keeps nothing."""
-
-    def __getattr__(self, _: str) -> Any:
-        return lambda *args, **kwargs: None
-
-
 @dataclass
 class Promise:
     """What a client was promised of one task."""
@@ -145,7 +138,7 @@ class World:
             clock=clock,
             journal=self.journal,
             store=self.artifacts,
-            logger=Silent(),
+            log=lambda _: None,
             draw_seed=lambda: self.draw.getrandbits(31),
         )
         daemon.replicas._connect = lambda spec, url: self._observed(daemon, daemon._connect(spec, url))

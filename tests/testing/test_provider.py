@@ -52,6 +52,17 @@ def test_what_it_leaves_behind_is_what_it_says(served: LiveApp) -> None:
     assert mine[0] in told
 
 
+def test_a_drained_pool_makes_no_daemon_bad() -> None:
+    """OD-12: what an operator has closed is no fault, and readiness does not count it."""
+    with LiveApp(mock_settings(pools=[live.mock_pool("home"), live.mock_pool("old")])) as app:
+        with app.session() as session:
+            assert session.post("/v1/pools/old/drain", json={"deadline_ms": 1000}).status_code == 202
+            app.advance(2)
+            assert session.get("/readyz").status_code == 200
+        report = provider.inspect(app.url)
+    assert [row for row in report.rows if row.problem] == []
+
+
 class Tampered(ServedLedger):
     """A daemon with one fault: which one, `fault` says."""
 

@@ -7,20 +7,23 @@ counter counts; requests beyond the slots queue inside without limit and cannot 
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Sequence
 from typing import Annotated, Any
 
 import msgspec
 
+from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling
-from orchestratord.infra.engines import llamacpp_errors as errors
-from orchestratord.infra.engines import llamacpp_pooled
+from orchestratord.infra.engines import llamacpp_pooled, llamacpp_process
 from orchestratord.infra.engines.llamacpp_abilities import Abilities, abilities
+from orchestratord.infra.engines.llamacpp_kv import kv_layout
 from orchestratord.infra.engines.llamacpp_slots import slots_of
+from orchestratord.infra.engines.plumbing import kind_of, message_of, refusal
 from orchestratord.infra.engines.relay import Frames, relay
 from orchestratord.infra.engines.transport import Reply, Transport
-from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd
+from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd, ProcessSpec
 
 ENGINE = "llamacpp"
 CONTROL_S = 5.0  # for everything but a stream: these answer in milliseconds even while slots are busy
@@ -103,19 +106,13 @@ def _knobs(sampling: Sampling) -> dict[str, Any]:
     return {name: value for name, value in given if value is not None}
 
 
-def _frame(payload: bytes) -> _Frame:
-    """A checked frame. Raises EngineError: what the engine reports, or protocol."""
-    try:
-        frame = _decode_frame(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineError("protocol", f"llama-server sent a frame that cannot be read: {error}") from None
-    if frame.error is not None:
-        code = frame.error.get("code") if isinstance(frame.error, dict) else None
-        kind = errors.kind(code) if isinstance(code, int) else "failed"
-        raise EngineError(kind, errors.said({"error": frame.error}, "llama-server reports an error without a message"))
-    if frame.content is None:
-        raise EngineError("protocol", "llama-server sent a frame without content")
-    return frame
+def _fault(frame: _Frame) -> EngineError:
+    """What is wrong with a frame that is none of a completion: what the engine reports, or protocol."""
+    if frame.error is None:
+        return EngineError("protocol", "llama-server sent a frame without content")
+    code = frame.error.get("code") if isinstance(frame.error, dict) else None
+    kind = kind_of(code) if isinstance(code, int) else "failed"
+    return EngineError(kind, message_of({"error": frame.error}, "llama-server reports an error without a message"))
 
 
 class _Stream(Frames):
@@ -129,10 +126,15 @@ class _Stream(Frames):
         self._frames = 0
 
     def take(self, payload: bytes) -> None:
-        frame = _frame(payload)
+        try:
+            frame = _decode_frame(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise EngineError("protocol", f"llama-server sent a frame that cannot be read: {error}") from None
+        content = frame.content
+        if content is None or frame.error is not None:
+            raise _fault(frame)
         if frame.tokens_predicted > self.tokens:
             self.tokens = frame.tokens_predicted
-        content = frame.content
         if content:
             self._frames += 1
         if self.tokens > self._max_tokens or (frame.stop and self.tokens < self._frames):
@@ -148,25 +150,31 @@ class _Stream(Frames):
 
 
 class LlamaCpp:
-    """One llama-server. See `ports.Engine`."""
+    """One llama-server. See `ports.Engine`. process: how the daemon started it."""
 
     engine = ENGINE
     driver = "llamacpp"
+    command = staticmethod(llamacpp_process.command)
+    environment = staticmethod(llamacpp_process.environment)
 
-    def __init__(self, url: str, *, clock: Clock, api_key: str | None = None) -> None:
+    def __init__(
+        self, url: str, *, clock: Clock, api_key: str | None = None, process: ProcessSpec | None = None
+    ) -> None:
         self._http = Transport(url, clock=clock, api_key=api_key)
+        self._process = process
+        self._kv: dict[str, KvLayout | None] = {}  # by model
         self._said: dict[tuple[str, str, int], Abilities] = {}  # by build, model and ctx: what it was found to do
 
     async def ready(self) -> str | None:
         status, parsed, _ = await self._http.request_json("GET", "/health", limit_s=CONTROL_S)
         if status != 200:
-            return errors.said(parsed, f"health check answers {status}").lower()
+            return message_of(parsed, f"health check answers {status}").lower()
         # A router is healthy with no model at all.
         status, parsed, _ = await self._http.request_json("GET", "/props", limit_s=CONTROL_S)
         if status == 503:
-            return errors.said(parsed, "loading model").lower()
+            return message_of(parsed, "loading model").lower()
         if status != 200:
-            raise errors.refusal("/props", status, parsed)
+            raise refusal("llama-server", "/props", status, parsed)
         return None if _has_model(parsed) else "no model loaded: this llama-server runs as a router"
 
     async def props(self) -> EngineProps:
@@ -192,7 +200,13 @@ class LlamaCpp:
             quant=props.model_ftype,
             exact_alone=True,
             features=able.features,
+            kv=await self._kv_layout(props.model_path),
         )
+
+    async def _kv_layout(self, path: str) -> KvLayout | None:
+        if self._process is not None and path not in self._kv:
+            self._kv = {path: await asyncio.to_thread(kv_layout, path, self._process)}
+        return self._kv.get(path)
 
     async def run(self, job: Job, deliver: Deliver) -> None:
         pooled = job.workload != "completion"
@@ -217,7 +231,7 @@ class LlamaCpp:
             parsed = msgspec.json.decode(await reply.body(1 << 16))
         except msgspec.DecodeError:
             parsed = None
-        return errors.refusal("/completion", reply.status, parsed)
+        return refusal("llama-server", "/completion", reply.status, parsed)
 
     async def busy(self) -> frozenset[int] | None:
         """See the port. After an abort ask at most once a second: llama-server looks whether the clients of requests
@@ -260,7 +274,7 @@ class LlamaCpp:
         body = msgspec.json.encode(fields) if fields else None
         status, parsed, _ = await self._http.request_json(method, path, body, limit_s=CONTROL_S, max_bytes=16 << 20)
         if status != 200:
-            raise errors.refusal(path, status, parsed)
+            raise refusal("llama-server", path, status, parsed)
         return parsed
 
 

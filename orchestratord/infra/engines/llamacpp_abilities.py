@@ -9,8 +9,8 @@ from typing import Any
 import msgspec
 
 from orchestratord.domain.request import Workload
-from orchestratord.infra.engines import llamacpp_errors as errors
 from orchestratord.infra.engines.llamacpp_pooled import REPLY_BYTES, TOO_LONG
+from orchestratord.infra.engines.plumbing import refusal
 from orchestratord.infra.engines.transport import Transport
 
 PROBE_S = 5.0
@@ -63,7 +63,7 @@ async def _ask(http: Transport, path: str, fields: dict[str, Any]) -> tuple[int,
         "POST", path, msgspec.json.encode(fields), limit_s=PROBE_S, max_bytes=REPLY_BYTES
     )
     if status in (401, 503):
-        raise errors.refusal(path, status, parsed)
+        raise refusal("llama-server", path, status, parsed)
     found = TOO_LONG.search(text)
     return status, int(found[1] or 0) if found else None
 
@@ -76,5 +76,5 @@ async def _follows_schemas(http: Transport, does_other_work: bool) -> bool | Non
     if status == 500 and does_other_work:  # "does not support logits computation"
         return None
     if status not in (200, 400):
-        raise errors.refusal("/completion", status, parsed)
+        raise refusal("llama-server", "/completion", status, parsed)
     return status == 400

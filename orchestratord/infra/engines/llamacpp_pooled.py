@@ -12,7 +12,7 @@ from typing import Annotated, Any
 
 import msgspec
 
-from orchestratord.infra.engines import llamacpp_errors as errors
+from orchestratord.infra.engines.plumbing import refusal
 from orchestratord.infra.engines.transport import Transport
 from orchestratord.ports import Chunk, Deliver, EngineError, Job, JobEnd
 
@@ -84,6 +84,6 @@ def _failure(path: str, status: int, body: bytes) -> EngineError:
         parsed = msgspec.json.decode(body)
     except msgspec.DecodeError:
         parsed = None
-    error = errors.refusal(path, status, parsed)
+    error = refusal("llama-server", path, status, parsed)
     # An input beyond the physical batch is a 500 in its words, but nothing is wrong with the server.
     return EngineError("refused", error.message) if TOO_LONG.search(error.message) else error

@@ -36,6 +36,10 @@ def _options() -> argparse.ArgumentParser:
     parser.add_argument("--embeddings", action="store_true")
     parser.add_argument("--reranking", action="store_true")
     parser.add_argument("--pooling", choices=("none", "mean", "cls", "last", "rank"))
+    parser.add_argument("-ctk", "--cache-type-k", default="f16")
+    parser.add_argument("-ctv", "--cache-type-v", default="f16")
+    parser.add_argument("--swa-full", action="store_true")
+    parser.add_argument("-lv", "--verbosity", type=int)
     parser.add_argument("--no-slots", action="store_true")
     parser.add_argument("--no-ui", action="store_true")
     return parser
@@ -61,6 +65,10 @@ def _settings(given: argparse.Namespace) -> Any:
         settings.api_keys = given.api_key
     if given.threads:
         settings.cpuparams.n_threads = settings.cpuparams_batch.n_threads = given.threads
+    settings.swa_full = given.swa_full
+    numbers = importlib.import_module("xllamacpp").ggml_type
+    settings.cache_type_k = getattr(numbers, f"GGML_TYPE_{given.cache_type_k.upper()}")
+    settings.cache_type_v = getattr(numbers, f"GGML_TYPE_{given.cache_type_v.upper()}")
     for name, value in (
         ("n_ctx", given.ctx_size),
         ("n_parallel", given.parallel),
@@ -68,6 +76,7 @@ def _settings(given: argparse.Namespace) -> Any:
         ("n_ubatch", given.ubatch_size),
         ("n_gpu_layers", given.n_gpu_layers),
         ("cache_ram_mib", given.cache_ram),
+        ("verbosity", given.verbosity),
         ("sse_ping_interval", given.sse_ping_interval),
     ):
         if value is not None:

@@ -6,7 +6,7 @@ from typing import Annotated
 
 import msgspec
 
-from orchestratord.infra.engines import llamacpp_errors as errors
+from orchestratord.infra.engines.plumbing import refusal
 from orchestratord.infra.engines.transport import Transport
 from orchestratord.ports import EngineError
 
@@ -42,7 +42,7 @@ async def slots_of(http: Transport) -> list[Slot] | None:
     if status == 501:
         return None
     if status != 200:
-        raise errors.refusal("/slots", status, parsed)
+        raise refusal("llama-server", "/slots", status, parsed)
     try:
         return msgspec.convert(parsed, list[Slot])
     except msgspec.ValidationError as error:

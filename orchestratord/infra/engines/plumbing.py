@@ -18,11 +18,14 @@ CONTROL_S = 5.0  # for everything but a stream
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
 
 
+OURS = frozenset({401, 403, 404, 405})  # our key, our paths: whoever asked for the work can do nothing about them
+
+
 def kind_of(status: int) -> ErrorKind:
-    """What an HTTP status means, of a reply or inside an error frame."""
+    """What an HTTP status means, of a reply or inside an error frame: the rule of `ports.EngineError`."""
     if status in (429, 503):  # no room, or not loaded yet: no fault of the request or the engine
         return "full"
-    if status in (401, 403, 404, 405):  # our own key or paths: whoever asked for the work can do nothing about it
+    if status in OURS:
         return "failed"
     if status == 501 or 400 <= status < 500:
         return "refused"
@@ -36,6 +39,11 @@ def message_of(parsed: Any, fallback: str) -> str:
         if isinstance(said, dict):
             said = next((said[key] for key in ("error", "message", "detail") if said.get(key)), None)
     return (said if isinstance(said, str) and said else fallback)[:500]
+
+
+def refusal(who: str, path: str, status: int, parsed: Any) -> EngineError:
+    """What a reply that is no success means. `who`: the engine's name."""
+    return EngineError(kind_of(status), message_of(parsed, f"{who} answers {path} with status {status}"))
 
 
 def read(kind: type[T], parsed: Any, what: str) -> T:
@@ -102,7 +110,7 @@ class Server:
         return text if status == 200 else None
 
     def refusal(self, path: str, status: int, parsed: Any) -> EngineError:
-        return EngineError(kind_of(status), message_of(parsed, f"{self.who} answers {path} with status {status}"))
+        return refusal(self.who, path, status, parsed)
 
     async def stream(self, path: str, fields: Any, frames: Frames, deliver: Deliver) -> None:
         """Run a streamed job to its end, as `Engine.run` does. Raises EngineError."""

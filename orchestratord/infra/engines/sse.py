@@ -15,10 +15,11 @@ _BOM = b"\xef\xbb\xbf"
 class SSEDecoder:
     """One stream's decoder: feed it every read, in order."""
 
-    __slots__ = ("_data", "_fresh", "_limit", "_parts", "_pending", "_size", "_skip_newline")
+    __slots__ = ("_data", "_fresh", "_limit", "_parts", "_pending", "_size", "_skip_newline", "_tidy")
 
     def __init__(self, limit: int = LIMIT) -> None:
         self._limit = limit
+        self._tidy = True  # nothing is left over from the reads so far
         self._fresh = True  # nothing but perhaps part of a byte order mark has come
         self._skip_newline = False  # the last read ended in \r: a \n that follows belongs to it
         self._parts: list[bytes] = []  # the line that has begun: joined once, so that a slow drip stays linear
@@ -37,18 +38,24 @@ class SSEDecoder:
         Raises EngineError(protocol) for a line or an event of more than `limit` bytes.
         """
         # What engines send nearly always: whole frames of one `data: ` line each, and nothing left over.
+        size = len(data)
         if (
-            data[:6] == b"data: "
-            and data[-2:] == b"\n\n"
-            and not (self._parts or self._data or self._skip_newline)
-            and len(data) <= self._limit
+            self._tidy
+            and data.startswith(b"data: ")
+            and data.endswith(b"\n\n")
+            and size <= self._limit
             and b"\r" not in data
         ):
+            if data.find(b"\n") == size - 2:
+                self._fresh = False
+                return [data[6:-2]]
             payloads = data[6:-2].split(b"\n\ndata: ")
             if data.count(b"\n") == 2 * len(payloads):
                 self._fresh = False
                 return payloads
-        return self._feed_lines(data)
+        payloads = self._feed_lines(data)
+        self._tidy = not (self._parts or self._data or self._skip_newline)
+        return payloads
 
     def _feed_lines(self, data: bytes) -> list[bytes]:
         if self._fresh:

@@ -14,6 +14,7 @@ import msgspec
 
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message
+from orchestratord.infra.engines import triton_process
 from orchestratord.infra.engines.plumbing import Count, Server, check_knobs, decode, message_of, read, too_long
 from orchestratord.infra.engines.relay import Frames
 from orchestratord.infra.engines.texts import StopFilter, byte_bound
@@ -112,6 +113,8 @@ class Triton:
 
     engine = ENGINE
     driver = "triton"
+    command = staticmethod(triton_process.command)
+    environment = staticmethod(triton_process.environment)
 
     def __init__(
         self,

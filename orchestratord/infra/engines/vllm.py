@@ -15,8 +15,10 @@ from typing import Any
 
 import msgspec
 
+from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling, Workload
+from orchestratord.infra.engines import vllm_process
 from orchestratord.infra.engines.plumbing import (
     Count,
     Server,
@@ -118,6 +120,8 @@ class Vllm:
 
     engine = ENGINE
     driver = "vllm"
+    command = staticmethod(vllm_process.command)
+    environment = staticmethod(vllm_process.environment)
 
     def __init__(self, url: str, *, clock: Clock, api_key: str | None = None, slots: int | None = None) -> None:
         self._server = Server("vLLM", url, clock=clock, api_key=api_key)
@@ -158,6 +162,7 @@ class Vllm:
             workloads=workloads,
             chat_template=writes and await self._has_template(model),
             exact_alone=writes,
+            kv=_kv_layout(cache) if cached else None,
             features=tuple(sorted({*(KNOBS if writes else ()), *(("prefix_cache",) if cached else ())})),
         )
 
@@ -254,6 +259,14 @@ def _cache_config(metrics: str) -> dict[str, str]:
     """The labels of `vllm:cache_config_info`, the only place where the server says how much it can hold."""
     found = re.search(r"^vllm:cache_config_info\{(.*)\}", metrics, re.MULTILINE)
     return dict(re.findall(r'(\w+)="([^"]*)"', found[1])) if found else {}
+
+
+def _kv_layout(cache: dict[str, str]) -> KvLayout | None:
+    """What a token takes, where the server was told how many bytes its cache may have; in whole blocks only."""
+    size, tokens, block = (cache.get(n, "") for n in ("kv_cache_memory_bytes", "kv_cache_size_tokens", "block_size"))
+    if not (size.isdigit() and tokens.isdigit() and block.isdigit() and int(tokens) and int(block)):
+        return None
+    return KvLayout(int(size) // int(tokens), block=int(block))
 
 
 def _slots(cache: dict[str, str], ctx: int) -> int:

@@ -16,7 +16,7 @@ import re
 import shutil
 import tempfile
 import threading
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import suppress
 from pathlib import Path
 
@@ -107,10 +107,10 @@ class Cache:
     """Files and what references led to. `root` is made when first needed."""
 
     def __init__(self, root: Path) -> None:
-        self._root = root
+        self.root = root
 
     def _folder(self, *names: str) -> Path:
-        folder = self._root.joinpath(*names)
+        folder = self.root.joinpath(*names)
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
         return folder
 
@@ -131,7 +131,7 @@ class Cache:
         if not DIGEST.fullmatch(digest):
             raise ValueError(f"{digest!r} is no sha256 digest")
         name = digest.removeprefix("sha256:")
-        return self._root / "sha256" / name[:2] / name
+        return self.root / "sha256" / name[:2] / name
 
     def has(self, digest: str) -> bool:
         return self.path(digest).is_file()
@@ -180,23 +180,53 @@ class Cache:
         return tree
 
     def tree_path(self, tree: str) -> Path:
-        return self._root / "trees" / tree
+        return self.root / "trees" / tree
+
+    def unit(self, path: str) -> Path | None:
+        """The file or the tree that a path of the cache belongs to; None of any other path."""
+        found = Path(path)
+        if not found.is_relative_to(self.root):
+            return None
+        kind, *names = found.relative_to(self.root).parts
+        return self.root.joinpath(kind, *names[: {"sha256": 2, "trees": 1}.get(kind, 0)]) if names else None
 
     # -- references --------------------------------------------------------------------------------------
     def known(self, ref: str) -> Known | None:
         """What the reference last led to, if that is still there."""
+        known = self._read(self.root / "refs" / f"{_hex(ref)}.json")
+        return known if known is not None and known.ref == ref else None
+
+    def _read(self, path: Path) -> Known | None:
         try:
-            known = msgspec.json.decode((self._root / "refs" / f"{_hex(ref)}.json").read_bytes(), type=Known)
+            known = msgspec.json.decode(path.read_bytes(), type=Known)
         except (OSError, msgspec.DecodeError):
-            return None
-        if known.ref != ref:
             return None
         if known.digest is not None and DIGEST.fullmatch(known.digest) and self.has(known.digest):
             return known
         there = known.tree is not None and re.fullmatch(r"[0-9a-f]{64}", known.tree)
         return known if there and self.tree_path(str(known.tree)).is_dir() else None
 
+    def path_of(self, known: Known) -> Path:
+        """The file or tree it led to."""
+        if known.digest is not None:
+            return self.path(known.digest)
+        assert known.tree is not None
+        return self.tree_path(known.tree)
+
+    def references(self) -> Iterator[tuple[Known, float]]:
+        """Every reference that leads somewhere, and when it was last resolved (Unix epoch)."""
+        for path in (self.root / "refs").glob("*.json"):
+            if (known := self._read(path)) is not None:
+                yield known, path.stat().st_mtime
+
+    def forget(self) -> None:
+        """Remove what is left of references that lead nowhere any more."""
+        for path in (self.root / "refs").glob("*.json"):
+            if self._read(path) is None:
+                path.unlink(missing_ok=True)
+
     def remember(self, known: Known) -> None:
+        """What a reference led to just now."""
         target = self._folder("refs") / f"{_hex(known.ref)}.json"
         fresh = target.with_suffix(f".{threading.get_ident()}")  # two fetches may end at once
         fresh.write_bytes(msgspec.json.encode(known))

@@ -14,6 +14,7 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from typing import Any
 
 import aiohttp
 from aiohttp import hdrs, http_exceptions
@@ -136,6 +137,16 @@ async def system_resolve(host: str, port: int) -> list[str]:
     return list(dict.fromkeys(str(address[0]) for *_, address in found))
 
 
+class _Abrupt(aiohttp.TCPConnector):
+    """Connections end at once, also those of a request that was given up before it was answered: a server that owes its
+    farewell of TLS must not hold anything open, least of all a loop that wants to close."""
+
+    def _release(self, key: Any, protocol: Any, *, should_close: bool = False) -> None:
+        if protocol.transport is not None:
+            protocol.transport.abort()
+        super()._release(key, protocol, should_close=should_close)
+
+
 class Https:
     """`environ` is where tokens are; they are read when they are needed and kept nowhere."""
 
@@ -183,7 +194,7 @@ class Https:
                     return
                 url = _next(answer)
             finally:
-                _let_go(response)
+                response.close()
         raise ModelUnavailable("FETCH_FAILED", f"{url.shown}: more than {MAX_REDIRECTS} redirects.")
 
     def credential(self, url: Url) -> str | None:
@@ -227,7 +238,7 @@ class Https:
             self._tls = await asyncio.to_thread(self._context)
         if self._session is None:
             self._session = aiohttp.ClientSession(
-                connector=aiohttp.TCPConnector(limit=0, force_close=True, ssl=self._tls),
+                connector=_Abrupt(limit=0, force_close=True, ssl=self._tls),
                 cookie_jar=aiohttp.DummyCookieJar(),
                 headers={hdrs.USER_AGENT: "orchestratord", hdrs.ACCEPT_ENCODING: "identity"},
                 timeout=aiohttp.ClientTimeout(total=None, sock_connect=self._policy.connect_s),
@@ -252,14 +263,6 @@ class Https:
         session, self._session = self._session, None
         if session is not None:
             await session.close()
-
-
-def _let_go(response: aiohttp.ClientResponse) -> None:
-    """Close the connection now: whoever does not read must not hold it open with a farewell of TLS."""
-    connection = response.connection
-    if connection is not None and connection.transport is not None:
-        connection.transport.abort()
-    response.close()
 
 
 def _pinned(url: Url, address: str) -> URL:

@@ -1,16 +1,21 @@
-"""Models by reference: files of this machine, and what is fetched into the cache. Implements `ports.ModelFiles`."""
+"""Models by reference: files of this machine, and what is fetched into the cache. Implements `ports.ModelFiles`
+and `ports.ModelCache`.
+"""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Protocol
 
 from orchestratord.domain.modelref import FileRef, ModelRef, parse
 from orchestratord.domain.url import BadReference
 from orchestratord.infra.fetch.cache import DIGEST, Cache, file_digest
 from orchestratord.infra.fetch.files import LocalFiles
+from orchestratord.infra.fetch.gate import Gate
 from orchestratord.infra.fetch.policy import FetchPolicy, refused
 from orchestratord.infra.fetch.threads import off_loop
-from orchestratord.ports import ModelUnavailable
+from orchestratord.infra.fetch.trim import Trimmed, trim
+from orchestratord.ports import ModelUnavailable, Used
 
 
 class Fetches(Protocol):
@@ -32,6 +37,7 @@ class Models:
         self._policy = policy
         self._cache = cache
         self._remote = remote
+        self._gate = Gate()
 
     def check(self, ref: str) -> None:
         parsed = _parse(ref)
@@ -48,7 +54,8 @@ class Models:
         if isinstance(parsed, FileRef):
             return await self._at_home(parsed, digest)
         assert self._remote is not None
-        return await self._remote.fetch(parsed, digest)
+        async with self._gate.together():
+            return await self._remote.fetch(parsed, digest)
 
     async def verify(self, path: str) -> str | None:
         await self._local.verify(path)
@@ -59,6 +66,22 @@ class Models:
             return self._remote.progress(parse(ref)) if self._remote is not None else None
         except BadReference:
             return None
+
+    async def trim(self, used: Callable[[], Used]) -> tuple[int, int]:
+        """See `ports.ModelCache`."""
+        if self._policy.cache_bytes is None:
+            return 0, 0
+        async with self._gate.alone():
+            wanted = used()
+            done = await off_loop(self._trim, self._policy.cache_bytes, wanted)
+        return done.gone, done.left
+
+    def _trim(self, limit: int, used: Used) -> Trimmed:
+        cache = self._cache
+        keep = [cache.path(digest) for digest in used.digests if DIGEST.fullmatch(digest)]
+        keep += [unit for path in used.paths if (unit := cache.unit(path)) is not None]
+        keep += [cache.path_of(known) for ref in used.refs if (known := cache.known(ref)) is not None]
+        return trim(cache, limit, set(keep))
 
     async def close(self) -> None:
         """End what is being fetched; it is gone on with when it is asked for again. Idempotent."""

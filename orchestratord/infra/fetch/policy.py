@@ -40,6 +40,7 @@ class FetchPolicy:
     hub: Url = field(default_factory=lambda: parse_url("https://huggingface.co/"))
     s3: S3Access = field(default_factory=S3Access)
     max_bytes: int = 256 * GIB
+    cache_bytes: int | None = None  # of all that was ever fetched
     connect_s: float = 10.0
     idle_s: float = 60.0
     total_s: float = 86_400.0

@@ -70,7 +70,7 @@ class Remote:
     async def _cached(self, ref: ModelRef, digest: str | None) -> str:
         name = str(ref)
         if digest is not None and await off_loop(self._cache.has, digest):
-            return str(self._cache.path(digest))
+            return await self._arrive(Known(ref=name, digest=digest))
         progress = self._progress[name] = Progress()
         known = await off_loop(self._cache.known, name)
         try:
@@ -78,7 +78,7 @@ class Remote:
         except (Interrupted, ModelUnavailable) as error:
             passing = isinstance(error, Interrupted) or error.code == "FETCH_FAILED"
             if passing and known is not None and digest in (None, known.digest):
-                return await off_loop(self._path, known)
+                return await self._arrive(known)
             if isinstance(error, Interrupted):
                 raise ModelUnavailable("FETCH_FAILED", f"{error}.") from None
             raise
@@ -88,8 +88,12 @@ class Remote:
             self._progress.pop(name, None)
         if digest is not None and found.digest != digest:
             raise refused(f"{name} has digest {found.digest}, and {digest} was asked for.")
-        await off_loop(self._cache.remember, found)
-        return await off_loop(self._path, found)
+        return await self._arrive(found)
+
+    async def _arrive(self, known: Known) -> str:
+        """The path that a reference has led to. That counts as a use, also of what was there already."""
+        await off_loop(self._cache.remember, known)
+        return await off_loop(self._path, known)
 
     async def _found(self, ref: ModelRef, digest: str | None, progress: Progress, known: Known | None) -> Known:
         sources = await self._patiently(ref, 1 if known is not None else ATTEMPTS)
@@ -136,9 +140,8 @@ class Remote:
         return await self._files.run(key, lambda: self._downloads.get(source, progress, known))
 
     def _path(self, known: Known) -> str:
-        if known.digest is not None:
-            return str(self._cache.path(known.digest))
-        assert known.tree is not None
-        folder = self._cache.tree_path(known.tree)
+        folder = self._cache.path_of(known)
+        if known.tree is None:
+            return str(folder)
         first = next((path for path in sorted(folder.glob("*.gguf")) if parts(path.name)), None)
         return str(first or folder)

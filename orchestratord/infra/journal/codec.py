@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import fields, replace
+from operator import attrgetter
+from typing import Any
 
 import msgspec
+from msgspec import defstruct
 
 from orchestratord.domain.entry import CatalogEntry
 from orchestratord.domain.facts import Admitted, Fact, Finished, Frames, Started
 from orchestratord.domain.operation import PoolChanged
-from orchestratord.domain.request import Message
+from orchestratord.domain.request import Message, TaskRequest
 from orchestratord.ports import Artifact
 
 Content = tuple[str | None, tuple[Message, ...] | None, tuple[str, ...] | None]
@@ -31,9 +34,22 @@ encode_entry = _encode
 decode_entry = _entry.decode
 
 
+_CONTENT = ("prompt", "messages", "inputs")
+# For encoding: `without_content` would take longer than all the rest of it.
+_asked = [field.name for field in fields(TaskRequest) if field.name not in _CONTENT]
+_told = [field.name for field in fields(Admitted) if field.name != "request"]
+_Asked: Any = defstruct("_Asked", _asked)
+_Told: Any = defstruct("_Told", ["request", *_told])
+_asked_of, _told_of = attrgetter(*_asked), attrgetter(*_told)
+
+
 def without_content(admitted: Admitted) -> Admitted:
     """The same fact with nothing left of what the client asked."""
     return replace(admitted, request=replace(admitted.request, prompt=None, messages=None, inputs=None))
+
+
+def _encode_without_content(admitted: Admitted) -> bytes:
+    return _encode(_Told(_Asked(*_asked_of(admitted.request)), *_told_of(admitted)))
 
 
 def encode(fact: Fact) -> tuple[bytes, bytes]:
@@ -45,7 +61,7 @@ def encode(fact: Fact) -> tuple[bytes, bytes]:
         return fact.data, b""
     if isinstance(fact, Admitted):
         asked = fact.request
-        return _encode(without_content(fact)), _encode((asked.prompt, asked.messages, asked.inputs))
+        return _encode_without_content(fact), _encode((asked.prompt, asked.messages, asked.inputs))
     if isinstance(fact, Finished) and fact.transcript is not None:
         return _encode(replace(fact, transcript=None)), b""
     return _encode(fact), b""

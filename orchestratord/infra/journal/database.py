@@ -18,6 +18,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -57,6 +58,15 @@ SHARED = bytes(PAGE)  # what of a content may sit in a shared page: nothing but 
 
 Durability = Literal["process", "power"]
 Record = tuple[Fact, bytes, bytes]  # a fact with its body and content, as the codec made them
+Admission = tuple[Admitted, bytes, bytes]
+
+# Rows that one statement inserts: few statements, and few kinds of them to keep prepared.
+PORTIONS = (32, 16, 8, 4, 2, 1)
+# REPLACE: a task whose ticket failed may be here all the same; its rows in the other tables go with it.
+INTO_TASKS = "INSERT OR REPLACE INTO tasks (ord, task_id, admitted) VALUES "
+INTO_CONTENTS = "INSERT INTO contents VALUES "
+TASK_ROWS = {n: INTO_TASKS + ", ".join(["(?, ?, ?)"] * n) for n in PORTIONS}
+CONTENT_ROWS = {n: INTO_CONTENTS + ", ".join(["(?, ?)"] * n) for n in PORTIONS}
 
 
 @dataclass(frozen=True, slots=True)
@@ -87,7 +97,6 @@ class Database:
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._apply: dict[type, Callable[[Any, bytes, bytes], Artifact | None]] = {
-            Admitted: self._admitted,
             Started: self._started,
             Frames: self._frames,
             Finished: self._finished,
@@ -218,7 +227,13 @@ class Database:
     def write(self, batch: Sequence[Record]) -> list[Artifact | None]:
         """Make a batch durable in one transaction; returns what each fact's ticket resolves to."""
         with self._transaction():
-            return [self._apply[type(fact)](fact, body, content) for fact, body, content in batch]
+            results: list[Artifact | None] = []
+            for kind, group in groupby(batch, lambda record: type(record[0])):
+                if kind is Admitted:
+                    results += self._admitted(list(group))  # type: ignore[arg-type]
+                else:
+                    results += [self._apply[kind](*record) for record in group]
+            return results
 
     def probe(self) -> None:
         """Find out whether the store accepts writes, by writing."""
@@ -256,13 +271,14 @@ class Database:
         return self._connection.execute(statement, values)
 
     # -- one method per fact; one about a task that is not here changes nothing ------------------------------
-    def _admitted(self, fact: Admitted, body: bytes, content: bytes) -> None:
-        # A task whose ticket failed may be here all the same; REPLACE takes its rows in the other tables along.
-        self._run(
-            "INSERT OR REPLACE INTO tasks (ord, task_id, admitted) VALUES (?, ?, ?)",
-            (fact.order, fact.task_id, body),
-        )
-        self._run("INSERT INTO contents VALUES (?, ?)", (fact.order, SHARED + content))
+    def _admitted(self, records: list[Admission]) -> list[None]:
+        # Many rows a statement: the interpreter lock changes hands once for each statement. Of two admissions of one
+        # id the later one stands.
+        for some in _portions(list({fact.task_id: (fact, body, content) for fact, body, content in records}.values())):
+            tasks = [value for fact, body, _ in some for value in (fact.order, fact.task_id, body)]
+            self._run(TASK_ROWS[len(some)], tasks)
+            self._run(CONTENT_ROWS[len(some)], [v for fact, _, content in some for v in (fact.order, SHARED + content)])
+        return [None] * len(records)
 
     def _started(self, fact: Started, body: bytes, _: bytes) -> None:
         self._run("UPDATE tasks SET started = ? WHERE task_id = ?", (body, fact.task_id))
@@ -302,3 +318,11 @@ class Database:
 
     def _forgotten(self, fact: Forgotten, *_: bytes) -> None:
         self._run("DELETE FROM tasks WHERE task_id = ?", (fact.task_id,))
+
+
+def _portions(records: list[Admission]) -> Iterator[list[Admission]]:
+    start = 0
+    for size in PORTIONS:
+        while len(records) - start >= size:
+            yield records[start : start + size]
+            start += size

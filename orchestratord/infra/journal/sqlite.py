@@ -76,6 +76,7 @@ class SqliteJournal:
         self._queue: list[_Entry] = []
         self._asked: list[tuple[str, TicketFuture]] = []  # logs somebody wants to read
         self._closing = False
+        self._nudging = False  # on the loop
         self._refusal: JournalUnavailable | None = JournalUnavailable("the journal is not open")
 
     # -- on the event loop -------------------------------------------------------------------------------
@@ -109,8 +110,16 @@ class SqliteJournal:
                 return fail(ticket, f"this cannot be journaled: {error}")
             self._intake.backlog += entry.size
             self._queue.append(entry)
-            self._wake.notify()
+        if not self._nudging:
+            self._nudging = True
+            self._loop.call_soon(self._nudge)
         return ticket
+
+    def _nudge(self) -> None:
+        """Once for all that one turn of the loop appended: each wake of the writer costs both threads the lock."""
+        self._nudging = False
+        with self._wake:
+            self._wake.notify()
 
     def _lose(self, fact: Fact, ticket: TicketFuture, reason: str) -> TicketFuture:
         self._intake.lost(fact)

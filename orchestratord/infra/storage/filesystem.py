@@ -1,8 +1,8 @@
-"""Artifacts as content-addressed files: `root/ab/cdef….json` for the id `abcdef…`.
+"""Artifacts as content-addressed files: `root/ab/cdef….json` for the id `abcdef…`, `….auto` for an automatic one.
 
-A file is two lines of JSON: everything but the content, then the content; a start reads only first lines. It
-comes to be by a rename of a complete and flushed file, so it is there whole or not at all. Directories are
-opened first and files relative to them, neither through symbolic links: no id leads out of the root.
+A file (`storage.document`) comes to be by a rename of a complete and flushed file, loses its mark by another, and goes
+by an unlink: at any moment it is there whole or not at all. What is done to one id is done one after the other.
+Directories are opened first and files relative to them, neither through symbolic links: no id leads out of the root.
 """
 
 from __future__ import annotations
@@ -12,33 +12,18 @@ import builtins
 import contextlib
 import errno
 import os
-from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Coroutine, Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import msgspec
-
+from orchestratord.infra.storage import document
 from orchestratord.infra.storage.index import Index, Key, is_id
-from orchestratord.ports import Artifact, ArtifactCorrupt
+from orchestratord.ports import Artifact, ArtifactCorrupt, ArtifactTooLarge, Stored
 
 SIZE_LIMIT = 64 << 20
 QUARANTINE = "quarantine"
-HEAD_LIMIT = 1 << 20  # a first line longer than this is not ours
-
-
-@dataclass(frozen=True, slots=True)
-class _Head:
-    """The first line of a file."""
-
-    kind: str
-    tags: tuple[str, ...]
-    parent: str | None
-    metadata: dict[str, Any]
-    created_ms: int
-
-
-_head = msgspec.json.Decoder(_Head)
+KEPT, AUTOMATIC = ".json", ".auto"
 
 
 class FileArtifacts:
@@ -49,38 +34,62 @@ class FileArtifacts:
         self._id_of = id_of
         self._size_limit = size_limit
         self._index = Index()
-        self._writing: dict[str, asyncio.Task[Artifact]] = {}
+        self._busy: dict[str, asyncio.Task[OSError | None]] = {}  # what is being written, or removed
 
     async def open(self) -> None:
         """Make the root if need be and list what is in it. Raises OSError."""
-        for artifact in await asyncio.to_thread(lambda: [*self._scan()]):
-            self._index.add(artifact)
+        for stored in await asyncio.to_thread(lambda: [*self._scan()]):
+            self._index.add(stored)
 
-    async def put(self, artifact: Artifact) -> Artifact:
+    async def put(self, artifact: Artifact, *, automatic: bool = False) -> Artifact:
         if not is_id(artifact.id):
             raise ValueError("not an artifact id")
-        known = self._index.get(artifact.id)
-        if known is None:
-            # One write per id however many ask, and it outlives a caller that is cancelled.
-            writing = self._writing.get(artifact.id)
-            if writing is None:
-                writing = self._writing[artifact.id] = asyncio.create_task(self._store(artifact))
-                writing.add_done_callback(lambda done: done.cancelled() or done.exception())
-            known = await asyncio.shield(writing)
-        return replace(artifact, created_ms=known.created_ms)
+        while True:
+            known = self._index.get(artifact.id)
+            if known is not None and (automatic or not known.automatic):
+                return replace(artifact, created_ms=known.artifact.created_ms)
+            busy = self._busy.get(artifact.id)
+            if busy is None:
+                busy = self._begin(artifact.id, self._store(artifact, known, automatic=automatic), artifact.parent)
+            await asyncio.shield(busy)  # one write per id however many ask; it outlives a caller that is cancelled
 
-    async def _store(self, artifact: Artifact) -> Artifact:
+    def _begin(
+        self, artifact_id: str, work: Coroutine[Any, Any, OSError | None], parent: str | None = None
+    ) -> asyncio.Task[OSError | None]:
+        """Do something to an id. Until it is done nothing else is, and its parent stays."""
+        if parent is not None:
+            self._index.expect(parent)
+        task = self._busy[artifact_id] = asyncio.create_task(self._alone(artifact_id, work, parent))
+        task.add_done_callback(lambda done: done.cancelled() or done.exception())
+        return task
+
+    async def _alone(
+        self, artifact_id: str, work: Coroutine[Any, Any, OSError | None], parent: str | None
+    ) -> OSError | None:
         try:
-            await asyncio.to_thread(self._write, artifact)
-            return self._index.add(artifact)
-        finally:
-            del self._writing[artifact.id]
+            return await work
+        finally:  # here and not in a callback: who finds it done must not find it busy
+            del self._busy[artifact_id]
+            if parent is not None:
+                self._index.disown(parent)
+
+    async def _store(self, artifact: Artifact, known: Stored | None, *, automatic: bool) -> None:
+        """Write it; or, if it is there, take away its mark."""
+        if known is not None:
+            artifact = replace(artifact, created_ms=known.artifact.created_ms)
+        if known is None or not await asyncio.to_thread(self._unmark, artifact.id):
+            size = await asyncio.to_thread(self._write, artifact, AUTOMATIC if automatic else KEPT)
+        else:
+            size = known.size
+        self._index.add(Stored(artifact, size, automatic))
 
     async def get(self, artifact_id: str) -> Artifact | None:
         if not is_id(artifact_id):
             return None
+        known = self._index.get(artifact_id)
+        marked = known is None or known.automatic
         try:
-            return await asyncio.to_thread(self._read, artifact_id)
+            return await asyncio.to_thread(self._read, artifact_id, AUTOMATIC if marked else KEPT)
         except FileNotFoundError:
             return None
         except ArtifactCorrupt:
@@ -90,8 +99,38 @@ class FileArtifacts:
     async def list(self, *, limit: int, after: Key | None, tag: str | None) -> builtins.list[Artifact]:
         return self._index.page(limit, after, tag)
 
+    def oldest(self, *, limit: int, after: Key | None) -> builtins.list[Stored]:
+        return self._index.oldest(limit, after)
+
+    async def drop(self, artifact_id: str) -> bool:
+        if artifact_id in self._busy or not self._index.droppable(artifact_id):
+            return False
+        stored = self._index.remove(artifact_id)
+        assert stored is not None
+        error = await asyncio.shield(self._begin(artifact_id, self._remove(stored)))
+        if error is not None:
+            raise error
+        return True
+
+    async def _remove(self, stored: Stored) -> OSError | None:
+        """The error is for who drops it, not for who waits to put it."""
+        try:
+            await asyncio.to_thread(self._unlink, stored.artifact.id)
+        except OSError as error:
+            self._index.add(stored)
+            return error
+        return None
+
+    @property
+    def automatic_bytes(self) -> int:
+        return self._index.automatic_bytes
+
+    @property
+    def kept_bytes(self) -> int:
+        return self._index.kept_bytes
+
     # -- in a worker thread ------------------------------------------------------------------------------
-    def _scan(self) -> Iterator[Artifact]:
+    def _scan(self) -> Iterator[Stored]:
         self._root.mkdir(mode=0o700, parents=True, exist_ok=True)
         prefixes = [
             entry.name
@@ -102,21 +141,21 @@ class FileArtifacts:
             with self._directory(prefix) as folder:
                 for name in os.listdir(folder):
                     stem, suffix = os.path.splitext(name.removeprefix("."))
-                    if suffix != ".json" or not is_id(prefix + stem):
+                    if suffix not in (KEPT, AUTOMATIC) or not is_id(prefix + stem):
                         continue
                     if name.startswith("."):
                         os.unlink(name, dir_fd=folder)  # a write that a crash cut short
                         continue
                     # What cannot be read here is left for `get` to find damaged.
                     with contextlib.suppress(OSError, ValueError), _reading(name, folder) as file:
-                        yield _artifact(prefix + stem, file.readline(HEAD_LIMIT), None)
+                        artifact = document.decode_head(prefix + stem, file.readline(document.HEAD_LIMIT))
+                        yield Stored(artifact, os.fstat(file.fileno()).st_size, suffix == AUTOMATIC)
 
-    def _write(self, artifact: Artifact) -> None:
-        head = _Head(artifact.kind, artifact.tags, artifact.parent, artifact.metadata, artifact.created_ms)
-        data = msgspec.json.encode(head) + b"\n" + msgspec.json.encode(artifact.content) + b"\n"
+    def _write(self, artifact: Artifact, suffix: str) -> int:
+        data = document.encode(artifact)
         if len(data) > self._size_limit:
-            raise OSError(errno.EFBIG, f"an artifact of {len(data)} bytes is over the limit of {self._size_limit}")
-        name = artifact.id[2:] + ".json"
+            raise ArtifactTooLarge(f"An artifact may have at most {self._size_limit} bytes; this one has {len(data)}.")
+        name = artifact.id[2:] + suffix
         temporary = f".{name}"
         with self._directory(artifact.id[:2], create=True) as folder:
             try:
@@ -131,17 +170,37 @@ class FileArtifacts:
                     os.unlink(temporary, dir_fd=folder)
                 raise
             os.fsync(folder)
+        return len(data)
 
-    def _read(self, artifact_id: str) -> Artifact:
-        name = artifact_id[2:] + ".json"
+    def _unmark(self, artifact_id: str) -> bool:
+        """The automatic artifact is one like others. False if somebody has taken its file away."""
+        stem = artifact_id[2:]
+        try:
+            with self._directory(artifact_id[:2]) as folder:
+                os.rename(stem + AUTOMATIC, stem + KEPT, src_dir_fd=folder, dst_dir_fd=folder)
+                os.fsync(folder)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def _unlink(self, artifact_id: str) -> None:
+        """Should a crash of the machine bring it back, it is dropped again."""
+        with contextlib.suppress(FileNotFoundError), self._directory(artifact_id[:2]) as folder:
+            os.unlink(artifact_id[2:] + AUTOMATIC, dir_fd=folder)
+
+    def _read(self, artifact_id: str, suffix: str) -> Artifact:
+        name = artifact_id[2:] + suffix
         with self._directory(artifact_id[:2]) as folder:
             try:
                 with _reading(name, folder) as file:
-                    head, _, content = file.read().partition(b"\n")
-                artifact = _artifact(artifact_id, head, msgspec.json.decode(content))
+                    artifact = document.decode(artifact_id, file.read())
                 if self._id_of(artifact) == artifact_id:
                     return artifact
                 reason = "its content hashes to another id"
+            except FileNotFoundError:
+                if suffix == KEPT:
+                    raise
+                return self._read(artifact_id, KEPT)  # a mark may go at any time, and never comes
             except OSError as error:
                 if error.errno != errno.ELOOP:
                     raise
@@ -174,8 +233,3 @@ def _opened(path: Path, flags: int) -> Iterator[int]:
 
 def _reading(name: str, folder: int) -> Any:
     return open(os.open(name, os.O_RDONLY | os.O_NOFOLLOW, dir_fd=folder), "rb")
-
-
-def _artifact(artifact_id: str, line: bytes, content: Any) -> Artifact:
-    head = _head.decode(line)
-    return Artifact(artifact_id, head.kind, content, head.tags, head.parent, head.metadata, head.created_ms)

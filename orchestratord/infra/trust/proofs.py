@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
+from functools import partial
 from pathlib import Path
 
-from orchestratord.infra.trust import bills, signatures
+from orchestratord.infra.trust import bills
 from orchestratord.infra.trust.measure import Measure, off_loop, small
-from orchestratord.infra.trust.signatures import Root
+from orchestratord.infra.trust.root import BadKey, Root
 from orchestratord.ports import Measured, Signed
 
 
@@ -31,15 +32,14 @@ class FileProofs:
 
     async def signature(self, path: str, model: str, measured: Measured, roots: Collection[str]) -> Signed:
         sha256 = bytes.fromhex(measured.digest.removeprefix("sha256:"))
-        return await off_loop(
-            lambda stopped: signatures.check(
-                small(path),
-                sha256,
-                lambda: self._measure.content(model, hashlib.blake2b, stopped),
-                self._roots,
-                roots,
-            )
-        )
+
+        def check(stopped: Callable[[], bool]) -> Signed:
+            from orchestratord.infra.trust import signatures  # 8 MB, and most daemons never check a signature
+
+            content = partial(self._measure.content, model, hashlib.blake2b, stopped)
+            return signatures.check(small(path), sha256, content, self._roots, roots)
+
+        return await off_loop(check)
 
     async def listed(self, path: str) -> frozenset[str]:
         return await off_loop(lambda _: bills.listed(small(path)))
@@ -47,10 +47,14 @@ class FileProofs:
 
 def load_roots(paths: dict[str, str]) -> list[Root]:
     """The keys of `trust.roots`. Raises BadKey, which names the root, and OSError."""
+    if not paths:
+        return []
+    from orchestratord.infra.trust import signatures
+
     loaded = []
     for name, path in sorted(paths.items()):
         try:
             loaded.append(signatures.load(name, Path(path).expanduser().read_bytes()))
-        except signatures.BadKey as error:
-            raise signatures.BadKey(f"trust.roots.{name} ({path}): {error}") from error
+        except BadKey as error:
+            raise BadKey(f"trust.roots.{name} ({path}): {error}") from error
     return loaded

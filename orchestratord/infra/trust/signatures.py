@@ -12,8 +12,9 @@ import binascii
 import json
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
+from orchestratord.infra.trust.root import BadKey, Root
 from orchestratord.ports import ModelUnavailable, Signed
 
 try:
@@ -27,23 +28,8 @@ except ImportError as error:  # the extra `trust` is not installed
 else:
     MISSING = None
 
-Kind = Literal["ecdsa-sha256", "rsa-sha256", "minisign"]
 COMMENT = b"untrusted comment:"
 TRUSTED = b"trusted comment: "
-
-
-class BadKey(ValueError):
-    """What is in the file is no key that can be used."""
-
-
-@dataclass(frozen=True, slots=True)
-class Root:
-    """A key that may have signed."""
-
-    name: str
-    kind: Kind
-    key: Any
-    key_id: bytes = b""  # of minisign
 
 
 def load(name: str, data: bytes) -> Root:

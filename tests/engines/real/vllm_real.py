@@ -56,6 +56,20 @@ def test_conforms(claim: conformance.Claim, writer: SharedServer) -> None:
     run(body())
 
 
+def test_what_a_token_takes(writer: SharedServer) -> None:
+    """ORCH-3023: of a model of two layers with two heads of 32 numbers for K and V each, in 32 bits."""
+
+    async def body() -> None:
+        engine = writer.engine(slots=4)
+        kv = (await engine.props()).kv
+        assert kv is not None
+        assert kv.full == 2 * 2 * 2 * 32 * 4
+        assert kv.block > 1
+        await engine.close()
+
+    run(body())
+
+
 def test_before_it_is_ready(writer: SharedServer) -> None:
     """Nothing listens while it loads."""
     assert set(writer.reasons) <= {"lost"}

@@ -1,0 +1,61 @@
+"""A lean start: without what Connexion imports for other people, and with a collector that lets the start alone."""
+
+from __future__ import annotations
+
+import gc
+import importlib
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from functools import partial
+from types import ModuleType
+from typing import Any
+
+# Connexion 3.3 names these at import and calls them in places no daemon of ours comes to.
+UNUSED = ("httpx", "jinja2", "requests", "starlette.templating", "starlette.testclient")
+
+COLLECT_EVERY = 5000, 20, 20  # new objects per pass over the young, the middle, the old: see gc.set_threshold
+
+
+class _Later(ModuleType):
+    """Stands for a module that is imported when something of it is called."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return partial(_call, self.__name__, name)
+
+
+def _call(module: str, name: str, *args: Any, **kwargs: Any) -> Any:
+    return getattr(importlib.import_module(module), name)(*args, **kwargs)
+
+
+@contextmanager
+def without(names: tuple[str, ...]) -> Iterator[None]:
+    """Imports in this block get stand-ins for those of the modules that are not there yet; later ones the modules."""
+    stand_ins = {name: _Later(name) for name in names if name not in sys.modules}
+    sys.modules.update(stand_ins)
+    try:
+        yield
+    finally:
+        for name in stand_ins:
+            del sys.modules[name]
+
+
+def import_connexion() -> None:
+    """Connexion, quietly, for 9 MiB less with the test tools installed, 8 without."""
+    with warnings.catch_warnings(), without(UNUSED):
+        warnings.simplefilter("ignore", DeprecationWarning)  # a user can do nothing about them
+        importlib.import_module("connexion")
+
+
+def keep() -> None:
+    """What has been made until now stays for good: the collector never looks at it again.
+
+    A full pass over a daemon that has just started holds its event loop for 26 to 45 ms. Passes over more young objects
+    take 1.4 ms at most, as one over the middle did before, and half as long in all.
+    """
+    gc.collect()
+    gc.freeze()
+    gc.set_threshold(*COLLECT_EVERY)

@@ -1,0 +1,79 @@
+"""What a daemon imports: in a process of its own, since this one has long imported everything."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from orchestratord.cli import lean
+
+SERVED = """
+import gc, re, sys
+from pathlib import Path
+
+import uvicorn
+
+from orchestratord.cli import lean, main
+
+uvicorn.Server.run = lambda server, sockets: (server.config.load(), print({}), *(s.close() for s in sockets))
+sys.exit(main(["serve", "--port", "0"]))
+"""
+HEAVY = ("aiohttp", "cryptography", "cyclonedx", "httpx", "jinja2", "obstore", "openapi_core", "requests", "spdx_tools")
+HEAVY += ("starlette.templating", "starlette.testclient", "urllib3")
+
+
+def run(code: str, folder: Path) -> str:
+    """What `code` prints, in a process that says nothing else; `folder` is its data directory."""
+    environ = {**os.environ, "ORCHD_DATA_DIR": str(folder), "ORCHD_CONFIG": str(folder / "empty.yaml")}
+    (folder / "empty.yaml").write_text("{}")
+    done = subprocess.run(
+        [sys.executable, "-W", "default", "-c", code], env=environ, capture_output=True, text=True, check=False
+    )
+    assert (done.returncode, done.stderr) == (0, "")
+    return done.stdout.strip()
+
+
+def test_a_daemon_imports_nothing_it_does_not_use(tmp_path: Path) -> None:
+    assert run(SERVED.format(f"[name for name in {HEAVY} if name in sys.modules]"), tmp_path) == "[]"
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="reads Linux's /proc")
+def test_a_daemon_that_is_about_to_serve_takes_less_than_80_mib(tmp_path: Path) -> None:
+    """60 to 64 MiB where this was written."""
+    code = SERVED.format("re.search('VmRSS:[^0-9]*([0-9]+)', Path('/proc/self/status').read_text())[1]")
+    assert int(run(code, tmp_path)) < 80 * 1024
+
+
+def test_the_collector_never_looks_at_what_a_start_has_made(tmp_path: Path) -> None:
+    kept, young = run(SERVED.format("gc.get_freeze_count(), gc.get_threshold()[0]"), tmp_path).split()
+    assert int(kept) > 10_000
+    assert int(young) == lean.COLLECT_EVERY[0]
+
+
+def test_what_was_left_out_is_imported_when_it_is_called(tmp_path: Path) -> None:
+    code = """
+from orchestratord.cli import lean
+
+lean.import_connexion()
+import connexion.apps.abstract
+import connexion.spec
+
+print(connexion.spec.jinja2.Template("{{ 6 * 7 }}").render())
+"""
+    assert run(code, tmp_path) == "42"
+
+
+def test_later_imports_get_the_module_itself(tmp_path: Path) -> None:
+    code = """
+from orchestratord.cli import lean
+
+lean.import_connexion()
+import jinja2
+
+print(jinja2.__file__ is not None, isinstance(jinja2.Template, type))
+"""
+    assert run(code, tmp_path) == "True True"

@@ -1,0 +1,169 @@
+"""C: streams to clients."""
+
+from __future__ import annotations
+
+import asyncio
+import json
+import threading
+import time
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from orchestratord.testing.live import LiveApp, mock_settings
+from orchestratord.wire import sse
+from tests.engines.test_sse_decoder import reference
+from tests.http.daemon import DaemonProcess, write_config
+from tests.http.support import RawConnection, submit, wait_for
+from tests.reliability.rows import Seen, fault, not_here, row, tests
+
+fault("C1", "C1 stalled readers", "readers that take nothing", "<= 150 KB each, all cut, a fast one whole", 200, 1_000)
+
+
+def _gaps(url: str, task_id: str, slow: int) -> list[float]:
+    """Seconds between tokens as 15 fast readers see them, `slow` others reading 1 KB a second."""
+    over = threading.Event()
+    gaps: list[float] = []
+
+    def fast() -> None:
+        with RawConnection(url) as connection:
+            connection.socket.settimeout(60)
+            connection.get(f"/v1/tasks/{task_id}/stream")
+            last = None
+            for data in connection.chunks() if connection.head()[0] == 200 else ():
+                now = time.perf_counter()
+                if b"event: token" in data:
+                    if last is not None:
+                        gaps.append(now - last)
+                    last = now
+
+    def trickle() -> None:
+        with RawConnection(url, receive_buffer=4096) as connection:
+            connection.get(f"/v1/tasks/{task_id}/stream")
+            while not over.wait(0.25):
+                connection.socket.recv(256)
+
+    slow_ones = [threading.Thread(target=trickle) for _ in range(slow)]
+    fast_ones = [threading.Thread(target=fast) for _ in range(15)]
+    for thread in (*slow_ones, *fast_ones):
+        thread.start()
+    for thread in fast_ones:
+        thread.join()
+    over.set()
+    for thread in slow_ones:
+        thread.join()
+    return sorted(gaps)
+
+
+@row("C2", "one reader at 1 KB/s among 15 fast ones (tokens each)", "p99 between tokens <= 10 ms more", 300, 3_000)
+def trickling(size: int) -> Seen:
+    with TemporaryDirectory() as folder:
+        config = write_config(Path(folder), data=None, token_ms=5)
+        with DaemonProcess(config) as daemon, daemon.up().session() as session:
+            p99 = []
+            for slow in (0, 1):
+                task_id = submit(session, max_tokens=size, ctx=4096, on_disconnect="continue")
+                gaps = _gaps(daemon.url, task_id, slow)
+                p99.append(gaps[int(len(gaps) * 0.99)] * 1000)
+    assert p99[1] - p99[0] <= 10, p99
+    return Seen(size, f"p99 {p99[0]:.1f} ms without it, {p99[1]:.1f} ms with it")
+
+
+tests(
+    "C3",
+    "resuming at every event, live and finished, by both ways (and see B2)",
+    "exact suffix, no gap, no repetition",
+    "http/test_streams.py::test_a_finished_stream_resumes_at_every_point",
+    "http/test_streams.py::test_a_running_stream_resumes_at_every_point",
+    "http/test_streams.py::test_resuming_again_and_again_gives_the_log_once",
+)
+tests(
+    "C4",
+    "resuming after a restart, and after the log left memory",
+    "0 renumbered ids",
+    "crash/test_kill9.py::test_one_running_and_five_queued",
+    "http/test_old_logs.py",
+)
+tests("C5", "every Last-Event-ID that is none", "400, or as documented; 5xx 0", "http/test_last_event_id.py")
+
+
+@row(
+    "C6", "token texts hypothesis makes up, and attacks", "each one frame, round trip exact, in 2 parsers", 500, 100_000
+)
+def forging(size: int) -> Seen:
+    attacks = ["\r", "\n", "\r\n", "\n\n", "\x00", "\u2028", "\u0085", "\ufeff", "event: end", "data: {}", "id: 9", ":"]
+    pieces = st.one_of(st.text(), st.sampled_from(attacks))
+    tried = 0
+
+    @settings(max_examples=size, deadline=None, database=None, derandomize=True)
+    @given(st.lists(pieces, max_size=8).map("".join))
+    def one_frame(text: str) -> None:
+        nonlocal tried
+        tried += 1
+        whole = sse.encode(1, "started", {}) + sse.encode(2, "token", {"i": 0, "t": text}) + sse.encode(3, "end", {})
+        assert [(i, n) for i, n, _ in sse.decode(whole)] == [(1, "started"), (2, "token"), (3, "end")]
+        assert next(p for _, n, p in sse.decode(whole) if n == "token")["t"] == text
+        payloads = reference(whole)
+        assert len(payloads) == 3
+        assert json.loads(payloads[1])["t"] == text
+
+    one_frame()
+    return Seen(tried, "0 mismatches, 0 forged")
+
+
+not_here("C7", "see `tox run -e foreign`: our streams through parsers of others, and WPT's vectors through ours")
+
+
+@row("C8", "a proxy that cuts what is silent for 1 s; seconds of a waiting task", "drops 0", 5, 60)
+def idle_proxy(size: int) -> Seen:
+    """Keep-alives every 300 ms stand for 15 s against the 20 s and more that proxies allow."""
+    quiet = mock_settings(streams={"metrics_ms": 3_600_000, "metrics_queued_ms": 3_600_000, "keep_alive_ms": 300})
+    comments = 0
+    with LiveApp(quiet, manual=False) as app, app.session() as session:
+        wait_for(lambda: not app.call(lambda: app.daemon.pools.not_ready()), "ready")
+        app.call(app.engine().hold)
+        task_id = submit(session)
+
+        async def through() -> int:
+            reader, writer = await asyncio.open_connection("127.0.0.1", int(app.url.rpartition(":")[2]))
+            writer.write(f"GET /v1/tasks/{task_id}/stream HTTP/1.1\r\nHost: 127.0.0.1\r\n\r\n".encode())
+            seen, until = 0, asyncio.get_running_loop().time() + size
+            while asyncio.get_running_loop().time() < until:
+                async with asyncio.timeout(1.0):  # noqa: TID251 - the proxy's patience is the subject
+                    data = await reader.read(65536)
+                assert data, "the stream ended"
+                seen += data.count(sse.KEEP_ALIVE)
+            writer.close()
+            return seen
+
+        comments = asyncio.run(through())
+        app.call(app.engine().release_hold)
+    assert comments >= size
+    return Seen(size, f"drops 0; {comments} keep-alives")
+
+
+tests(
+    "C9",
+    "failures behind the 200: engines, shutdown, a second signal",
+    "a terminal event, never a silent end",
+    "http/test_streams.py::test_a_failure_behind_the_200_is_an_error_event",
+    "http/test_lifecycle.py::test_in_memory_every_stream_ends_with_its_terminal_event",
+    "http/test_lifecycle.py::test_a_second_signal_leaves_no_stream_without_an_end",
+)
+tests(
+    "C10",
+    "a reader whose packets are all dropped (socket filter)",
+    "gone <= 60 s",
+    "http/test_crowd.py::test_a_reader_that_vanishes_without_a_word_is_noticed",
+    "http/test_crowd.py::test_the_kernel_watches_every_connection",
+)
+not_here("C11", "is B13")
+tests(
+    "C12",
+    "headers of a stream",
+    "no store, no proxy buffering; the first event at once",
+    "http/test_streams.py::test_the_headers_of_a_stream",
+    "http/test_streams.py::test_started_comes_at_once_though_the_task_waits",
+)
