@@ -73,7 +73,7 @@ def markdown(about: dict[str, Any], results: Results, life: dict[str, dict[str, 
         if costs := results.get(figure):
             lines.append(f"| {words} | " + " | ".join(number(middle(costs.get(peer, []))) for peer in peers) + " |")
     lines += ["", "| goal | measured (rounds) | | bound | |", "|---|---:|---|---:|---|"]
-    lines += [_goal(results, verdict) for verdict in judge(results)]
+    lines += [_goal(results, verdict) for verdict in judge(results) if verdict.goal.figure in results]
     lines += ["", "| besides | |", "|---|---|"] if life else []
     for name, found in life.items():
         lines.append(f"| {name} | " + ", ".join(f"{what} {number(value)}" for what, value in found.items()) + " |")

@@ -100,6 +100,7 @@ class Daemon:
         log: Sink | None = None,
         draw_seed: Callable[[], int] | None = None,
         gpus: GpuProbe | None = None,
+        tracing: Any = None,
     ) -> None:
         self.settings = settings
         self.clock = clock or SystemClock()
@@ -112,6 +113,7 @@ class Daemon:
         self.mocks: dict[tuple[str, str], MockEngine] = {}
         self.proofs = FileProofs(mapping.roots(settings.trust.roots))
         self._drivers = drivers(settings)
+        self.tracing = tracing or mapping.tracing(settings)
         self.stopping = False
         self.failure: str | None = None  # why it could not start
 
@@ -128,6 +130,7 @@ class Daemon:
             lambda lease, why: self.replicas.suspect(lease, why),
             profiles,
             _jitter,
+            self.tracing,
         )
         self.core = Lodging(
             [mapping.pool_spec(pool, profiles) for pool in settings.pools],
@@ -159,7 +162,7 @@ class Daemon:
             self.proofs,
             {pool.id: pool.pins.model_digest for pool in settings.pools if pool.pins.model_digest is not None},
         )
-        self.narrator = Narrator(self.telemetry, self.core.pools)
+        self.narrator = Narrator(self.telemetry, self.core.pools, self.tracing)
         self.dispatch.bind(self.core, self.narrator, lambda: self.residents.step())
         self.runs.bind(self.core)
         self.replicas = Replicas(
@@ -273,6 +276,7 @@ class Daemon:
         return App(
             handler_table(self.services),
             outer=[
+                *mapping.tracing_layer(self.tracing),
                 partial(Edge, telemetry=self.telemetry),
                 partial(Guard, access=mapping.access(self.settings)),
                 partial(BodyLimit, max_bytes=self.settings.server.max_body_bytes, clock=self.clock),
@@ -362,6 +366,8 @@ class Daemon:
         await asyncio.gather(*self._keepers, return_exceptions=True)
         self.recorder.stop()
         await self.journal.close()
+        if self.tracing is not None:
+            await self.tracing.close()
         self.telemetry.event("daemon_stopped", "everything is down")
 
     def not_ready(self) -> list[str]:

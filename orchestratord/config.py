@@ -316,6 +316,12 @@ V1 = ProfileSettings(
 )
 
 
+class TracingSettings(Section, frozen=True):
+    """Spans of requests and tasks; where they go is up to the OTEL_* variables."""
+
+    enabled: bool = False
+
+
 class Settings(Section, frozen=True):
     """Everything. `load` builds it."""
 
@@ -329,6 +335,7 @@ class Settings(Section, frozen=True):
     retention: RetentionSettings = field(default_factory=RetentionSettings)
     models: ModelSettings = field(default_factory=ModelSettings)
     trust: TrustSettings = field(default_factory=TrustSettings)
+    tracing: TracingSettings = field(default_factory=TracingSettings)
     pools: Annotated[tuple[PoolSettings, ...], Meta(max_length=POOLS_MAX)] = ()
     profiles: dict[Name, ProfileSettings] = {}
     allow_mock: bool = False

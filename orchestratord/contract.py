@@ -46,7 +46,6 @@ class Operation:
     sse_order: str | None
 
 
-@cache
 def _read(name: str) -> dict[str, Any]:
     directory: Traversable = files("orchestratord") / "_contracts"
     if not directory.is_dir():
@@ -81,11 +80,16 @@ def bundle_document(document: Mapping[str, Any], shared: Mapping[str, Any]) -> d
 
 
 @cache
+def _documents() -> dict[str, dict[str, Any]]:
+    shared = _read(_SHARED)
+    return {name: bundle_document(_read(f"{name}.yaml"), shared) for name in CONTRACTS}
+
+
 def load(name: str) -> dict[str, Any]:
     """One contract as a self-contained document. Callers must not change it: see `bundle`."""
     if name not in CONTRACTS:
         raise ValueError(f"there is no contract {name!r}")
-    return bundle_document(_read(f"{name}.yaml"), _read(_SHARED))
+    return _documents()[name]
 
 
 @cache

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 from urllib.parse import unquote, urlsplit
 
-from orchestratord import contract
+from orchestratord import __version__, contract
 from orchestratord.config import (
     BudgetSettings,
     ConfigError,
@@ -41,6 +43,9 @@ from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.retention import Keep
 from orchestratord.services.sweeps import Watchdogs
 from orchestratord.wire.tasks import MICRO
+
+if TYPE_CHECKING:
+    from orchestratord.infra.tracing.spans import Spans
 
 
 def access(settings: Settings) -> Access:
@@ -191,6 +196,31 @@ def keep(retention: RetentionSettings) -> Keep:
 
 def sampling(profile: Any) -> Sampling:
     return Sampling(**{name: getattr(profile, name) for name in profile.__struct_fields__})
+
+
+def tracing(settings: Settings) -> Spans | None:
+    """Raises ConfigError."""
+    if not settings.tracing.enabled:
+        return None
+    try:
+        from orchestratord.infra.tracing.setup import TracingError, provider_from
+        from orchestratord.infra.tracing.spans import Spans
+    except ImportError as error:
+        raise ConfigError(f"tracing.enabled needs `pip install orchestratord[tracing]` ({error})") from None
+    try:
+        return Spans(provider_from(os.environ, __version__), __version__)
+    except TracingError as error:
+        raise ConfigError(str(error)) from None
+
+
+def tracing_layer(spans: Spans | None) -> list[Any]:
+    """What the onion has outermost: nothing, while tracing is off."""
+    if spans is None:
+        return []
+    from orchestratord.infra.tracing.requests import RequestSpans
+
+    paths = [path for name in contract.CONTRACTS for path in contract.load(name)["paths"]]
+    return [partial(RequestSpans, spans=spans, paths=paths)]
 
 
 def limits(settings: Settings) -> dict[str, int]:

@@ -6,7 +6,7 @@ Every implementation of a port, the test doubles included, passes the same suite
 from __future__ import annotations
 
 import builtins
-from collections.abc import Callable, Collection, Generator, Sequence
+from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, runtime_checkable
@@ -211,6 +211,7 @@ class EngineProps:
     features: tuple[str, ...] = ()  # sampling knobs it honours, and `prefix_cache` if it keeps prompts in its KV cache
     model_digest: str | None = None  # sha256:<64 hex>, of engines that say so
     kv: KvLayout | None = None  # what tokens take in its KV cache, where that is certain
+    kv_tokens: int | None = None  # it keeps so many, of whoever came last; None: each slot keeps its last prompt
 
 
 @dataclass(frozen=True, slots=True)
@@ -225,6 +226,7 @@ class Job:
     sampling: Sampling = field(default_factory=Sampling)
     keep_cache: bool = True  # let the engine reuse and keep this prompt's KV cache
     slot: int | None = None  # which of its slots to use, for engines that let one choose; it is free
+    trace: Mapping[str, str] = field(default_factory=dict)  # header fields by which an engine that traces joins in
 
 
 @dataclass(frozen=True, slots=True)

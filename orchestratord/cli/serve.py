@@ -52,23 +52,23 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.port is not None:
         environ["ORCHD_SERVER__PORT"] = str(arguments.port)
     try:
-        settings = config.load(config_file(arguments.config), environ)
-        lean.import_connexion()
-        from orchestratord.app import Daemon
-        from orchestratord.infra import strays
-        from orchestratord.server import CannotListen, make_server
+        with lean.making():
+            settings = config.load(config_file(arguments.config), environ)
+            lean.import_connexion()
+            from orchestratord.app import Daemon
+            from orchestratord.infra import strays
+            from orchestratord.server import CannotListen, make_server
 
-        daemon = Daemon(settings)
-        strays.capture(daemon.telemetry)
-        strays.no_core_dump()
+            daemon = Daemon(settings)
+            strays.capture(daemon.telemetry)
+            strays.no_core_dump()
+            server = make_server(daemon)
     except config.ConfigError as error:
         return complain(str(error), BAD_CONFIG)
 
     # The journal's writer thread would starve under a loop that never idles: Python lets go of its lock every 5 ms.
     sys.setswitchinterval(0.0005)
     try:
-        server = make_server(daemon)
-        lean.keep()
         server.run()
     except CannotListen as error:
         return complain(str(error), UNAVAILABLE)

@@ -44,8 +44,10 @@ def _check(arguments: argparse.Namespace) -> int:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)  # Connexion's, not ours
             from orchestratord.app import drivers
+            from orchestratord.mapping import tracing
 
         drivers(settings)
+        tracing(settings)
     except config.ConfigError as error:
         return complain(str(error), BAD_CONFIG)
     answer = {"ok": True, "file": str(path) if path else None, "pools": len(settings.pools)}

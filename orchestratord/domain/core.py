@@ -265,7 +265,8 @@ class Core(Lives):
                         _reserve(pool, task)
                     break  # FIFO: nothing overtakes the head of its pool
                 slot = replica.pick_slot(warm.slot if warm is not None and warm.replica is replica else None)
-                task.kv_warm = warm is not None and warm.replica is replica and warm.slot == slot
+                there = warm is not None and warm.replica is replica
+                task.kv_warm = warm is not None and there and (warm.slot == slot or replica.kv_tokens is not None)
                 leases.append(self._lease(pool, replica, slot, task, now, wall_ms))
         return leases
 
@@ -276,7 +277,8 @@ class Core(Lives):
         if replica.reserved_for is task:
             replica.reserved_for = None
         replica.leases[lease.id] = lease
-        replica.last_lease[slot] = lease.id
+        replica.leased(slot, lease.id)
+        replica.kv_brought += lease.tokens
         if not task.retrying:
             task.move(TaskState.STARTING)
         task.retrying = False
@@ -343,6 +345,7 @@ class Core(Lives):
         replica.incarnation += 1
         replica.breaker.probed()
         replica.last_lease.clear()
+        replica.kv_brought = 0
         if replica.kind == "process":  # a new process: whatever ran is gone. Of another's engine that is not known
             for lease in [le for le in replica.leases.values() if le.quarantined]:
                 self.release(lease)

@@ -63,23 +63,26 @@ class Lives:
             task.tokens_out = tokens_out
         if not texts and not results:
             return True
-        if task.state is TaskState.STARTING:
+        if task.first_token is None:
             self._first_output(task, lease, now, wall_ms)
         task.last_output = now
         encode, index = self._hooks.encode_token, task.token_frames
-        room = task.request.max_tokens - index  # a frame holds at least one token, so more frames are more tokens
+        # A frame holds at least one token, so more frames are more tokens.
+        room = task.admitted.request.max_tokens - index
         excess = len(texts) > room
-        next_id = log.next_id
+        event_id = log.next_id
+        frames = []
         for text in texts[:room] if excess else texts:
-            log.append(encode(next_id, text, index))
-            next_id += 1
+            frames.append(encode(event_id, text, index))
+            event_id += 1
             index += 1
         task.token_frames = index
         for payload in results:
-            frame = self._hooks.encode(log.next_id, "result", payload)
-            log.append(frame)
+            frame = self._hooks.encode(event_id, "result", payload)
+            frames.append(frame)
             lease.replica.saw_result(task.request.workload, len(frame))
-        log.wake()
+            event_id += 1
+        log.append(*frames)
         size = log.size
         if size - task.journaled > FLUSH_BYTES:
             self.flush(task)
@@ -216,7 +219,8 @@ class Lives:
         session = self.sessions.get(task.session_id, now)
         keeps = task.request.kv_hint != "cold" and task.request.workload == "completion"
         if session is not None and keeps and "prefix_cache" in lease.replica.features:
-            session.warm, session.kv_tokens = lease, tokens_left(task.usage)
+            session.warm, session.kv_mark = lease, lease.replica.kv_mark
+            session.kv_tokens = tokens_left(task.usage)
 
     def release(self, lease: Lease) -> None:
         """The slot is known to be free."""

@@ -26,6 +26,7 @@ class EventLog:
         "_visible",
         "_watchers",
         "evicted",
+        "next_id",
         "sealed",
         "size",
         "terminal_id",
@@ -36,6 +37,7 @@ class EventLog:
         self._data = bytearray()
         self._ends = array("Q")
         self._visible = 0  # events readers may see
+        self.next_id = 1  # the id the next appended frame must carry
         self.visible_end = 0  # the byte offset readers stop at
         self.size = 0  # bytes of all frames, in memory or not
         self._following = False
@@ -46,38 +48,35 @@ class EventLog:
 
     # -- writing -----------------------------------------------------------------------------------------
     @property
-    def next_id(self) -> int:
-        """The id the next appended frame must carry."""
-        return len(self._ends) + 1
-
-    @property
     def last_id(self) -> int:
         return self.terminal_id if self.terminal_id is not None else len(self._ends)
 
-    def append(self, frame: bytes) -> None:
-        """Add one frame. The caller has checked that the log is not sealed, and wakes readers itself."""
+    def append(self, *frames: bytes) -> None:
+        """Add frames; if the log is open, make them visible and tell every watcher once. The caller has checked that
+        it is not sealed."""
         assert self.sealed is None, "append above the seal"
-        self._add(frame)
-
-    def _add(self, frame: bytes) -> None:
-        self._data += frame
-        self.size += len(frame)
-        self._ends.append(self.size)
+        data, ends, size = self._data, self._ends, self.size
+        for frame in frames:
+            data += frame
+            size += len(frame)
+            ends.append(size)
+        self.size = size
+        events = len(ends)
+        self.next_id = events + 1
+        if self._following:
+            self._visible, self.visible_end = events, size
+            for watcher in self._watchers:
+                watcher()
 
     def open(self) -> None:
         """Let readers see everything appended so far and, until the seal, whatever follows."""
         if self.sealed is None:
             self._following = True
-            self.wake()
+            self._show(len(self._ends))
 
     def show(self, events: int) -> None:
         """Let readers see the first `events` events and no more for now."""
         self._show(max(self._visible, min(events, len(self._ends))))
-
-    def wake(self) -> None:
-        """Make what was appended visible if the log is open; tell every watcher once."""
-        if self._following:
-            self._show(len(self._ends))
 
     def _show(self, events: int) -> None:
         self._visible = events
@@ -88,7 +87,6 @@ class EventLog:
     def seal(self) -> int:
         """Nothing but the terminal event can follow. Idempotent; returns the id of the last event below."""
         if self.sealed is None:
-            self.wake()
             self._following = False
             self.sealed = len(self._ends)
         return self.sealed
@@ -99,7 +97,10 @@ class EventLog:
         assert self.terminal_id is None, "second terminal event"
         self.terminal_id = self.next_id if event_id is None else event_id
         assert self.terminal_id > self.sealed, "terminal id below the seal"
-        self._add(frame)
+        self._data += frame
+        self.size += len(frame)
+        self._ends.append(self.size)
+        self.next_id += 1
 
     def reveal(self) -> None:
         """Readers may see everything, the terminal event included."""

@@ -17,6 +17,7 @@ from orchestratord.domain.request import DEFAULT_PROFILE, TaskRequest, Workload
 from orchestratord.domain.stay import Stay
 from orchestratord.domain.task import Task
 
+KV_BLOCK = 256  # tokens; engines with one cache for all keep whole blocks, of no more than so many
 ReplicaState = Literal["unloaded", "loading", "ready", "retiring", "dead"]
 
 
@@ -61,6 +62,11 @@ class Lease:
     exclusive: bool = False  # nothing else may run on the replica beside it
     quarantined: bool = False
 
+    @property
+    def tokens(self) -> int:
+        """What it may bring into the engine's KV cache, at most."""
+        return self.task.admitted.prompt_bound + self.task.request.max_tokens + KV_BLOCK
+
     def let_go(self, busy: Collection[int]) -> bool:
         """Whether the engine works on it no more, by the slots that are busy.
 
@@ -92,6 +98,8 @@ class Replica:
     exact_alone: bool = False  # equal seeds give equal tokens when one request runs at a time
     exact_warm: bool = False  # also when that reuses a prefix
     kv: KvLayout | None = None  # what tokens take in its KV cache, where that is known
+    kv_tokens: int | None = None  # tokens its cache holds, of whoever came last; None: each slot keeps its last prompt
+    kv_brought: int = 0  # tokens its leases may have brought there in this life, at most
     kv_usage: float | None = None  # share of its KV cache that jobs take; None: it does not say
     devices: tuple[Device, ...] = ()  # that it computes on, as far as they can be seen
     result_bytes: dict[Workload, int] = field(default_factory=dict)  # the longest frame of a result it gave
@@ -100,13 +108,39 @@ class Replica:
     leases: dict[int, Lease] = field(default_factory=dict)
     breaker: Breaker = field(default_factory=Breaker)
     reserved_for: Task | None = None  # a strict task that waits for it to be idle
-    last_lease: dict[int, int] = field(default_factory=dict)  # slot -> id of the last lease on it in this life
+    last_lease: dict[int, int] = field(default_factory=dict)  # slot -> id of the last lease on it; oldest lease first
 
     def pick_slot(self, prefer: int | None) -> int:
         """A free slot: the preferred one, else the one whose prompt is the longest unused."""
         taken = {lease.slot for lease in self.leases.values()}
-        free = [slot for slot in range(self.slots) if slot not in taken]
-        return prefer if prefer in free else min(free, key=lambda slot: self.last_lease.get(slot, 0))
+        if prefer is not None and prefer < self.slots and prefer not in taken:
+            return prefer
+        used = self.last_lease
+        if len(used) < self.slots:
+            for slot in range(self.slots):
+                if (
+                    slot not in used and slot not in taken
+                ):  # what an engine's last life left unproven is only in `taken`
+                    return slot
+        return next(slot for slot in used if slot not in taken)
+
+    def leased(self, slot: int, lease_id: int) -> None:
+        """The slot serves this lease from now on."""
+        self.last_lease.pop(slot, None)  # it goes to the end
+        self.last_lease[slot] = lease_id
+
+    @property
+    def kv_mark(self) -> int:
+        """`kv_brought` without what running leases have yet to bring."""
+        return self.kv_brought - sum(lease.tokens for lease in self.leases.values())
+
+    def holds(self, lease: Lease, mark: int) -> bool:
+        """Whether the prefix this lease left is still there; `mark` is what `kv_mark` was then."""
+        if self.state != "ready" or self.incarnation != lease.incarnation:
+            return False
+        if self.kv_tokens is None:  # nobody had the slot since
+            return self.last_lease.get(lease.slot) == lease.id
+        return self.kv_brought - mark + lease.tokens <= self.kv_tokens  # the longest unused goes first
 
     def saw_result(self, workload: Workload, size: int) -> None:
         """One of its results became a frame of `size` bytes."""

@@ -20,6 +20,7 @@ class Session:
     idle_since: float = 0.0
     account: Account = field(default_factory=lambda: Account(Budget()))
     warm: Lease | None = None  # the lease whose slot its last prefix was left in
+    kv_mark: int = 0  # of the replica at that moment
     kv_tokens: int | None = None  # of that prefix, where the engine counts them
 
     @property
@@ -29,12 +30,8 @@ class Session:
 
     @property
     def kv_warm(self) -> bool:
-        """True only while that slot still holds the prefix: same life of the replica, and nobody had the slot since."""
-        if self.warm is None:
-            return False
-        replica = self.warm.replica
-        untouched = replica.last_lease.get(self.warm.slot) == self.warm.id
-        return replica.state == "ready" and replica.incarnation == self.warm.incarnation and untouched
+        """True only while that replica still holds the prefix."""
+        return self.warm is not None and self.warm.replica.holds(self.warm, self.kv_mark)
 
     @property
     def kv_bytes(self) -> int | None:

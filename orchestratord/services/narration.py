@@ -10,6 +10,7 @@ from orchestratord.domain.pool import Lease, Pool
 from orchestratord.domain.request import Caller, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Telemetry
+from orchestratord.services.tracing import Tracing
 
 _UNPLACED = {"INVALID_PARAMS": "infeasible", "POOL_UNREADY": "unready"}
 
@@ -46,8 +47,9 @@ def log_fields(task: Task) -> dict[str, Any]:
 class Narrator:
     """Turns what happened into telemetry. It decides nothing."""
 
-    def __init__(self, telemetry: Telemetry, pools: dict[str, Pool]) -> None:
+    def __init__(self, telemetry: Telemetry, pools: dict[str, Pool], tracing: Tracing | None = None) -> None:
         self._t = telemetry
+        self._tracing = tracing
         self._pools = pools
 
     def _labels(self, task: Task) -> dict[str, str]:
@@ -63,6 +65,8 @@ class Narrator:
         return pool.engine_version if pool else "unknown"
 
     def admitted(self, task: Task) -> None:
+        if self._tracing is not None:
+            self._tracing.admitted(task)
         d = task.admitted.decision
         self._t.count("tasks_enqueued_total", **self._labels(task), priority=task.request.priority)
         if task.recovered:  # counted by this process now; decided and told by the one before
@@ -116,6 +120,8 @@ class Narrator:
         )
 
     def started(self, lease: Lease) -> None:
+        if self._tracing is not None:
+            self._tracing.started(lease)
         task = lease.task
         self._t.count("tasks_started_total", **self._labels(task), priority=task.request.priority)
         waited = int((task.started - task.created) * 1000) if task.started is not None else 0
@@ -126,6 +132,8 @@ class Narrator:
         )
 
     def ended(self, task: Task, phase: str, reason: CancelReason | None) -> None:
+        if self._tracing is not None:
+            self._tracing.ended(task)
         outcome = {TaskState.ENDED: "end", TaskState.CANCELED: "canceled"}.get(task.state, "error")
         code = task.failure.code if task.failure else "none"
         if phase != "recovered":  # its start was counted by the process that is gone

@@ -349,4 +349,5 @@ def _facts(props: EngineProps) -> dict[str, Any]:
         "exact_alone": props.exact_alone,
         "exact_warm": props.exact_warm,
         "kv": props.kv,
+        "kv_tokens": props.kv_tokens,
     }

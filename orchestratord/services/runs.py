@@ -16,6 +16,7 @@ from orchestratord.domain.request import Sampling, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Chunk, Clock, Engine, EngineError, Job, JobEnd, Telemetry
 from orchestratord.services.late import prepared
+from orchestratord.services.tracing import Tracing
 
 ATTEMPTS = 3  # leases a task may have as long as no output of it was seen
 RETRY_S, RETRY_MAX_S = 0.25, 4.0  # pause before the second attempt, at most; doubles; full jitter
@@ -44,6 +45,7 @@ class Runs:
         suspect: Callable[[Lease, str], None],
         profiles: dict[str, Sampling],
         jitter: Callable[[float], float],
+        tracing: Tracing | None = None,
     ) -> None:
         self._clock = clock
         self._telemetry = telemetry
@@ -51,6 +53,7 @@ class Runs:
         self._suspect = suspect
         self._profiles = profiles
         self._jitter = jitter
+        self._tracing = tracing
         self._given_up = False
         self._proving: Counter[Replica] = Counter()
 
@@ -135,16 +138,23 @@ class Runs:
             )
 
     async def _stream(self, engine: Engine, lease: Lease) -> dict[str, Any]:
-        output, now, wall_ms = self._core.output, self._clock.now, self._clock.wall_ms
+        output, now = self._core.output, self._clock.now
         end: JobEnd | None = None
         request = await prepared(engine, lease)
+        epoch_s = (
+            self._clock.wall_ms() / 1000 - now()
+        )  # when the monotonic clock was zero; looked up once, not per token
 
         def deliver(chunk: Chunk) -> bool:
             nonlocal end
-            end = chunk.end
-            return output(lease, chunk.texts, chunk.results, chunk.tokens_out, now(), wall_ms())
+            end, moment = chunk.end, now()
+            return output(lease, chunk.texts, chunk.results, chunk.tokens_out, moment, round((epoch_s + moment) * 1000))
 
-        await engine.run(self._job(lease, request), deliver)
+        job = self._job(lease, request)
+        if self._tracing is None:
+            await engine.run(job, deliver)
+        else:
+            await self._tracing.call(lease, job, engine.run, deliver, lambda: end)
         if lease.task.terminal:
             return {}
         if end is None:

@@ -51,7 +51,8 @@ class Cursor:
         self._offset = task.log.offset_after(after)
         self._live = not task.terminal  # a replay of a finished log brings no metrics frames
         self._first_token_seen = False
-        self._flows = not self._live  # what the log brings next can be handed on as it is
+        self._plain = not self._live  # what the log brings next can be handed on as it is
+        self.flowing = False  # what `take` gave was nothing but tokens, and all of them: nearly always so
         self._asides = True  # something besides the log is to be written
         self._greeting = True
         self._metrics_due = self._keep_alive_due = False
@@ -77,8 +78,9 @@ class Cursor:
         """Everything that can be written now, at most about WRITE_BYTES of it."""
         log, start = self._log, self._offset
         size = log.visible_end - start
-        if self._flows and 0 < size <= WRITE_BYTES and not self._asides and log.terminal_id is None:
-            self._offset = log.visible_end  # nothing but tokens: nearly always
+        self.flowing = self._plain and 0 < size <= WRITE_BYTES and not self._asides and log.terminal_id is None
+        if self.flowing:
+            self._offset = log.visible_end
             return log.read(start)
         data = self._read() if size else b""
         if self._asides:
@@ -86,11 +88,6 @@ class Cursor:
         if data:
             self.written_at = self._streams.clock.now()
         return data
-
-    @property
-    def behind(self) -> bool:
-        """`take` has more to give."""
-        return self._log.visible_end != self._offset or self._asides
 
     @property
     def over(self) -> bool:
@@ -107,7 +104,7 @@ class Cursor:
         cuts = []
         if self.task.token_frames and not self._first_token_seen:
             first = log.offset_after(2)
-            self._first_token_seen = self._flows = first <= end
+            self._first_token_seen = self._plain = first <= end
             if start < first <= end:
                 cuts.append(first - start)
         if log.finished and self.task.failure is None and start <= (last := log.offset_after(log.sealed or 0)) < end:

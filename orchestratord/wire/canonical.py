@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 from collections.abc import Iterable
+from itertools import chain
 from typing import Any
 
 import orjson
@@ -13,7 +14,7 @@ import rfc8785
 from orchestratord.ports import Artifact
 
 LARGE = 16 * 1024
-_PLAIN = frozenset({str, int, bool, type(None)})
+_KINDS = frozenset({str, int, bool, type(None), dict, list, tuple})
 _OPTIONS = (
     orjson.OPT_SORT_KEYS
     | orjson.OPT_STRICT_INTEGER
@@ -54,19 +55,18 @@ def canonical_fast(value: Any) -> bytes | None:
 
 
 def _plain(value: Any) -> bool:
-    todo = [value]
-    while todo:
-        item = todo.pop()
-        kind = type(item)
-        if kind is dict:
-            if not "".join(item).isascii():
-                return False
-            if not _PLAIN.issuperset(map(type, item.values())):  # most dicts of a transcript hold nothing else
-                todo.extend(item.values())
-        elif kind is list or kind is tuple:
-            todo.extend(item)
-        elif kind not in _PLAIN:
+    """Whether it holds nothing but what `_KINDS` names, under ASCII keys. Level by level: a transcript has thousands
+    of small dicts, and going through a whole level costs a few calls."""
+    level = [value]
+    while level:
+        kinds = set(map(type, level))
+        if not kinds <= _KINDS:
             return False
+        dicts = [item for item in level if type(item) is dict] if dict in kinds else []
+        lists = [item for item in level if type(item) in (list, tuple)] if kinds & {list, tuple} else []
+        if not "".join(chain.from_iterable(dicts)).isascii():
+            return False
+        level = [*chain.from_iterable(map(dict.values, dicts)), *chain.from_iterable(lists)]
     return True
 
 

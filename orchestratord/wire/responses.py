@@ -47,7 +47,7 @@ class Source(Protocol):
     def take(self) -> bytes: ...
 
     @property
-    def behind(self) -> bool: ...
+    def flowing(self) -> bool: ...
 
     @property
     def over(self) -> bool: ...
@@ -90,11 +90,12 @@ WIRE = "orchestratord.wire"
 class _Pipe:
     """From one source into one connection. `done` tells whether the client got everything there was."""
 
-    __slots__ = ("_source", "_wire", "done")  # there is one for each open stream
+    __slots__ = ("_full", "_source", "_wire", "done")  # there is one for each open stream
 
     def __init__(self, wire: Wire, source: Source) -> None:
         self._wire = wire
         self._source = source
+        self._full = wire.full
         self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
 
     def begin(self) -> None:
@@ -103,21 +104,22 @@ class _Pipe:
         self._push()
 
     def _push(self) -> None:
-        wire, source = self._wire, self._source
-        full = wire.full
-        while not full and not self.done.done():
+        source, done = self._source, self.done
+        while not self._full and not done.done():
             data = source.take()
             if data:
-                full = wire.write(data)
-            if source.behind:
-                continue
-            if source.over:
+                self._full = self._wire.write(data)
+                if source.flowing:
+                    break
+            elif source.over:
                 self._finish(whole=True)
-            break
-        if full:
+            else:
+                break
+        if self._full:
             source.blocked()
 
     def _drained(self) -> None:
+        self._full = False
         self._source.unblocked()
         self._push()
 

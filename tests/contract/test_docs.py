@@ -38,6 +38,7 @@ SECTIONS: dict[type[config.Section], str] = {
     config.FetchSettings: "fetch",
     config.BucketSettings: "s3",
     config.TrustSettings: "trust",
+    config.TracingSettings: "tracing",
     config.PoolSettings: "pools",
     config.QueueSettings: "queue",
     config.PriorSettings: "prior",

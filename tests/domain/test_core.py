@@ -167,6 +167,8 @@ def test_nothing_is_appended_above_the_seal_of_a_cancel() -> None:
     assert world.aborted == [lease]
     assert world.visible(task)[-1][:2] == (4, "end")
     assert world.visible(task)[-1][2]["finish_reason"] == "canceled"
+    world.core.flush(task)
+    assert isinstance(world.facts[-1], Finished), "the end of a task is the last the journal hears of it"
     waiting = world.admit()
     assert world.dispatch() == []
     world.finish(lease)
@@ -514,6 +516,38 @@ def test_a_session_knows_what_its_prefix_takes() -> None:
     assert session.kv_bytes is None  # somebody else has its slot
 
 
+def test_an_engine_with_one_cache_for_all_keeps_whoever_came_last() -> None:
+    """ORCH-3023: warm on any slot, until what came since, as far as it may have grown, leaves no room beside it."""
+    world = World(slots=2, capacity=8)
+    (replica,) = world.core.pools["home"].replicas.values()
+    each = 3 + 16 + 256  # bound of the prompt, max_tokens, a block begun
+    replica.kv_tokens = 4 * each
+    world.admit()  # runs on, from before to after
+    (runs,) = world.dispatch()
+    world.admit(session_id="s")
+    (lease,) = world.dispatch()
+    world.finish(lease, finish_reason="stop", usage=Usage(3, 5))
+    session = world.core.session("s", world.now)
+    assert session.kv_warm
+    for left in (True, True, False):
+        world.admit()
+        (other,) = world.dispatch()
+        assert other.slot == lease.slot  # which says nothing here
+        assert session.kv_warm == left, "beside what ran all the time"
+        world.finish(other, finish_reason="stop", usage=Usage(3, 5))
+    world.finish(runs, finish_reason="stop", usage=Usage(3, 5))
+    assert not session.kv_warm
+    again = world.admit(session_id="s")
+    (lease,) = world.dispatch()
+    assert not again.kv_warm
+    world.finish(lease, finish_reason="stop", usage=Usage(3, 5))
+    world.admit()
+    world.dispatch()
+    again = world.admit(session_id="s")
+    world.dispatch()
+    assert again.kv_warm
+
+
 def test_a_restart_takes_the_bytes_along() -> None:
     """ORCH-3023."""
     world = World(slots=1)
@@ -602,3 +636,25 @@ def test_a_task_that_nothing_in_service_could_take_holds_up_nobody() -> None:
     assert (lease.task, embedding.state) == (completion, "queued")
     other.state = "ready"
     assert [lease.task for lease in world.dispatch()] == [embedding]
+
+
+def test_slots_are_taken_in_the_order_of_their_last_use() -> None:
+    """The prompt that was used last is the last to be overwritten; what a slot still holds of its engine's last life
+    keeps it."""
+    world = World(slots=3, capacity=10)
+    replica = world.core.pools["home"].replicas["r0"]
+
+    def lease() -> Lease:
+        world.admit()
+        (leased,) = world.dispatch()
+        return leased
+
+    first, second = lease(), lease()
+    world.finish(second)
+    world.finish(first)
+    assert [lease().slot for _ in range(3)] == [2, 0, 1], "an unused one, then by age of the lease"
+    for leased in list(replica.leases.values()):
+        world.finish(leased, finish_reason="stop", slot_free=leased.slot == 2)
+    world.ready(3)
+    assert (replica.last_lease, {leased.slot for leased in replica.leases.values()}) == ({}, {0, 1})
+    assert lease().slot == 2

@@ -135,6 +135,17 @@ def test_of_a_replica_that_is_down_nothing_is_expected(on_demand: bool) -> None:
     assert pool.slots_when_loaded == (4 if on_demand else 0)
 
 
+@pytest.mark.parametrize("slots", [1, 2, 3])
+def test_a_pool_is_empty_when_its_slots_have_shared_all_that_waits(slots: int) -> None:
+    """OD-2: how long a model that is waited for will still be busy."""
+    world = World(slots=slots, capacity=10)
+    pool = world.core.pools["home"]
+    assert forecast.empties_ms(pool) == 0
+    tasks = [world.admit() for _ in range(6)]
+    whole = sum(pool.service.estimate_ms(task.request) for task in tasks)
+    assert forecast.empties_ms(pool) == pytest.approx(whole / slots)
+
+
 def test_the_prior_holds_until_the_first_observation_and_not_longer() -> None:
     """SPEC 2: estimates come from observed service times; before any, a documented prior."""
     model, request = ServiceModel(Prior(100, 20, 0.5)), World().request(max_tokens=100)
@@ -245,6 +256,12 @@ def test_a_task_that_waits_behind_more_has_less_chance_and_time_takes_it_away() 
     assert forecast.on_time_probability(pool, first, world.now) < before
     (lease,) = world.dispatch()
     assert forecast.on_time_probability(pool, first, world.now) > 0
+    begun, needed, spread = world.now, pool.service.estimate_ms(first.request), pool.service.spread(first.request)
+    for tick in range(1, 10):
+        world.now = begun + tick / 20
+        left = (first.deadline - world.now) * 1000
+        so_far = eta.on_time_probability(left, needed, spread, tick * 50)
+        assert forecast.on_time_probability(pool, first, world.now) == so_far, f"it has run for {tick * 50} ms"
     world.finish(lease)
     assert forecast.on_time_probability(pool, first, world.now) == 1
 

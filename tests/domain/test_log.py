@@ -15,7 +15,6 @@ def _log(texts: list[str]) -> EventLog:
     log.open()
     for index, text in enumerate(texts):
         log.append(sse.encode_token(log.next_id, text, index))
-    log.wake()
     return log
 
 
@@ -64,14 +63,27 @@ def test_a_terminal_id_that_skips_ahead_still_resumes() -> None:
     assert log.read(log.offset_after(100)) == b""
 
 
+def test_the_last_event_that_is_told_is_one_a_reader_may_see() -> None:
+    """ORCH-2002: `last_event_id` never runs ahead of what is durable, and counts what a crash has skipped."""
+    log = _log(["a", "b"])
+    assert log.visible_id == log.last_id == 3
+    log.seal()
+    log.close(sse.encode(100, "error", {}), 100)
+    assert log.visible_id == 3
+    log.reveal()
+    assert log.visible_id == 100
+
+
+def test_an_empty_log_has_no_bytes() -> None:
+    assert EventLog().size == 0
+
+
 def test_readers_are_woken_once_per_batch() -> None:
     log = _log([])
     wakes = []
     log.watch(lambda: wakes.append(1))
-    for index in range(10):
-        log.append(sse.encode_token(log.next_id, "x", index))
-    log.wake()
-    assert len(wakes) == 1
+    log.append(*(sse.encode_token(log.next_id + index, "x", index) for index in range(10)))
+    assert (len(wakes), log.visible_id) == (1, 11)
 
 
 def test_an_evicted_log_keeps_its_places_and_comes_back_byte_for_byte() -> None:

@@ -306,6 +306,17 @@ async def a_prompt_is_sent_as_it_is(fake: FakeServer, engine: Engine) -> None:
     assert not {"temperature", "top_p", "top_k", "min_p", "stop", "stop_words"} & sent.keys()
 
 
+async def a_trace_goes_along(fake: FakeServer, engine: Engine) -> None:
+    """The header fields of a job's trace are on its request, and on no other; without one there are none (OD-23)."""
+    trace = {"traceparent": f"00-{'a' * 32}-{'b' * 16}-01", "tracestate": "vendor=1"}
+    assert (await collect(engine, job(trace=trace))).end is not None
+    assert (await collect(engine, job())).end is not None
+    await engine.ready()
+    await engine.tokenize("x")
+    found = [(path, headers.get("traceparent"), headers.get("tracestate")) for _, path, headers, _ in fake.requests]
+    assert [given for given in found if given[1:] != (None, None)] == [(fake.wire.stream_path, *trace.values())]
+
+
 async def it_reconnects(fake: FakeServer, engine: Engine) -> None:
     """After each way to lose a connection the next request makes a new one."""
     for ending in ("cut", "reset"):
@@ -327,5 +338,6 @@ CLAIMS: tuple[Claim, ...] = (
     our_key_and_our_paths_are_not_the_requests_fault,
     the_key_goes_to_the_engine_and_nowhere_else,
     a_prompt_is_sent_as_it_is,
+    a_trace_goes_along,
     it_reconnects,
 )

@@ -170,6 +170,8 @@ def test_types_and_options(models: dict[str, Path]) -> None:
     assert of("-ctv", "q9_9") is None
     assert of("--override-kv", "gemma3.attention.sliding_window=int:9") is None
     assert of(LLAMA_ARG_CACHE_TYPE_K="q4_0") is None
+    assert of(LLAMA_ARG_SWA_FULL="1") is None
+    assert of(LLAMA_ARG_THREADS="2") == plain
 
 
 # -- against the server --------------------------------------------------------------------------------------

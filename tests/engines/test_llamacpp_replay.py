@@ -430,7 +430,8 @@ def embedding(*numbers: str) -> bytes:
 
 
 async def pooled(workload: Workload, *answers: bytes | None) -> tuple[Collected, RawServer]:
-    asked = Job(workload, 1, 7, prompt="q" if workload == "rerank" else "", inputs=("a", "b"))
+    query = "q" if workload == "rerank" else ""
+    asked = Job(workload, 1, 7, prompt=query, inputs=("a", "b"), trace={"traceparent": "00-a-b-01"})
     kind = OFF if workload == "embedding" else NO_QUERY
     async with served(recorded("props"), TOO_LONG, kind, NO_LOGITS, *answers) as (engine, raw):
         return await collect(engine, asked), raw
@@ -449,6 +450,8 @@ def test_embeddings_come_one_by_one() -> None:
         assert [len(chunk.results) for chunk in collected.chunks] == [1, 1]
         assert collected.end == JobEnd("stop", 6, 0)
         assert [b'"input":["a"]' in raw.requests[-2], b'"input":["b"]' in raw.requests[-1]] == [True, True]
+        traced = [b"traceparent: 00-a-b-01" in request for request in raw.requests]
+        assert traced == [False] * (len(traced) - 2) + [True, True]
 
     run(body())
 

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import socket
+import sys
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 
@@ -11,6 +13,7 @@ import pytest
 
 from orchestratord.infra.engines.transport import MIB, Transport
 from orchestratord.ports import EngineError
+from tests.engines.faults import HastyClock
 from tests.engines.support import CLOCK, RawServer, raw_server, response, run, turn
 
 KEY = "sesame-open-up"
@@ -109,6 +112,29 @@ def test_nothing_listens() -> None:
         assert error.kind == "lost"
         assert "127.0.0.1" in error.message
         assert KEY not in f"{error!r}{transport!r}"
+
+    run(body())
+
+
+@pytest.mark.skipif(not sys.platform.startswith("linux"), reason="needs a backlog that is full to drop what comes")
+def test_nobody_answers_a_connect() -> None:
+    """A host that drops what it is sent costs the time limit of a connect, and is a timeout, not a loss."""
+
+    async def body() -> None:
+        with socket.socket() as deaf, contextlib.ExitStack() as others:
+            deaf.bind(("127.0.0.1", 0))
+            deaf.listen(0)
+            for _ in range(4):  # nobody accepts: the first fill its backlog
+                other = others.enter_context(socket.socket())
+                other.setblocking(False)
+                with contextlib.suppress(BlockingIOError):
+                    other.connect(deaf.getsockname())
+            transport = Transport(f"http://127.0.0.1:{deaf.getsockname()[1]}", clock=HastyClock())
+            with pytest.raises(EngineError, match="no answer in time") as caught:
+                async with transport.post("/x", b"{}"):
+                    pass
+            assert caught.value.kind == "timeout"
+            await transport.close()
 
     run(body())
 

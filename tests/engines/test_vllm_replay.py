@@ -194,10 +194,12 @@ def test_props() -> None:
         assert (props.engine_version, props.model_id, props.ctx, props.slots) == ("0.32.0", "tiny-llama", 2048, 32)
         assert (props.workloads, props.chat_template, props.exact_alone) == ({"completion"}, True, True)
         assert set(props.features) == {*Sampling.__slots__, "prefix_cache"}
+        assert props.kv_tokens == 512 * 128
         assert (await described(*replies, slots=3)).slots == 3
         plain = (*replies[:5], response(b"", content_type="text/plain"), recorded("bad_json"))
         props = await described(*plain)
         assert (props.slots, props.chat_template, "prefix_cache" in props.features) == (1, False, False)
+        assert props.kv_tokens is None
 
     run(body())
 
@@ -268,7 +270,10 @@ def test_embeddings_and_ranks() -> None:
         replies = (recorded("models"), no, yes, yes, recorded("embeddings"), recorded("embeddings"))
         async with raw_server(*replies) as raw:
             engine = Vllm(raw.url, clock=CLOCK)
-            collected = await collect(engine, Job("embedding", 1, 0, inputs=("ba fi", "ba fi")))
+            collected = await collect(
+                engine, Job("embedding", 1, 0, inputs=("ba fi", "ba fi"), trace={"traceparent": "t"})
+            )
+            assert [b"traceparent: t" in request for request in raw.requests] == [False] * 4 + [True] * 2
             assert [(r["index"], r["tokens_in"], len(r["embedding"])) for r in collected.results] == [
                 (0, 4, 128),
                 (1, 4, 128),

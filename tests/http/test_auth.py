@@ -18,7 +18,7 @@ from orchestratord.config import ConfigError, Settings
 from orchestratord.testing.live import LiveApp, mock_settings
 from orchestratord.testing.session import VerifyingSession
 from tests.http.support import RawConnection, envelope_of, submit, task
-from tests.http.test_routes import concrete
+from tests.http.test_routes import METHODS, PATHS, STRANGERS, concrete, variations
 
 TOKEN = "correct-horse-battery-staple"
 ROOT = Path(__file__).resolve().parents[2]
@@ -77,6 +77,22 @@ def test_401_comes_before_404_and_405(anonymous: VerifyingSession, method: str, 
     """Without the token nobody learns what there is."""
     assert anonymous.request(method, path).status_code == 401
     assert anonymous.request(method, "/v1/tasks").status_code == 401
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("authorization", ["", "Authorization: Bearer wrong\r\n"], ids=["no token", "a wrong token"])
+def test_nothing_at_all_is_open(closed: LiveApp, method: str, authorization: str) -> None:
+    """H1: documented paths, spellings near them, and strangers, by every method: closed unless somebody opened it."""
+    for target in sorted({*map(concrete, PATHS), *variations()[::7], *STRANGERS}):
+        with RawConnection(closed.url) as connection:
+            head = f"{method} {target} HTTP/1.1\r\nHost: {connection.host}\r\n{authorization}\r\n"
+            connection.send(head.encode("latin-1"))
+            status, headers = connection.head()
+        if status == 400:  # not even a request: the parser refused it
+            assert method == "FOO" or not target.isascii() or set(target) & set("%\\ "), (method, target)
+            continue
+        assert status == 401, (method, target, status)
+        assert dict(headers)["www-authenticate"].startswith("Bearer")
 
 
 @pytest.mark.parametrize("given", BAD_TOKENS.values(), ids=BAD_TOKENS)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import argparse
 import re
+import resource
+import signal
 import sys
 import time
 from collections.abc import Iterator
@@ -24,7 +26,7 @@ from threading import local
 
 import yaml
 
-from tests.mutants.field import ROOT, Field
+from tests.mutants.field import ROOT, Field, end_all
 from tests.mutants.operators import Drawn, draw
 from tests.mutants.reach import Reach, reach
 
@@ -150,6 +152,8 @@ def main() -> int:
     parser.add_argument("--workers", type=int, default=2)
     parser.add_argument("--list", action="store_true", help="show the faults that are drawn, and plant none")
     arguments = parser.parse_args()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, end_all)
     begun = time.monotonic()
     count = arguments.drawn if arguments.drawn is not None else 0 if arguments.patches else DRAWN
     mutants = [mutant for folder in arguments.patches or [PATCHES] for mutant in written(folder)]
@@ -161,13 +165,15 @@ def main() -> int:
     if not mutants:
         parser.error("there is no such fault")
     known = reach()
-    print(f"{len(known.seconds)} tests, {len(known.red)} red without a fault, {time.monotonic() - begun:.0f} s")
+    seconds = time.monotonic() - begun
+    print(f"{len(known.seconds)} tests, {len(known.red)} red without a fault, {seconds:.0f} s", flush=True)
     verdicts = _run(mutants, arguments.workers, known, named=arguments.named)
     survivors = [verdict.mutant.name for verdict in verdicts if verdict.outcome == "survived"]
     killed = sum(verdict.outcome == "killed" for verdict in verdicts)
     invalid = sum(verdict.outcome == "invalid" for verdict in verdicts)
     print(f"{len(verdicts)} mutants, {killed} killed, {len(survivors)} survived, {invalid} invalid", end=", ")
-    print(f"{time.monotonic() - begun:.0f} s")
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    print(f"{time.monotonic() - begun:.0f} s, {used.ru_utime + used.ru_stime:.0f} s of CPU")
     return 1 if survivors or invalid else 0
 
 

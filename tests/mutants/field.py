@@ -25,6 +25,16 @@ PYTEST = ("-m", "pytest", "-q", "--tb=no", "--assert=plain", "-m", "not llamacpp
 PYTEST += ("-p", "tests.mutants.watch")
 
 
+RUNNING: set[int] = set()  # process groups of tests
+
+
+def end_all(*_: object) -> None:
+    """Whoever ends us ends the tests as well. Handles SIGTERM and SIGINT."""
+    for group in RUNNING:
+        os.killpg(group, 9)
+    os._exit(1)
+
+
 @dataclass
 class Notes:
     """What a run of pytest noted: the seconds of each test, those that failed, what could not be judged."""
@@ -79,12 +89,15 @@ class Field:
             text=True,
             start_new_session=True,
         )
+        RUNNING.add(process.pid)
         try:
             output, _ = process.communicate(timeout=limit_s)
         except subprocess.TimeoutExpired:
             os.killpg(process.pid, 9)
             process.communicate()
             return Notes(out_of_time=True)
+        finally:
+            RUNNING.discard(process.pid)
         if not told.exists():
             return Notes(broken=[f"pytest ended with {process.returncode}: {output[-300:]}"])
         noted: dict[str, Any] = json.loads(told.read_text("utf-8"))

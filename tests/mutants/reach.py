@@ -55,7 +55,10 @@ class Reach:
         if not path.endswith(".py"):
             return [test for test in self.seconds if test.startswith(OF_CONTRACTS)]
         of_file = self.lines.get(path, {})
-        found = {test for line in lines for test in of_file.get(line, ()) if test not in self.red}
+        begun = {
+            max((above for above in of_file if above <= line), default=0) for line in lines
+        }  # the statement's line
+        found = {test for line in begun for test in of_file.get(line, ()) if test not in self.red}
         cost: dict[str, float] = defaultdict(float)
         for test in found:
             cost[test.partition("::")[0]] += self.seconds.get(test, 0.0)

@@ -6,7 +6,6 @@ import asyncio
 import os
 import random
 import signal
-import sqlite3
 import subprocess
 import sys
 import tempfile
@@ -24,6 +23,7 @@ from orchestratord.domain.trust import Findings, Signature, TrustPolicy
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import JournalUnavailable
 from tests.ports.journal_samples import admitted, archive, finished, within
+from tests.ports.old_stores import take_back
 from tests.ports.test_journal import Make, makers, write
 
 CHILD = Path(__file__).parent / "journal_child.py"
@@ -162,10 +162,7 @@ def test_a_store_of_the_second_schema_is_brought_up_to_date(tmp_path: Path) -> N
         await first.open()
         await within(first.append(admitted(1)))
         await first.close()
-        with sqlite3.connect(path) as connection:
-            connection.execute("DROP TABLE catalog")
-            connection.execute("PRAGMA user_version = 2")
-        connection.close()
+        take_back(path, 2)
         second = SqliteJournal(path, archive)
         assert (len(await second.open()), second.catalog()) == (1, [])
         await within(second.append(CatalogChanged(FULL)))

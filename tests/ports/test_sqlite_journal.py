@@ -21,6 +21,7 @@ from orchestratord.infra.journal import codec, database, sqlite
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import JournalUnavailable
 from tests.ports.journal_samples import GUARD_S, admitted, archive, chat, eventually, finished, started, within
+from tests.ports.old_stores import take_back
 
 HERE = Path(__file__).parent
 
@@ -308,10 +309,7 @@ def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> No
         await first.open()
         await within(first.append(admitted(1)))
         await first.close()
-        with sqlite3.connect(tmp_path / "j.db") as connection:
-            connection.execute("DROP TABLE pools")
-            connection.execute("PRAGMA user_version = 1")
-        connection.close()
+        take_back(tmp_path / "j.db", 1)
         second = SqliteJournal(tmp_path / "j.db", archive)
         assert (len(await second.open()), second.changed_pools()) == (1, [])
         await second.close()

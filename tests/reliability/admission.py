@@ -53,7 +53,7 @@ def overshoot(size: int) -> Seen:
     return Seen(500 * size, f"overshoot 0; {refused:,} refused, each with Retry-After")
 
 
-@row("A2", "full queue, one waiting task canceled, two newcomers", "exactly one fits, each time", 200, 10_000)
+@row("A2", "full queue, one waiting task canceled, two newcomers", "exactly one fits, each time", 200, 2_000)
 def one_seat(size: int) -> Seen:
     with LiveApp(mock_settings(pools=[mock_pool(slots=SLOTS, capacity=CAPACITY)])) as app, app.session() as session:
         waiting = _full(app, session)

@@ -230,6 +230,7 @@ fault(
     "SIGTERM with 20 streams and work that waits",
     "exit <= grace + 1 s, ends told",
 )
+fault("I9", "I6 a second SIGTERM", "a second SIGTERM within a grace of 60 s", "exit at once")
 fault("I8", "I8 a storm of signals", "200 SIGTERM and SIGINT", "one orderly exit")
 tests(
     "I7",

@@ -145,6 +145,16 @@ def locked(size: int) -> Seen:
     )
 
 
+@row("E9", "a byte flipped, bytes overwritten, the end cut off, in the journal", "wrong bytes served 0", 30, 1_000)
+def damaged(size: int) -> Seen:
+    from tests.ports.damage import trials
+
+    with TemporaryDirectory() as folder:
+        found = trials(Path(folder), size)
+    assert found["WRONG"] == 0, found
+    return Seen(size, f"{found['refused']:,} refused at the start, {found['unharmed']:,} read as written, 0 wrong")
+
+
 tests(
     "E10",
     "kill between temporary file, flush, rename and directory flush",
@@ -166,5 +176,8 @@ tests(
     "brought up to date, or refused",
     "ports/test_sqlite_journal.py::test_a_store_of_the_first_schema_is_brought_up_to_date",
     "ports/test_sqlite_journal.py::test_a_store_that_cannot_be_used_says_why",
+    "ports/test_journal_damage.py::test_a_store_without_seals_is_sealed_and_keeps_everything",
 )
+fault("E14", "E read-only disk at start", "a read-only disk at the start", "exit 69 with file and reason")
+fault("E15", "E artifacts on a full disk", "no room for artifacts, then room", "503, nothing partial; stored after")
 not_here("E13", "clients' artifacts are never collected; transcripts go by age and size only")

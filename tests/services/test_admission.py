@@ -464,6 +464,29 @@ def test_a_broken_journal_refuses_before_it_decides(app: LiveApp, session: Verif
     assert session.get("/v1/pools").status_code == 200
 
 
+def test_a_repeat_does_not_wait_for_the_end_of_its_task(app: LiveApp, session: VerifyingSession) -> None:
+    """ORCH-2007: it is answered as the first one was; what the journal has still to write is not its matter."""
+    app.call(app.engine().hold)
+    body = task()
+    assert session.post("/v1/tasks", json=body).status_code == 202
+    app.settle()
+    journal = app.daemon.journal
+    assert isinstance(journal, MemoryJournal)
+    flush, closing = journal._flush, app.daemon.core.closing
+    journal._flush = lambda: None  # type: ignore[method-assign]
+    with ThreadPoolExecutor() as pool, app.session() as other, app.session() as third:
+        cancel = pool.submit(other.post, f"/v1/tasks/{body['task_id']}/cancel")
+        wait_for(lambda: body["task_id"] in closing, "the cancel waits for the journal")
+        repeat = pool.submit(third.post, "/v1/tasks", json=body)
+        try:
+            assert repeat.result(5).headers["X-Idempotent-Replay"] == "true"
+            assert not cancel.done()
+        finally:
+            journal._flush = flush  # type: ignore[method-assign]
+            app.call(flush)
+        assert cancel.result(5).status_code == 204
+
+
 def test_a_cancel_that_cannot_be_journaled_seals_all_the_same(app: LiveApp, session: VerifyingSession) -> None:
     """503, and yet nothing more comes."""
     app.call(app.engine().hold)

@@ -96,6 +96,22 @@ def test_one_bad_replica_is_enough_to_stay_with_the_old_model() -> None:
         assert good.busy_slots == 0
 
 
+def test_a_replica_that_was_good_before_the_other_failed_is_let_go_of_too() -> None:
+    """ORCH-3038: a failed reload leaves nothing of the new model."""
+    with reloading(replicas=2) as (app, session):
+        good, bad = next_engine(app, "r0"), next_engine(app, "r1")
+        bad.token_ms = 1000
+        bad.play(MockScript(jobs=math.inf, error_after=1))
+        assert reload(app, session)["operation"]["state"] == "probing"
+        assert engines_and_shadows(app)[0] > 2
+        app.advance(5)
+        found = health(session)
+        assert found["operation"]["state"] == "rolled_back"
+        assert [r["ready"] for r in found["replicas"]] == [True, True]
+        assert engines_and_shadows(app) == (2, 0)
+        assert good.busy_slots == 0
+
+
 def slow_commit(app: LiveApp) -> Callable[[BaseException | None], None]:
     """From now on the fact of a swap is durable, or fails, when what this returns is called."""
     whole, waiting = app.daemon.core.commit, asyncio.Event()

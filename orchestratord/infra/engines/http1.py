@@ -30,7 +30,12 @@ class Reply:
     """
 
     def __init__(
-        self, connection: Connection, loop: asyncio.AbstractEventLoop, where: str, secrets: tuple[bytes, ...]
+        self,
+        connection: Connection,
+        loop: asyncio.AbstractEventLoop,
+        where: str,
+        secrets: tuple[bytes, ...],
+        parts: list[bytes],
     ) -> None:
         self.status = 0
         self.headers: dict[str, str] = {}
@@ -40,8 +45,7 @@ class Reply:
         self._loop = loop
         self._where = where
         self._secrets = secrets
-        self._parts: list[bytes] = []
-        self._waiting = 0  # bytes in `_parts` that nobody reads yet
+        self._parts = parts  # of the body, not handed on yet
         self._error: EngineError | None = None
         self._sink: Sink | None = None
         self._head: asyncio.Future[None] = loop.create_future()
@@ -58,7 +62,7 @@ class Reply:
         self._sink = sink
         self._over = self._loop.create_future()
         self._connection.resume()
-        self._forward()
+        self.forward()
         try:
             await self._over
         finally:
@@ -84,21 +88,12 @@ class Reply:
         if not self._head.done():
             self._head.set_result(None)
 
-    def took(self, data: bytes) -> None:
-        self._parts.append(data)
-
     def forward(self) -> None:
-        """A read has been parsed."""
-        if self._sink is not None:
-            self._forward()
-        elif self._parts:
-            self._waiting = sum(map(len, self._parts))
-            if self._waiting > AHEAD_BYTES:
-                self._connection.pause()
-
-    def _forward(self) -> None:
+        """A read has been parsed: hand on what it brought."""
         sink, parts = self._sink, self._parts
         if sink is None:
+            if parts and sum(map(len, parts)) > AHEAD_BYTES:
+                self._connection.pause()
             return
         if parts:
             data = parts[0] if len(parts) == 1 else b"".join(parts)
@@ -131,7 +126,7 @@ class Reply:
         if not self._head.done():
             self._head.set_exception(error)
             self._head.exception()  # whoever asked may be gone
-        self._forward()
+        self.forward()
 
 
 class Connection(asyncio.Protocol):
@@ -142,6 +137,9 @@ class Connection(asyncio.Protocol):
         self._secrets = secrets
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
+        self._parts: list[bytes] = []  # of the reply's body, not handed on yet
+        self._good: int | None = None  # so many of them belong to the reply; None: all
+        self.on_body = self._parts.append  # httptools calls it
         self._parser = httptools.HttpResponseParser(self)
         self._reply: Reply | None = None
         self._until_close = False  # the body ends where the connection does
@@ -163,7 +161,8 @@ class Connection(asyncio.Protocol):
 
     def ask(self, request: bytes) -> Reply:
         """Send a request; the reply is on its way."""
-        self._reply = reply = Reply(self, self._loop, self._where, self._secrets)
+        self._parts.clear()
+        self._reply = reply = Reply(self, self._loop, self._where, self._secrets, self._parts)
         self._head_size = self._fruitless = 0
         self._until_close = self._interim = False
         self._transport.write(request)
@@ -194,7 +193,6 @@ class Connection(asyncio.Protocol):
             self._transport.abort()
             return
         reply.begun = True
-        self._fruitless += len(data)
         try:
             self._parser.feed_data(data)
         except httptools.HttpParserUpgrade:
@@ -202,8 +200,13 @@ class Connection(asyncio.Protocol):
         except httptools.HttpParserError as error:
             given = error.__context__
             self._broken(str(given) if isinstance(given, _Refused) else "the reply is not valid HTTP")
+        if self._good is not None:
+            del self._parts[self._good :]
+        if self._parts:
+            self._fruitless = 0
         else:
-            if self._fruitless > IDLE_BYTES:
+            self._fruitless += len(data)
+            if self._fruitless > IDLE_BYTES and self._clean:
                 self._broken("the reply is not valid HTTP")
         reply.forward()
 
@@ -223,6 +226,7 @@ class Connection(asyncio.Protocol):
     def on_message_begin(self) -> None:
         if self._reply is None or self._reply.complete:
             self._clean = False
+            self._good = len(self._parts) if self._good is None else self._good
 
     def on_header(self, name: bytes, value: bytes) -> None:
         reply = self._reply
@@ -247,12 +251,6 @@ class Connection(asyncio.Protocol):
             self._keep_alive = self._parser.should_keep_alive()
             reply.status = status
             reply.arrived()
-
-    def on_body(self, data: bytes) -> None:
-        self._fruitless = 0
-        if self._clean:
-            assert self._reply is not None
-            self._reply.took(data)
 
     def on_message_complete(self) -> None:
         reply = self._reply

@@ -218,7 +218,7 @@ class LlamaCpp:
             await llamacpp_pooled.run(self._http, job, deliver)
             return
         # Not kept: newer builds close a stream's connection while announcing that they keep it.
-        async with self._http.post("/completion", _request(job), keep=False) as reply:
+        async with self._http.post("/completion", _request(job), keep=False, extra=job.trace) as reply:
             if reply.status != 200:
                 raise await self._failure(reply)
             kind = reply.headers.get("content-type", "")

@@ -5,7 +5,6 @@ the options of the server, for one that the daemon started. Where that is not ce
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from fractions import Fraction
 from itertools import pairwise
 from typing import Any
 
@@ -14,17 +13,17 @@ from orchestratord.infra.engines.gguf_header import read_header
 from orchestratord.infra.engines.llamacpp_process import environment
 from orchestratord.ports import ProcessSpec
 
-# Bytes of one number: blocks of 32 with a scale, some with an offset.
+# Bytes of 32 numbers, which are a block: some have a scale, and an offset.
 TYPES = {
-    "f32": Fraction(4),
-    "f16": Fraction(2),
-    "bf16": Fraction(2),
-    "q8_0": Fraction(34, 32),
-    "q5_1": Fraction(24, 32),
-    "q5_0": Fraction(22, 32),
-    "q4_1": Fraction(20, 32),
-    "q4_0": Fraction(18, 32),
-    "iq4_nl": Fraction(18, 32),
+    "f32": 128,
+    "f16": 64,
+    "bf16": 64,
+    "q8_0": 34,
+    "q5_1": 24,
+    "q5_0": 22,
+    "q4_1": 20,
+    "q4_0": 18,
+    "iq4_nl": 18,
 }
 # Every n-th layer keeps all, the others their window. Known to llama.cpp by the name of the architecture; newer files
 # say it themselves.
@@ -37,6 +36,7 @@ OTHERWISE = (
     "nextn_predict_layers",
     "full_attention_interval",
 )
+VARIABLES = frozenset({"LLAMA_ARG_CACHE_TYPE_K", "LLAMA_ARG_CACHE_TYPE_V", "LLAMA_ARG_SWA_FULL"})
 FLAGS = {"-ctk": "k", "--cache-type-k": "k", "-ctv": "v", "--cache-type-v": "v"}
 
 
@@ -55,7 +55,7 @@ def kv_layout(path: str, process: ProcessSpec) -> KvLayout | None:
 def _cache_types(process: ProcessSpec) -> tuple[str, str] | None:
     """The types of its K and V cache; None if something else decides than its options."""
     args = process.extra_args
-    if "--override-kv" in args or any(name.startswith("LLAMA_ARG_") for name in environment(process)):
+    if "--override-kv" in args or not VARIABLES.isdisjoint(environment(process)):
         return None
     kinds = {"k": "f16", "v": "f16"}
     for flag, value in pairwise(args):
@@ -83,7 +83,7 @@ def layout(header: Mapping[str, Any], k: str, v: str, *, all_in_full: bool = Fal
     key, value = said("attention.key_length") or width, said("attention.value_length") or width
     full = small = 0
     for heads_there, in_window in zip(kv_heads, windowed, strict=True):
-        size = int(heads_there * (key * TYPES[k] + value * TYPES[v]))
+        size = heads_there * (key * TYPES[k] + value * TYPES[v]) // 32
         if in_window:
             small += size
         else:

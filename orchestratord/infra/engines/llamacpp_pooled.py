@@ -48,28 +48,28 @@ async def run(http: Transport, job: Job, deliver: Deliver) -> None:
     """A result for each input as it comes, the end with the last. Raises EngineError."""
     tokens, last = 0, len(job.inputs) - 1
     for index, text in enumerate(job.inputs):
-        payload, used = await (_embed(http, text) if job.workload == "embedding" else _rank(http, job.prompt, text))
+        payload, used = await (_embed if job.workload == "embedding" else _rank)(http, job, text)
         tokens += used
         end = JobEnd("stop", tokens, 0) if index == last else None
         if not deliver(Chunk(results=[{"index": index, **payload}], end=end)):
             return
 
 
-async def _embed(http: Transport, text: str) -> tuple[dict[str, Any], int]:
-    reply = await _work(http, "/v1/embeddings", {"input": [text]}, _Embeddings)
+async def _embed(http: Transport, job: Job, text: str) -> tuple[dict[str, Any], int]:
+    reply = await _work(http, job, "/v1/embeddings", {"input": [text]}, _Embeddings)
     # Nine digits are all a 32-bit float has; the server writes it as a 64-bit one, with seventeen.
     vector = [float(f"{value:.9g}") for value in reply.data[0].embedding]
     return {"embedding": vector, "tokens_in": reply.usage.prompt_tokens}, reply.usage.prompt_tokens
 
 
-async def _rank(http: Transport, query: str, text: str) -> tuple[dict[str, Any], int]:
-    reply = await _work(http, "/rerank", {"query": query, "documents": [text]}, _Ranking)
+async def _rank(http: Transport, job: Job, text: str) -> tuple[dict[str, Any], int]:
+    reply = await _work(http, job, "/rerank", {"query": job.prompt, "documents": [text]}, _Ranking)
     return {"relevance_score": reply.results[0].relevance_score, "scale": "logit"}, reply.usage.prompt_tokens
 
 
-async def _work(http: Transport, path: str, fields: dict[str, Any], kind: Any) -> Any:
+async def _work(http: Transport, job: Job, path: str, fields: dict[str, Any], kind: Any) -> Any:
     """One input's answer. Leaving early closes the connection."""
-    async with http.post(path, msgspec.json.encode(fields)) as reply:
+    async with http.post(path, msgspec.json.encode(fields), extra=job.trace) as reply:
         body = await reply.body(REPLY_BYTES)
     if reply.status != 200:
         raise _failure(path, reply.status, body)

@@ -10,7 +10,7 @@ from orchestratord.domain.request import Sampling
 from orchestratord.infra.engines.relay import Frames, relay
 from orchestratord.infra.engines.sse import SSEDecoder
 from orchestratord.infra.engines.transport import ErrorKind, Transport
-from orchestratord.ports import Clock, Deliver, EngineError
+from orchestratord.ports import Clock, Deliver, EngineError, Job
 
 T = TypeVar("T")
 
@@ -96,9 +96,9 @@ class Server:
             raise self.refusal(path, status, parsed)
         return parsed
 
-    async def work(self, path: str, fields: Any) -> Any:
+    async def work(self, path: str, fields: Any, job: Job) -> Any:
         """A request that may take as long as it takes: the caller's watchdogs decide. Raises EngineError."""
-        async with self._http.post(path, msgspec.json.encode(fields)) as reply:
+        async with self._http.post(path, msgspec.json.encode(fields), extra=job.trace) as reply:
             parsed = _parsed(await reply.body(64 << 20))
             if reply.status != 200:
                 raise self.refusal(path, reply.status, parsed)
@@ -112,9 +112,9 @@ class Server:
     def refusal(self, path: str, status: int, parsed: Any) -> EngineError:
         return refusal(self.who, path, status, parsed)
 
-    async def stream(self, path: str, fields: Any, frames: Frames, deliver: Deliver) -> None:
+    async def stream(self, path: str, fields: Any, job: Job, frames: Frames, deliver: Deliver) -> None:
         """Run a streamed job to its end, as `Engine.run` does. Raises EngineError."""
-        async with self._http.post(path, msgspec.json.encode(fields), keep=False) as reply:
+        async with self._http.post(path, msgspec.json.encode(fields), keep=False, extra=job.trace) as reply:
             kind = reply.headers.get("content-type", "")
             events = kind.lower().startswith("text/event-stream")
             if reply.status != 200:

@@ -29,14 +29,6 @@ class Frames:
     def closed(self) -> None:
         """The body ended in good order. Sets `end` where that proves the end; raises EngineError where it cannot."""
 
-    def chunk(self) -> Chunk | None:
-        """What is new since the last call."""
-        texts, end = self.texts, self.end
-        if not texts and end is None:
-            return None
-        self.texts = []
-        return Chunk(texts, [], self.tokens, end)
-
 
 async def relay(reply: Reply, frames: Frames, deliver: Deliver, who: str) -> None:
     """Deliver what each read brought, up to and including the end. Raises EngineError."""
@@ -54,8 +46,10 @@ async def relay(reply: Reply, frames: Frames, deliver: Deliver, who: str) -> Non
                     break
         except EngineError as error:
             fault = error  # after what came before it in the same read
-        if (chunk := frames.chunk()) is not None:
-            wanted = deliver(chunk)
+        texts, end = frames.texts, frames.end
+        if texts or end is not None:
+            frames.texts = []
+            wanted = deliver(Chunk(texts, [], frames.tokens, end))
         if fault is not None and wanted:
             raise fault
         return wanted and frames.end is None
@@ -66,7 +60,7 @@ async def relay(reply: Reply, frames: Frames, deliver: Deliver, who: str) -> Non
     if decoder.within:
         raise EngineError("lost", f"{who} closed the stream within an event")
     frames.closed()
-    if (chunk := frames.chunk()) is not None:
-        wanted = deliver(chunk)
+    if frames.texts or frames.end is not None:
+        wanted = deliver(Chunk(frames.texts, [], frames.tokens, frames.end))
     if wanted and frames.end is None:
         raise EngineError("lost", f"{who} closed the stream before it said that it was done")

@@ -146,7 +146,7 @@ class Tgi:
             raise EngineError("refused", f"TGI serves no {job.workload}")
         check_knobs(job.sampling, KNOBS, "TGI")
         body = {"inputs": job.prompt, "parameters": _parameters(job)}
-        await self._server.stream("/generate_stream", body, _Stream(job.sampling.stop or ()), deliver)
+        await self._server.stream("/generate_stream", body, job, _Stream(job.sampling.stop or ()), deliver)
 
     async def busy(self) -> frozenset[int] | None:
         return None  # it has no slots; an abandoned request is dropped at its next token

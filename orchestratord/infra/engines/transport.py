@@ -9,9 +9,10 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import cached_property, partial
+from types import MappingProxyType
 from typing import Any, Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -26,6 +27,7 @@ __all__ = ["MIB", "ErrorKind", "Reply", "Transport"]
 CONNECT_S = 5.0
 KEEPALIVE_S = 2.0  # below every engine's own: llama-server drops an idle connection after 5 s, uvicorn too
 MIB = 1 << 20
+NOTHING: Mapping[str, str] = MappingProxyType({})
 
 ErrorKind = Literal["refused", "full", "lost", "timeout", "protocol", "failed"]
 
@@ -116,9 +118,9 @@ class Transport:
             fields["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
         return fields
 
-    def _request(self, method: str, path: str, body: bytes | None, keep: bool) -> bytes:
+    def _request(self, method: str, path: str, body: bytes | None, keep: bool, extra: Mapping[str, str]) -> bytes:
         """The bytes of a request. Raises EngineError(protocol) for a key that no header can carry."""
-        fields = dict(self._fields)
+        fields = {**self._fields, **extra}
         if body is not None:
             fields |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
         if not keep:
@@ -129,13 +131,16 @@ class Transport:
             raise EngineError("protocol", f"{self._where}: the request could not be made: {error!s:.80}") from None
 
     @asynccontextmanager
-    async def _reply(self, method: str, path: str, body: bytes | None, keep: bool) -> AsyncIterator[Reply]:
+    async def _reply(
+        self, method: str, path: str, body: bytes | None, keep: bool, extra: Mapping[str, str] = NOTHING
+    ) -> AsyncIterator[Reply]:
         """The reply to one request, once its head is there.
 
         A kept connection may have been closed by the engine just as we took it. Then nothing was answered and the
         request goes out once more, on a new one; anything else is for the caller to judge.
         """
-        request = self._request(method, path, body, keep)
+        request = self._request(method, path, body, keep, extra)
+        del body  # a stream may last for minutes, and a prompt may be long
         connection = (self._kept() if keep else None) or await self._connect()
         reply = None
         try:
@@ -148,6 +153,7 @@ class Transport:
                 connection = await self._connect()
                 reply = connection.ask(request)
                 await reply.head()
+            del request
             connection.used = True
             if 300 <= reply.status < 400:
                 raise EngineError("protocol", f"{path} answers with a redirect; give the engine's own URL")
@@ -164,14 +170,17 @@ class Transport:
             text = text.replace(secret.decode(), HIDDEN.decode())
         return text
 
-    def post(self, path: str, body: bytes, *, keep: bool = True) -> AbstractAsyncContextManager[Reply]:
+    def post(
+        self, path: str, body: bytes, *, keep: bool = True, extra: Mapping[str, str] = NOTHING
+    ) -> AbstractAsyncContextManager[Reply]:
         """POST a JSON document: an async context manager that gives the `Reply` once its head has arrived.
 
         There is no time limit beyond the connect: the caller's watchdogs decide. Leaving the context before the end
-        of the body closes the connection at once. keep: whether a connection may serve several requests.
+        of the body closes the connection at once. keep: whether a connection may serve several requests. extra: more
+        header fields.
         Raises EngineError.
         """
-        return self._reply("POST", path, body, keep)
+        return self._reply("POST", path, body, keep, extra)
 
     async def request_json(
         self, method: str, path: str, body: bytes | None = None, *, limit_s: float, max_bytes: int = MIB

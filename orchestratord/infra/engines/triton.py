@@ -191,7 +191,7 @@ class Triton:
         model = self._model or await self._find_model()
         check_knobs(job.sampling, model.knobs, f"model {model.name}")
         path = f"/v2/models/{model.name}/generate_stream"
-        await self._server.stream(path, model.request(job), _Stream(job, model), deliver)
+        await self._server.stream(path, model.request(job), job, _Stream(job, model), deliver)
 
     async def busy(self) -> frozenset[int] | None:
         return None  # it has no slots; an abandoned stream is cancelled at its next token

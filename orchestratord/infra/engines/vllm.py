@@ -163,6 +163,7 @@ class Vllm:
             chat_template=writes and await self._has_template(model),
             exact_alone=writes,
             kv=_kv_layout(cache) if cached else None,
+            kv_tokens=_kv_tokens(cache) if cached else None,
             features=tuple(sorted({*(KNOBS if writes else ()), *(("prefix_cache",) if cached else ())})),
         )
 
@@ -189,7 +190,7 @@ class Vllm:
         if job.workload == "completion":
             check_knobs(job.sampling, KNOBS, "vLLM")
             frames = _Stream(job, model.max_model_len)
-            await self._server.stream("/v1/completions", _request(job, model), frames, deliver)
+            await self._server.stream("/v1/completions", _request(job, model), job, frames, deliver)
         else:
             await pooled(self._server, model.id, job, deliver)
 
@@ -271,7 +272,10 @@ def _kv_layout(cache: dict[str, str]) -> KvLayout | None:
 
 def _slots(cache: dict[str, str], ctx: int) -> int:
     """Requests of full length that fit into the cache together."""
+    return min(SLOTS_MAX, max(1, _kv_tokens(cache) // max(1, ctx)))
+
+
+def _kv_tokens(cache: dict[str, str]) -> int:
+    """What the cache holds; 0 where it does not say."""
     blocks, size = cache.get("num_gpu_blocks", ""), cache.get("block_size", "")
-    if not (blocks.isdigit() and size.isdigit()):
-        return 1
-    return min(SLOTS_MAX, max(1, int(blocks) * int(size) // max(1, ctx)))
+    return int(blocks) * int(size) if blocks.isdigit() and size.isdigit() else 0

@@ -42,7 +42,7 @@ async def _embed(server: Server, model: str, job: Job, deliver: Deliver) -> None
     total = 0
     for index, text in enumerate(job.inputs):
         body = {"model": model, "input": [text], "encoding_format": "float"}
-        answer = read(_Embeddings, await server.work("/v1/embeddings", body), "vLLM's /v1/embeddings")
+        answer = read(_Embeddings, await server.work("/v1/embeddings", body, job), "vLLM's /v1/embeddings")
         if len(answer.data) != 1:
             raise EngineError("protocol", f"vLLM answers one input with {len(answer.data)} embeddings")
         total += answer.usage.prompt_tokens
@@ -58,7 +58,7 @@ async def _embed(server: Server, model: str, job: Job, deliver: Deliver) -> None
 
 async def _rank(server: Server, model: str, job: Job, deliver: Deliver) -> None:
     body = {"model": model, "query": job.prompt, "documents": list(job.inputs)}
-    answer = read(_Ranks, await server.work("/v1/rerank", body), "vLLM's /v1/rerank")
+    answer = read(_Ranks, await server.work("/v1/rerank", body, job), "vLLM's /v1/rerank")
     if sorted(rank.index for rank in answer.results) != list(range(len(job.inputs))):
         raise EngineError("protocol", "vLLM did not rank every document once")
     results = [

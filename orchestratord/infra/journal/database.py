@@ -18,7 +18,7 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import chain, groupby
 from pathlib import Path
 from typing import Any, Literal
 
@@ -36,9 +36,10 @@ from orchestratord.domain.facts import (
 )
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
+from orchestratord.infra.journal.seal import Damaged, seal, unseal
 from orchestratord.ports import Artifact, JournalUnavailable
 
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 SCHEMA = """
 CREATE TABLE tasks (ord INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE, admitted BLOB NOT NULL,
                     started BLOB, finished BLOB, transcript_id TEXT);
@@ -47,12 +48,23 @@ CREATE TABLE frames (id INTEGER PRIMARY KEY, ord INTEGER NOT NULL REFERENCES tas
                      data BLOB NOT NULL);
 CREATE INDEX frames_of_task ON frames (ord);
 CREATE TABLE outbox (ord INTEGER PRIMARY KEY REFERENCES tasks ON DELETE CASCADE, artifact BLOB NOT NULL);
-CREATE TABLE sessions (session_id TEXT PRIMARY KEY, after_order INTEGER NOT NULL);
+CREATE TABLE sessions (session_id TEXT PRIMARY KEY, after_order INTEGER NOT NULL, sum BLOB NOT NULL);
 CREATE TABLE probe (id INTEGER PRIMARY KEY, writes INTEGER NOT NULL);
 INSERT INTO probe VALUES (1, 0);
 """
 POOLS = "CREATE TABLE IF NOT EXISTS pools (pool_id TEXT PRIMARY KEY, changed BLOB NOT NULL)"  # since schema 2
 CATALOG = "CREATE TABLE IF NOT EXISTS catalog (model_id TEXT PRIMARY KEY, entry BLOB NOT NULL)"  # since schema 3
+SEALS = """
+UPDATE tasks SET admitted = seal(admitted, ''), started = seal(started, task_id),
+                 finished = seal(finished, task_id || coalesce(transcript_id, ''));
+UPDATE contents SET content = CAST(substr(content, 1, 4096) || seal(substr(content, 4097), ord) AS BLOB);
+UPDATE frames SET data = seal(data, '');
+UPDATE outbox SET artifact = seal(artifact, '');
+UPDATE pools SET changed = seal(changed, pool_id);
+UPDATE catalog SET entry = seal(entry, model_id);
+ALTER TABLE sessions ADD COLUMN sum BLOB NOT NULL DEFAULT x'';
+UPDATE sessions SET sum = seal(x'', session_id || after_order);
+"""  # since schema 4: every row knows what it held
 PAGE = 4096
 SHARED = bytes(PAGE)  # what of a content may sit in a shared page: nothing but zeros
 
@@ -78,6 +90,11 @@ class Loaded:
     deleted: list[SessionDeleted]
     pools: list[PoolChanged]
     catalog: list[CatalogEntry]
+
+
+def _seal(data: bytes | None, place: str | int) -> bytes | None:
+    """`seal` for SQL."""
+    return None if data is None else seal(data, place)
 
 
 class Database:
@@ -116,8 +133,14 @@ class Database:
             self._take_lock()
             self._connect()
             self._check_schema()
+            self._check_pages()
             loaded = self._load()
             self.probe()  # refuses a read-only disk now; also truncates what a crash left in the WAL
+        except (Damaged, TypeError, sqlite3.DatabaseError) as error:
+            self.close()
+            broken = not isinstance(error, sqlite3.OperationalError)
+            advice = ". Put back a copy, or move the file away to start empty" if broken else ""
+            raise JournalUnavailable(f"cannot open the journal {self._path}: {error}{advice}") from error
         except (OSError, ValueError, sqlite3.Error) as error:
             self.close()
             raise JournalUnavailable(f"cannot open the journal {self._path}: {error}") from error
@@ -145,6 +168,7 @@ class Database:
         os.fchmod(file, 0o600)
         os.close(file)
         self._connection = sqlite3.connect(self._path, isolation_level=None, timeout=5)
+        self._connection.create_function("seal", 2, _seal, deterministic=True)
         for pragma in (
             f"page_size = {PAGE}",
             "locking_mode = EXCLUSIVE",
@@ -172,35 +196,65 @@ class Database:
                     self._run(statement)
                 self._run(POOLS)
                 self._run(CATALOG)
+                for statement in SEALS.split(";") if version else ():
+                    self._run(statement)
                 self._run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+
+    def _check_pages(self) -> None:
+        """That the file's structure is whole; what is in its rows, their seals tell."""
+        (found,) = self._run("PRAGMA integrity_check(1)").fetchone()
+        if found != "ok":
+            raise Damaged(f"it is damaged ({found})")
 
     def _load(self) -> Loaded:
         # Orders are not reused while a task of that age is left: a deletion older than all of them says nothing.
         self._run("DELETE FROM sessions WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE ord <= after_order)")
         frames: dict[int, bytearray] = {}
         for order, data in self._run("SELECT ord, data FROM frames ORDER BY id"):
-            frames.setdefault(order, bytearray()).extend(data)
+            frames.setdefault(order, bytearray()).extend(unseal(data))
         tasks = [
-            JournaledTask(
-                codec.decode_admitted(admitted, None if content is None else content[PAGE:]),
-                None if started is None else codec.decode_started(started),
-                bytes(frames.pop(order, b"")),
-                None if finished is None else codec.decode_finished(finished),
-                transcript_id,
-            )
-            for order, admitted, content, started, finished, transcript_id in self._run(
-                "SELECT ord, admitted, content, started, finished, transcript_id"
+            self._task(bytes(frames.pop(row[0], b"")), *row)
+            for row in self._run(
+                "SELECT ord, task_id, admitted, content, started, finished, transcript_id"
                 " FROM tasks LEFT JOIN contents USING (ord) ORDER BY ord"
             )
         ]
         outbox = self._run("SELECT task_id, artifact FROM outbox JOIN tasks USING (ord) ORDER BY ord").fetchall()
-        deleted = self._run("SELECT session_id, after_order FROM sessions ORDER BY after_order, session_id")
+        deleted = self._run("SELECT session_id, after_order, sum FROM sessions ORDER BY after_order, session_id")
         return Loaded(
             tasks,
-            [(task_id, codec.decode_artifact(artifact)) for task_id, artifact in outbox],
-            [SessionDeleted(*row) for row in deleted],
-            [codec.decode_pool_changed(row[0]) for row in self._run("SELECT changed FROM pools ORDER BY pool_id")],
-            [codec.decode_entry(row[0]) for row in self._run("SELECT entry FROM catalog ORDER BY model_id")],
+            [(task_id, codec.decode_artifact(unseal(artifact))) for task_id, artifact in outbox],
+            [SessionDeleted(*row) for *row, sum_ in deleted if unseal(sum_, f"{row[0]}{row[1]}") == b""],
+            [
+                codec.decode_pool_changed(unseal(changed, pool_id))
+                for pool_id, changed in self._run("SELECT pool_id, changed FROM pools ORDER BY pool_id")
+            ],
+            [
+                codec.decode_entry(unseal(entry, model_id))
+                for model_id, entry in self._run("SELECT model_id, entry FROM catalog ORDER BY model_id")
+            ],
+        )
+
+    @staticmethod
+    def _task(
+        frames: bytes,
+        order: int,
+        task_id: str,
+        admitted: bytes,
+        content: bytes | None,
+        started: bytes | None,
+        finished: bytes | None,
+        transcript_id: str | None,
+    ) -> JournaledTask:
+        fact = codec.decode_admitted(unseal(admitted), None if content is None else unseal(content[PAGE:], order))
+        if (fact.order, fact.task_id) != (order, task_id):
+            raise Damaged("it is damaged (a task under another's name)")
+        return JournaledTask(
+            fact,
+            None if started is None else codec.decode_started(unseal(started, task_id)),
+            frames,
+            None if finished is None else codec.decode_finished(unseal(finished, task_id + (transcript_id or ""))),
+            transcript_id,
         )
 
     def close(self) -> None:
@@ -215,13 +269,15 @@ class Database:
 
     def log(self, task_id: str) -> bytes | None:
         """The event log of a finished task as far as it was written."""
-        row = self._run("SELECT ord, admitted, finished FROM tasks WHERE task_id = ?", (task_id,)).fetchone()
+        columns = "SELECT ord, admitted, finished, transcript_id FROM tasks WHERE task_id = ?"
+        row = self._run(columns, (task_id,)).fetchone()
         if row is None or row[2] is None:
             return None
-        order, admitted, finished = row
+        order, admitted, finished, transcript_id = row
         frames = self._run("SELECT data FROM frames WHERE ord = ? ORDER BY id", (order,))
-        first = codec.decode_admitted(admitted, None).started_frame
-        return b"".join((first, *(data for (data,) in frames), codec.decode_finished(finished).terminal_frame))
+        first = codec.decode_admitted(unseal(admitted), None).started_frame
+        last = codec.decode_finished(unseal(finished, task_id + (transcript_id or ""))).terminal_frame
+        return b"".join((first, *(unseal(data) for (data,) in frames), last))
 
     # -- writing -----------------------------------------------------------------------------------------
     def write(self, batch: Sequence[Record]) -> list[Artifact | None]:
@@ -275,28 +331,32 @@ class Database:
         # Many rows a statement: the interpreter lock changes hands once for each statement. Of two admissions of one
         # id the later one stands.
         for some in _portions(list({fact.task_id: (fact, body, content) for fact, body, content in records}.values())):
-            tasks = [value for fact, body, _ in some for value in (fact.order, fact.task_id, body)]
-            self._run(TASK_ROWS[len(some)], tasks)
-            self._run(CONTENT_ROWS[len(some)], [v for fact, _, content in some for v in (fact.order, SHARED + content)])
+            self._run(
+                TASK_ROWS[len(some)], [v for fact, body, _ in some for v in (fact.order, fact.task_id, seal(body))]
+            )
+            contents = [(fact.order, SHARED + seal(content, fact.order)) for fact, _, content in some]
+            self._run(CONTENT_ROWS[len(some)], list(chain.from_iterable(contents)))
         return [None] * len(records)
 
     def _started(self, fact: Started, body: bytes, _: bytes) -> None:
-        self._run("UPDATE tasks SET started = ? WHERE task_id = ?", (body, fact.task_id))
+        self._run("UPDATE tasks SET started = ? WHERE task_id = ?", (seal(body, fact.task_id), fact.task_id))
 
     def _frames(self, fact: Frames, body: bytes, _: bytes) -> None:
-        self._run("INSERT INTO frames (ord, data) SELECT ord, ? FROM tasks WHERE task_id = ?", (body, fact.task_id))
+        into = "INSERT INTO frames (ord, data) SELECT ord, ? FROM tasks WHERE task_id = ?"
+        self._run(into, (seal(body), fact.task_id))
 
     def _finished(self, fact: Finished, body: bytes, _: bytes) -> Artifact | None:
         transcript = self._transcript(fact)
+        made = transcript.id if transcript else None
         self._run(
             "UPDATE tasks SET finished = ?, transcript_id = ? WHERE task_id = ?",
-            (body, transcript.id if transcript else None, fact.task_id),
+            (seal(body, fact.task_id + (made or "")), made, fact.task_id),
         )
         self._run("DELETE FROM contents WHERE ord = (SELECT ord FROM tasks WHERE task_id = ?)", (fact.task_id,))
         if transcript is not None:
             self._run(
                 "INSERT OR REPLACE INTO outbox SELECT ord, ? FROM tasks WHERE task_id = ?",
-                (codec.encode_artifact(transcript), fact.task_id),
+                (seal(codec.encode_artifact(transcript)), fact.task_id),
             )
         return transcript
 
@@ -304,13 +364,14 @@ class Database:
         self._run("DELETE FROM outbox WHERE ord = (SELECT ord FROM tasks WHERE task_id = ?)", (fact.task_id,))
 
     def _session_deleted(self, fact: SessionDeleted, *_: bytes) -> None:
-        self._run("INSERT OR REPLACE INTO sessions VALUES (?, ?)", (fact.session_id, fact.after_order))
+        sum_ = seal(b"", f"{fact.session_id}{fact.after_order}")
+        self._run("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)", (fact.session_id, fact.after_order, sum_))
 
     def _pool_changed(self, fact: PoolChanged, body: bytes, _: bytes) -> None:
-        self._run("INSERT OR REPLACE INTO pools VALUES (?, ?)", (fact.pool_id, body))
+        self._run("INSERT OR REPLACE INTO pools VALUES (?, ?)", (fact.pool_id, seal(body, fact.pool_id)))
 
     def _catalog_changed(self, fact: CatalogChanged, *_: bytes) -> None:
-        entry = codec.encode_entry(fact.entry)
+        entry = seal(codec.encode_entry(fact.entry), fact.entry.id)
         self._run("INSERT OR REPLACE INTO catalog VALUES (?, ?)", (fact.entry.id, entry))
 
     def _catalog_removed(self, fact: CatalogRemoved, *_: bytes) -> None:

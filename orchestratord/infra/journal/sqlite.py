@@ -32,6 +32,7 @@ from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
 from orchestratord.infra.journal.database import Database, Durability, Loaded
 from orchestratord.infra.journal.intake import BACKLOG_LIMIT, Intake
+from orchestratord.infra.journal.seal import Damaged
 from orchestratord.infra.journal.tickets import TicketFuture, fail, resolve, transcripts_by
 from orchestratord.ports import Artifact, JournalUnavailable
 
@@ -225,6 +226,8 @@ class SqliteJournal:
         for place, (task_id, answer) in enumerate(asked):
             try:
                 self._tell(resolve, answer, self._database.log(task_id))
+            except Damaged as error:  # this log alone cannot be had
+                self._tell(fail, answer, f"the journal {self._path}: {error}")
             except Exception:
                 with self._wake:
                     self._asked = asked[place:] + self._asked  # the outage that follows tells them

@@ -1,0 +1,1 @@
+"""Tracing with OpenTelemetry: the optional extra `tracing`. Nothing outside imports this unless it is switched on."""
