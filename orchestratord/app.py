@@ -307,8 +307,7 @@ class Daemon:
         self.core.catalog.restore(self.journal.catalog())
         self.core.restore_pools(self.journal.changed_pools(), wall_ms)
         self.core.restore(journaled, self.journal.deleted_sessions(), sse.split, now, wall_ms)
-        for task_id, artifact in self.journal.transcripts():
-            self.artifacts.archive(task_id, artifact)
+        await self.artifacts.recover(self.journal.transcripts(), self.core)
         self.residents.start(
             [
                 mapping.replica_spec(p, r).serving(self.core.pools[p.id].model)

@@ -42,6 +42,7 @@ from orchestratord.ports import ProcessSpec
 from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.retention import Keep
 from orchestratord.services.sweeps import Watchdogs
+from orchestratord.wire.limits import CONNECTIONS, HEAD_BYTES, URL_BYTES
 from orchestratord.wire.tasks import MICRO
 
 if TYPE_CHECKING:
@@ -244,6 +245,10 @@ def limits(settings: Settings) -> dict[str, int]:
         "transcript_retention_ms": settings.retention.transcripts_ms,
         "transcript_retention_bytes": settings.retention.transcripts_bytes,
         "max_artifact_bytes": SIZE_LIMIT,
+        "max_uri_bytes": URL_BYTES,
+        "max_header_bytes": HEAD_BYTES,
+        "max_connections": settings.server.connections or CONNECTIONS,
+        "max_deadline_ms": contract.load("data")["components"]["schemas"]["DeadlineMs"]["maximum"],
     }
 
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import asyncio
 import errno
-import resource
 import socket
 import threading
 import uuid
@@ -24,11 +23,9 @@ from orchestratord.crowd import UNACKED_MS, Crowd
 from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
 from orchestratord.wire.errors import HttpError, render
+from orchestratord.wire.limits import CONNECTIONS, HEAD_BYTES, HEAD_FIELDS, URL_BYTES
 from orchestratord.wire.responses import WIRE
 
-URL_BYTES = 8 * 1024
-HEAD_BYTES = 16 * 1024
-HEAD_FIELDS = 100
 HEAD_S = 10.0
 PIPELINED = 16  # requests waiting behind the one being answered
 NOT_HTTP = "This is not a valid HTTP/1.1 request."
@@ -314,7 +311,7 @@ class Server(uvicorn.Server):
 def make_server(daemon: Daemon, app: Any = None, *, loop: str = "uvloop") -> Server:
     """A server for the daemon's settings. `app` replaces the daemon's own ASGI app (tests wrap it)."""
     settings = daemon.settings.server
-    most = settings.connections or resource.getrlimit(resource.RLIMIT_NOFILE)[0] // 2
+    most = settings.connections or CONNECTIONS
     # The kernel must not give up a slow reader before we do.
     unacked_ms = max(UNACKED_MS, daemon.settings.streams.stall_ms + 15_000)
     crowd = Crowd(most, settings.connections_per_client, unacked_ms)

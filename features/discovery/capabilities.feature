@@ -43,12 +43,18 @@ Feature: Capabilities
       And a session has 2 turns
       When somebody asks what it can do
       Then its limits are
-        | limit                  | value   |
-        | max_body_bytes         | 2048    |
-        | session_turns_max      | 2       |
-        | queue_capacity_default | 64      |
-        | sse_keepalive_ms       | 15000   |
-        | task_retention_ms      | 3600000 |
+        | limit                      | value      |
+        | max_body_bytes             | 2048       |
+        | session_turns_max          | 2          |
+        | queue_capacity_default     | 64         |
+        | sse_keepalive_ms           | 15000      |
+        | task_retention_ms          | 3600000    |
+        | transcript_retention_ms    | 604800000  |
+        | transcript_retention_bytes | 2147483648 |
+        | max_artifact_bytes         | 67108864   |
+        | max_uri_bytes              | 8192       |
+        | max_header_bytes           | 16384      |
+        | max_deadline_ms            | 86400000   |
 
     Scenario: What one caller may submit is told
       Given one caller may submit 1 task a second and 3 at once
@@ -56,3 +62,7 @@ Feature: Capabilities
       Then its engines are
         | engine   | rate_limits                            |
         | llamacpp | {'tasks_per_s': 1.0, 'tasks_burst': 3} |
+
+    Scenario: Without a limit nothing is told of one
+      When somebody asks what it can do
+      Then no engine has rate limits

@@ -92,9 +92,10 @@ Feature: Draining a pool
       When an operator drains pool "home"
       And Prometheus scrapes
       Then the figures are
-        | series             | labels                          | value |
-        | drain_events_total | pool_id=home, reason=operator   | 1     |
-        | pool_ready         | pool_id=home                    | 0     |
+        | series                              | labels                                      | value |
+        | drain_events_total                  | pool_id=home, reason=operator               | 1     |
+        | orchestratord_pool_operations_total | pool_id=home, kind=drain, outcome=succeeded | 1     |
+        | pool_ready                          | pool_id=home                                | 0     |
 
   @ORCH-3031
   Rule: Queued tasks move in their order, unless they are pinned

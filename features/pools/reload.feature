@@ -174,6 +174,14 @@ Feature: Changing the model of a pool
         | operation.state | preloading |
         | ready           | yes        |
 
+    Scenario: Loading is shown in the figures, too
+      Given the next model of "home" never loads
+      When an operator reloads pool "home"
+      And Prometheus scrapes
+      Then the figures are
+        | series                       | labels                                      | value |
+        | orchestratord_pool_operation | pool_id=home, kind=reload, state=preloading | 1     |
+
     Scenario: Probing is shown
       Given the next model of "home" ponders over its probe
       When an operator reloads pool "home"

@@ -259,6 +259,11 @@ def limits_are(context: Any) -> None:
     )
 
 
+@then("no engine has rate limits")
+def engines_have_no_rates(context: Any) -> None:
+    assert all("rate_limits" not in engine for engine in context.world.answer.json()["engines"])
+
+
 @then("it has an engine for the model")
 def has_engine_for_model(context: Any) -> None:
     wanted = context.world.deployment.engine if context.world.deployment else "llamacpp"

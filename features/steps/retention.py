@@ -87,6 +87,8 @@ def transcript_can_be_read(context: Any, ref: str) -> None:
 
 @then("the transcript of {ref:Ref} is gone")
 def transcript_is_gone(context: Any, ref: str) -> None:
+    world = context.world
+    world.until(lambda: world.http.get(f"/v1/artifacts/{_id(context, ref)}").status_code == 404, "it is dropped")
     transcript_is_read(context, ref)
     equal(refusal(context.world)["code"], "NOT_FOUND", "the code")
     known = [item["id"] for item in context.world.look("/v1/artifacts")["items"]]

@@ -380,7 +380,12 @@ class Core(Lives):
 
     def archived(self, task_id: str) -> None:
         """The transcript of this task has reached the artifact store."""
+        self.tasks.owed.discard(task_id)
         self._hooks.record(Archived(task_id))
+
+    def owes(self, task_id: str, *, owed: bool = True) -> None:
+        """The transcript of this task is still on its way to the store, or will never get there."""
+        (self.tasks.owed.add if owed else self.tasks.owed.discard)(task_id)
 
 
 def _class(pool: Pool, request: TaskRequest) -> DeterminismClass:

@@ -316,6 +316,7 @@ class Lives:
     def _closed(self, task: Task, ticket: Ticket) -> None:
         if ticket.exception() is None and (artifact := ticket.result()) is not None:
             task.transcript_id = artifact.id
+            self.tasks.owed.add(task.task_id)
             self._hooks.archive(task.task_id, artifact)
         task.unsaved = ticket.exception() is not None
         task.log.reveal()  # a journal that failed must not leave a reader hanging
@@ -328,6 +329,7 @@ class Lives:
         if artifact is not None:
             if task is not None:
                 task.transcript_id = artifact.id
+                self.tasks.owed.add(task_id)
             self._hooks.archive(task_id, artifact)
         if task is not None:
             task.unsaved = False

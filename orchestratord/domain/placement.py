@@ -71,7 +71,7 @@ def static_obstacle(job: TaskRequest, pool: PoolSnapshot) -> tuple[str, str] | N
 
 
 def place(job: TaskRequest, pools: Sequence[PoolSnapshot]) -> Decision:
-    """Choose the pool for `job`.
+    """Choose the pool for `job`. The order of `pools` has no part in it.
 
     Raises InvalidParams (a pin or an avoid list that can never be met, a limit no pool has), PoolUnready or
     PoolUnavailable, exactly as the table of the specification says.
@@ -84,6 +84,7 @@ def place(job: TaskRequest, pools: Sequence[PoolSnapshot]) -> Decision:
 
 
 def _choose(job: TaskRequest, pools: Sequence[PoolSnapshot]) -> Decision:
+    pools = sorted(pools, key=lambda p: p.id)
     hints = job.placement
     pinned = hints.mode == "pin"
     filters: list[str] = []
@@ -106,7 +107,7 @@ def _choose(job: TaskRequest, pools: Sequence[PoolSnapshot]) -> Decision:
             raise PoolUnready(
                 f"No pool serves model {job.model_ref!r} on engine {job.engine}. See GET /v1/pools.",
                 retriable=False,
-                available=[p.id for p in sorted(pools, key=lambda p: p.id)][:20],
+                available=[p.id for p in pools][:20],
             )
     considered = len(candidates)
 

@@ -18,6 +18,7 @@ class Roster(dict[str, Task]):
         self._finished: deque[Task] = deque()
         self._logs: OrderedDict[str, Task] = OrderedDict()  # finished tasks whose frames are in memory, oldest first
         self.log_bytes = 0  # of those
+        self.owed: set[str] = set()  # finished tasks whose transcripts have not reached the store
 
     def enlist(self, task: Task) -> None:
         self[task.task_id] = task
@@ -61,15 +62,25 @@ class Roster(dict[str, Task]):
             yield self[heappop(self._deadlines)[2]]
 
     def discard_stale(self, before: float, keep: int) -> Iterator[str]:
-        """Remove finished tasks that ended by `before`, and the oldest beyond `keep`; gives their ids."""
+        """Remove finished tasks that ended by `before`, and the oldest beyond `keep`; gives their ids.
+
+        The journal's copy of a transcript goes with its task: one that is owed stays as long as there are not too many.
+        """
+        spared: list[Task] = []
         while self._finished:
             task = self._finished[0]
             assert task.ended is not None
-            if task.ended > before and len(self._finished) <= keep:
-                return
+            crowded = len(spared) + len(self._finished) > keep
+            if task.ended > before and not crowded:
+                break
             self._finished.popleft()
+            if task.task_id in self.owed and not crowded:
+                spared.append(task)
+                continue
+            self.owed.discard(task.task_id)
             if self.get(task.task_id) is task:
                 del self[task.task_id]
                 if self._logs.pop(task.task_id, None) is not None:
                     self.log_bytes -= task.log.size
                 yield task.task_id
+        self._finished.extendleft(reversed(spared))

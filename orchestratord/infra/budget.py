@@ -21,6 +21,7 @@ BUDGET: dict[str, int] = {
     "phase": 2,
     "result": 4,
     "origin": 2,
+    "kind": 4,
     "state": 8,
     "model_id": 1024,
     "outcome": 4,

@@ -93,6 +93,10 @@ TABLE: dict[str, Series] = {
     "orchestratord_artifact_bytes": Series("state", ("origin",), "What the store of artifacts holds."),
     "orchestratord_transcripts_dropped_total": Series("counter", ("reason",), "Transcripts past their retention."),
     "orchestratord_model_cache_dropped_bytes_total": Series("counter", (), "Fetched models that made room."),
+    "orchestratord_pool_operations_total": Series(
+        "counter", ("pool_id", "kind", "outcome"), "Drains, reloads and resumes that are over."
+    ),
+    "orchestratord_pool_operation": Series("state", ("pool_id", "kind", "state"), "1 for the operation that runs."),
     "orchestratord_breaker_trips_total": Series("counter", ("pool_id",), "Replicas that failed too often in a row."),
     "orchestratord_engine_tokens_per_s": Series("state", _POOL, "Output per second of one slot, as observed."),
     "orchestratord_event_loop_lag_ms": Series(

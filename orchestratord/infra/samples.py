@@ -23,6 +23,8 @@ def samples(core: Lodging, api_version: str) -> Iterable[Sample]:
         yield "pool_ready", labels, float(pool.ready)
         if (rate := pool.service.units_per_s) is not None:
             yield "orchestratord_engine_tokens_per_s", labels, rate
+        if (operation := pool.operation) is not None and not operation.over:
+            yield "orchestratord_pool_operation", {**labels, "kind": operation.kind, "state": operation.state}, 1.0
         if pool.spec.on_demand:
             yield "orchestratord_model_resident", labels, float(pool.stay.phase == "in")
         for replica in pool.ready_replicas:

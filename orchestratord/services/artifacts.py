@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import replace
 from typing import Any
 
@@ -101,6 +101,23 @@ class Artifacts:
         return sorted(found.values(), key=lambda a: (a.created_ms, a.id), reverse=True)[:limit]
 
     # -- the way of a transcript into the store ------------------------------------------------------------
+    async def recover(self, waiting: Iterable[tuple[str, Artifact]], core: Core) -> None:
+        """Take over what the journal kept for the store over a restart, but for what has rotted there."""
+        for task_id, artifact in waiting:
+            if await asyncio.to_thread(self._whole, artifact):
+                core.owes(task_id)
+                self.archive(task_id, artifact)
+            else:
+                self._telemetry.event("artifact_corrupt", "a journaled transcript is damaged", artifact_id=artifact.id)
+                core.archived(task_id)
+
+    def _whole(self, artifact: Artifact) -> bool:
+        fields = artifact.kind, artifact.content, artifact.tags, artifact.parent, artifact.metadata
+        try:
+            return self._address(*fields) == artifact.id
+        except (TypeError, ValueError):
+            return False
+
     def archive(self, task_id: str, artifact: Artifact) -> None:
         """Take over a transcript that is durable in the journal."""
         self._outbox[artifact.id] = (artifact, task_id)
@@ -122,6 +139,7 @@ class Artifacts:
                 except Exception as error:  # this one alone cannot be stored: the journal keeps it, the others go on
                     self._telemetry.event("archive_failed", "a transcript cannot be stored", error=error)
                     self._outbox.pop(artifact_id, None)
+                    core.owes(task_id, owed=False)
                     continue
                 self._outbox.pop(artifact_id, None)
                 core.archived(task_id)

@@ -187,6 +187,9 @@ class Operations:
 
     def conclude(self, pool: Pool, state: OperationState, error: Fault | None = None, **fields: Any) -> None:
         operation = self._core.conclude(pool, state, self._clock.wall_ms(), error)
+        self._telemetry.count(
+            "orchestratord_pool_operations_total", pool_id=pool.id, kind=operation.kind, outcome=state
+        )
         self._telemetry.event(
             "operation_ended",
             f"{operation.kind} of pool {pool.id}: {state}" + (f", {error.message}" if error else ""),

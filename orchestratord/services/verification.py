@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Collection
 from dataclasses import dataclass, field
 from typing import TypeVar
@@ -41,6 +42,7 @@ class Verification:
         self._proofs = proofs
         self._clock = clock
         self._policy = policy
+        self._turn = asyncio.Lock()  # one model is read at a time; whoever waits for a server keeps nobody
 
     async def check(self, entry: CatalogEntry) -> tuple[Findings, tuple[Signature, ...]]:
         notes = _Notes()
@@ -67,7 +69,8 @@ class Verification:
         if not policy.allows(registry):
             raise _Fault("registry", f"{registry} is none of the allowed registries")
         path = await self._had(self._files.resolve(entry.source_url))
-        measured = await self._had(self._proofs.measure(path, fresh=True))
+        async with self._turn:
+            measured = await self._had(self._proofs.measure(path, fresh=True))
         notes.digest = measured.digest
         if entry.digest is not None and entry.digest != measured.digest:
             raise _Fault("digest", f"its digest is {measured.digest}")
@@ -101,7 +104,8 @@ class Verification:
             if ref.digest is not None and await self._sound("signature", self._proofs.digest(there)) != ref.digest:
                 raise _Fault("signature", f"the signature at {ref.uri} has another digest")
             among: Collection[str] = roots if ref.signer is None else roots & {ref.signer}
-            signed = await self._sound("signature", self._proofs.signature(there, path, measured, among))
+            async with self._turn:  # some are over the bytes, not over their digest
+                signed = await self._sound("signature", self._proofs.signature(there, path, measured, among))
             signer = signed.root or ref.signer or "unknown"
             at_ms = self._clock.wall_ms()
             notes.signatures.append(Signature(signer, signed.algo, signed.root is not None, at_ms))

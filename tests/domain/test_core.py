@@ -590,6 +590,7 @@ def test_what_is_forgotten_takes_no_memory() -> None:
     assert len(kept) == 2
     assert world.core.tasks.log_bytes == sum(task.log.size for task in kept)
     assert list(world.core.tasks._logs.values()) == kept
+    assert [world.core.tasks.oldest_log() for _ in range(3)] == [*kept, None], "the oldest goes first"
 
 
 def lame(world: World) -> Replica:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from orchestratord.domain.device import Device
 from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready, Refusal
-from orchestratord.domain.placement import PoolSnapshot, pick_replica, place
+from orchestratord.domain.placement import Decision, PoolSnapshot, pick_replica, place, static_obstacle
 from orchestratord.domain.pool import Lease, Replica
 from orchestratord.domain.request import PlacementHints, TaskRequest
 from tests.domain.world import World
@@ -88,6 +88,7 @@ def test_an_unserved_model_names_what_there_is() -> None:
     ("fields", "breaker"),
     [
         ({"predicted_end_ms": 10.0}, "predicted_end"),
+        ({"resident": True}, "resident"),
         ({"holds_session": True}, "affinity"),
         ({"load": -1.0}, "least_loaded"),
         ({"vram_free": 5}, "free_vram"),
@@ -96,7 +97,9 @@ def test_an_unserved_model_names_what_there_is() -> None:
 )
 def test_each_tie_breaker_decides_when_all_before_it_tie(fields: dict[str, Any], breaker: str) -> None:
     """ORCH-3902: the order between pools; the log names what was needed."""
-    base = {"predicted_end_ms": 20.0} if breaker == "predicted_end" else {}
+    base: dict[str, Any] = {"predicted_end": {"predicted_end_ms": 20.0}, "resident": {"resident": False}}.get(
+        breaker, {}
+    )
     decision = place(job(), [pool("a", **base), pool("b", **{**base, **fields})])
     assert decision.pool_id == "b"
     assert decision.tie_breakers == (breaker,)
@@ -121,6 +124,8 @@ snapshots = st.builds(
     ctx=st.sampled_from([None, 64, 4096]),
     predicted_end_ms=st.none() | st.floats(0, 100),
     holds_session=st.booleans(),
+    resident=st.booleans(),
+    device_masks=st.sampled_from([frozenset(), frozenset({"0"}), frozenset({"0", "1"}), frozenset({"0,1"})]),
     load=st.floats(0, 3),
     vram_free=st.integers(0, 3),
 )
@@ -131,6 +136,7 @@ jobs = st.builds(
     prefer_pools=st.lists(st.sampled_from("abcdef"), max_size=2).map(tuple),
     avoid_pools=st.lists(st.sampled_from("abcdef"), max_size=3).map(tuple),
     allow_fallback=st.booleans(),
+    require_device_mask=st.none() | st.sampled_from(["0", "1"]),
 )
 
 
@@ -138,29 +144,33 @@ jobs = st.builds(
 def test_placement_is_deterministic_and_keeps_every_promise(
     request: TaskRequest, pools: list[PoolSnapshot], rng: Any
 ) -> None:
-    """OC-CORE-1010/1011: order of the snapshots does not matter; what is chosen is feasible and allowed."""
+    """OC-CORE-1010/1011: the order of the snapshots has no part in it, and every override is kept."""
 
     def outcome(given_pools: list[PoolSnapshot]) -> Any:
         try:
-            return place(request, given_pools).pool_id
+            return place(request, given_pools)
         except Refusal as refusal:
-            return type(refusal), refusal.details.get("rule")
+            return type(refusal), refusal.message, refusal.details, refusal.retry_after_ms
 
-    shuffled = rng.sample(pools, len(pools))
-    first = outcome(pools)
-    if isinstance(first, str):
-        assert outcome(shuffled) == first
-        chosen = next(p for p in pools if p.id == first)
-        assert chosen.serves
-        assert chosen.ready
-        assert not chosen.draining
-        hints = request.placement
-        if hints.mode == "pin":
-            assert first == hints.pin_pool_id
-        else:
-            assert first not in hints.avoid_pools
-    else:
-        assert not isinstance(outcome(shuffled), str)
+    found = outcome(pools)
+    assert outcome(rng.sample(pools, len(pools))) == found
+    hints = request.placement
+    able = {p.id for p in pools if p.serves and static_obstacle(request, p) is None and p.ready and not p.draining}
+    allowed = able & {hints.pin_pool_id} if hints.mode == "pin" else able - set(hints.avoid_pools)
+    preferred = allowed & set(hints.prefer_pools) if hints.mode == "prefer" else set()
+    if hints.mode == "prefer" and hints.prefer_pools and not (preferred or hints.allow_fallback):
+        allowed = set()
+    if not allowed:
+        assert not isinstance(found, Decision), "nothing is allowed"
+        return
+    assert isinstance(found, Decision), "nothing that can be served is refused"
+    assert found.pool_id in (preferred or allowed)
+    assert found.pinned == (hints.mode == "pin")
+    assert found.fallback_used == (hints.mode == "prefer" and bool(hints.prefer_pools) and not preferred)
+    mask = hints.require_device_mask
+    assert mask is None or mask in next(p for p in pools if p.id == found.pool_id).device_masks
+    told = {line.partition(":")[0] for line in found.filters}
+    assert {p.id for p in pools if p.serves} - allowed - {found.pool_id} <= told or found.pinned, "each is told why"
 
 
 def test_the_replica_of_a_pool_is_chosen_by_prefix_memory_leases_and_id() -> None:

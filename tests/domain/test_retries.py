@@ -49,6 +49,18 @@ def test_a_task_is_tried_again_before_everybody_and_on_another_replica() -> None
     assert (again.task, again.replica.id != failed_on, task.attempts) == (task, True, 2)
 
 
+def test_of_several_pauses_the_first_to_end_is_waited_for() -> None:
+    """OD-24."""
+    world = World(slots=2)
+    for _ in range(2):
+        world.admit()
+    first, second = world.dispatch()
+    world.core.retry(first, world.now + 5)
+    world.core.retry(second, world.now + 2)
+    assert world.core.next_due(world.now) == world.now + 2
+    assert world.core.next_due(world.now + 3) == world.now + 5
+
+
 def test_the_only_replica_gets_its_task_back() -> None:
     """OD-24."""
     world = World(slots=1)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -11,7 +12,7 @@ import pytest
 
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
-from tests.fetch.site import MODEL, Asked, Reply, Site, serving, write_root
+from tests.fetch.site import MODEL, Asked, Reply, Site, digest, serving, write_root
 from tests.services.support import health, wait_for
 from tests.services.test_reload import as_process
 
@@ -107,12 +108,39 @@ def test_a_daemon_stops_while_a_pool_waits_for_its_first_model(tmp_path: Path, h
     assert not held.gate.is_set()
 
 
+def test_a_daemon_stops_while_a_server_does_not_even_greet(tmp_path: Path) -> None:
+    """OD-17: it takes the connection and says nothing of TLS."""
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        port = server.getsockname()[1]
+        fetch = {"schemes": ["https"], "allow_private": [f"127.0.0.1:{port}"]}
+        with LiveApp(mock_settings(tmp_path, models={"fetch": fetch}), manual=False) as app, app.session() as session:
+            entry = {"id": "m", "source_url": f"https://127.0.0.1:{port}/m.gguf"}
+            assert session.post(CATALOG, json=entry).status_code == 201
+            assert session.post(f"{CATALOG}/m/verify").status_code == 202
+            connection, _ = server.accept()
+        connection.close()
+
+
 def test_a_check_is_given_up_with_its_entry(tmp_path: Path, held: Held) -> None:
     """ORCH-3060"""
     with daemon(tmp_path, held) as app, app.session() as session:
         check(app, session, held)
         assert session.delete(f"{CATALOG}/m").status_code == 204
         wait_for(lambda: app.call(lambda: app.daemon.models.progress(held.ref)) is None, "the fetch is given up")
+
+
+def test_a_check_that_waits_for_a_server_keeps_no_other(tmp_path: Path, held: Held) -> None:
+    """ORCH-3061: one model is read at a time, and no more than that."""
+    held.site.files["/other.gguf"] = MODEL
+    with daemon(tmp_path, held) as app, app.session() as session:
+        check(app, session, held)
+        other = {"id": "other", "source_url": held.site.at("/other.gguf"), "digest": digest(MODEL)}
+        assert session.post(CATALOG, json=other).status_code == 201
+        assert session.post(f"{CATALOG}/other/verify").status_code == 202
+        wait_for(
+            lambda: session.get(f"{CATALOG}/other").json()["verification"]["status"] == "passed", "the other is checked"
+        )
+        assert session.get(f"{CATALOG}/m").json()["verification"]["status"] == "running"
 
 
 def test_what_else_can_be_done_to_a_pool_that_is_fetching(tmp_path: Path, held: Held) -> None:

@@ -329,6 +329,7 @@ def test_the_cadence_is_configurable_and_silence_is_kept_alive() -> None:
         with session.events(task_id) as events:
             next(events)
             app.advance(14.9)
+            assert sse.KEEP_ALIVE not in events.raw, "it has not been silent for 15 s"
             app.advance(0.2)
             for _ in range(3):
                 app.advance(15.0)

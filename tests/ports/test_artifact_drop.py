@@ -340,6 +340,23 @@ def test_a_file_that_somebody_took_away_is_written_when_a_client_puts_it(tmp_pat
     asyncio.run(body())
 
 
+def test_what_an_older_daemon_has_written_is_read_and_never_dropped(tmp_path: Path) -> None:
+    """Its first lines had no check, and no transcript a mark."""
+
+    async def body() -> None:
+        one = artifact("x", tags=("a b",))
+        await (await files(tmp_path)).put(one)
+        path = path_of(tmp_path, one)
+        head, _, content = path.read_bytes().partition(b"\n")
+        path.write_bytes(head.rpartition(b" ")[0] + b"\n" + content)
+        store = await files(tmp_path)
+        assert await store.get(one.id) == one
+        assert await ids(store) == [one.id]
+        assert not await store.drop(one.id)
+
+    asyncio.run(body())
+
+
 # -- damage ------------------------------------------------------------------------------------------------
 def damage(draw: Random, path: Path) -> None:
     """Flip one bit, cut the end off, or overwrite some bytes."""

@@ -464,6 +464,24 @@ def test_a_broken_journal_refuses_before_it_decides(app: LiveApp, session: Verif
     assert session.get("/v1/pools").status_code == 200
 
 
+def test_tasks_are_listed_by_session_and_state(app: LiveApp, session: VerifyingSession) -> None:
+    """OD-10: newest first, and only what was asked for."""
+    one, other = str(uuid.uuid4()), str(uuid.uuid4())
+    first, second, third = (submit(session, session_id=each) for each in (one, other, one))
+    app.advance(1)
+    app.call(app.engine().hold)
+    fourth = submit(session, session_id=one)
+    app.settle()
+
+    def listed(query: str) -> list[str]:
+        return [task["task_id"] for task in session.get(f"/v1/tasks?{query}").json()["items"]]
+
+    assert listed("") == [fourth, third, second, first]
+    assert listed(f"session_id={one}") == [fourth, third, first]
+    assert listed(f"session_id={one}&state=ended") == [third, first]
+    assert listed("state=starting") == [fourth]
+
+
 def test_a_repeat_does_not_wait_for_the_end_of_its_task(app: LiveApp, session: VerifyingSession) -> None:
     """ORCH-2007: it is answered as the first one was; what the journal has still to write is not its matter."""
     app.call(app.engine().hold)

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
+from contextlib import closing
 from pathlib import Path
 from typing import Any
+from uuid import uuid4
 
 import pytest
 
 from orchestratord.infra.engines.mock import MockScript
 from orchestratord.infra.storage.memory import MemoryArtifacts
-from orchestratord.ports import Artifact
+from orchestratord.ports import Artifact, ArtifactTooLarge
 from orchestratord.testing.live import LiveApp, mock_settings
 from orchestratord.testing.session import VerifyingSession
 from tests.services.support import records, submit
@@ -86,6 +89,71 @@ def test_a_restart_finds_what_had_not_reached_the_store(tmp_path: Path) -> None:
     with LiveApp(settings, store=third) as app:
         app.advance(1)
         assert third.attempts == 0, "what was archived is not archived again"
+
+
+@pytest.mark.parametrize("room", [3, 2])
+def test_a_task_stays_until_its_transcript_is_stored(tmp_path: Path, room: int) -> None:
+    """OD-40: the journal's copy goes with it. A store that is full for hours loses none, unless they are too many."""
+    settings = mock_settings(tmp_path, retention={"tasks_ms": 60_000, "tasks": room})
+    store = Store()
+    store.full = True
+    with LiveApp(settings, store=store) as app, app.session() as session:
+        tasks = [submit(session) for _ in range(3)]
+        app.advance(200)
+        known = [session.get(f"/v1/tasks/{one}").status_code for one in tasks]
+        assert known == [404] * (3 - room) + [200] * room
+    store = Store()
+    with LiveApp(settings, store=store) as app, app.session() as session:
+        app.advance(1)
+        assert {tag for one in store._whole.values() for tag in one.tags if tag.startswith("task:")} == {
+            f"task:{one}" for one in tasks[3 - room :]
+        }
+        app.advance(80)
+        assert session.get("/v1/tasks").json()["items"] == []
+        assert app.call(lambda: app.daemon.core.tasks.owed) == set()
+
+
+def test_one_that_cannot_be_stored_is_forgotten_in_time(tmp_path: Path) -> None:
+    """And keeps no other."""
+
+    class Small(Store):
+        async def put(self, artifact: Artifact, *, automatic: bool = False) -> Artifact:
+            if "task:" + tasks[0] in artifact.tags:
+                raise ArtifactTooLarge("too large")
+            return await super().put(artifact, automatic=automatic)
+
+    tasks: list[str] = [str(uuid4())]
+    with LiveApp(mock_settings(retention={"tasks_ms": 60_000}), store=Small()) as app, app.session() as session:
+        assert submit(session, task_id=tasks[0]) == tasks[0]
+        app.settle()
+        other = transcript_id(app, session)
+        assert next(records(app, "archive_failed"))["error"] == "ArtifactTooLarge('too large')"
+        assert session.get(f"/v1/artifacts/{other}").status_code == 200
+        app.advance(100)
+        assert session.get("/v1/tasks").json()["items"] == []
+
+
+def test_what_has_rotted_in_the_journal_is_not_served(tmp_path: Path) -> None:
+    """OC-CTRL-2066, E9: the other transcripts are."""
+    settings = mock_settings(tmp_path)
+    full = Store()
+    full.full = True
+    with LiveApp(settings, store=full) as app, app.session() as session:
+        ids = [transcript_id(app, session, max_tokens=3) for _ in range(3)]
+        before = [session.get(f"/v1/artifacts/{one}").json() for one in ids]
+    with closing(sqlite3.connect(tmp_path / "journal.db")) as journal, journal:
+        (order, blob), *_ = journal.execute("SELECT ord, artifact FROM outbox ORDER BY ord").fetchall()
+        assert b"mock-1" in blob
+        journal.execute("UPDATE outbox SET artifact = ? WHERE ord = ?", (blob.replace(b"mock-1", b"mock-2"), order))
+    store = Store()
+    with LiveApp(settings, store=store) as app, app.session() as session:
+        app.advance(1)
+        assert session.get(f"/v1/artifacts/{ids[0]}").status_code == 404
+        assert [session.get(f"/v1/artifacts/{one}").json() for one in ids[1:]] == before[1:]
+        assert set(store._whole) == set(ids[1:])
+        assert next(records(app, "artifact_corrupt"))["artifact_id"] == ids[0]
+    with LiveApp(settings, store=Store()) as app:
+        assert app.daemon.journal.transcripts() == []
 
 
 def test_what_a_transcript_holds() -> None:

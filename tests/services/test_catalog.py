@@ -130,7 +130,9 @@ def test_a_check_that_ends_while_its_model_is_being_removed_waits_for_that(root:
 
         app.call(remove)
         held.let_go()
-        wait_for(lambda: app.call(lambda: app.daemon.catalog._turn.locked()) is False, "the model was read")
+        wait_for(
+            lambda: app.call(lambda: app.daemon.catalog._verification._turn.locked()) is False, "the model was read"
+        )
         app.settle()
         app.call(lambda: removal.set_exception(JournalUnavailable("no space left on device")))
         wait_for(lambda: status(session) == "passed", "the result is written")
@@ -250,6 +252,38 @@ def test_every_check_reads_the_model(root: Path) -> None:
     check = Verification(LocalFiles([str(root)]), Watched(), CLOCK, TrustPolicy())
     asyncio.run(check.check(CatalogEntry("m", "file:m.gguf", 1)))
     assert reads == [True]
+
+
+def test_a_signature_waits_for_its_turn_to_read_the_model_too(root: Path) -> None:
+    """ORCH-3061: reading one takes a disk and a core; signatures over the bytes read it once more."""
+    reading: list[int] = [0, 0]
+
+    class Counted(FileProofs):
+        async def measure(self, path: str, *, fresh: bool = False) -> Measured:
+            return await self._one(super().measure(path, fresh=fresh))
+
+        async def signature(self, *arguments: Any) -> Any:
+            return await self._one(super().signature(*arguments))
+
+        async def _one(self, work: Any) -> Any:
+            reading[0] += 1
+            reading[1] = max(reading)
+            try:
+                return await work
+            finally:
+                reading[0] -= 1
+
+    async def many() -> None:
+        refs = (SignatureRef(beside(root, "m.sig", samples.ECDSA_SIGNATURE)[0]),)
+        check = Verification(
+            LocalFiles([str(root)]), Counted([load("acme", samples.ECDSA)]), CLOCK, TrustPolicy("permissive")
+        )
+        entries = [CatalogEntry(str(n), "file:m.gguf", 1, signature_refs=refs) for n in range(5)]
+        found = await asyncio.gather(*(check.check(entry) for entry in entries))
+        assert all(findings.signed for findings, _ in found)
+
+    asyncio.run(many())
+    assert reading == [0, 1]
 
 
 @pytest.mark.parametrize(

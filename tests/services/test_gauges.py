@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import types
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,12 +12,15 @@ from typing import Any
 import pytest
 
 from orchestratord.domain.device import Device
+from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.engines.mock import MockScript
 from orchestratord.infra.gpu import RETRY_READS, NvmlProbe
 from orchestratord.ports import EngineError
+from orchestratord.services.gauges import Gauges
 from orchestratord.services.members import ReplicaSpec
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
+from tests.domain.world import World
 from tests.engines.support import run
 from tests.services.support import health, submit
 from tests.services.test_telemetry import Scrape
@@ -80,6 +84,20 @@ def test_without_a_figure_there_is_no_sample() -> None:
         app.call(lambda: setattr(app.engine(), "down", True))
         app.advance(3)
         assert not any(samples(session, series) for series in SERIES)
+
+
+def test_a_daemon_that_stops_measures_no_more() -> None:
+    """What was started is ended, and waited for."""
+
+    async def body() -> None:
+        core = World().core
+        gauges = Gauges(core, SystemClock(), Cards(), list, lambda _: False)
+        await gauges.stop()
+        gauges.start()
+        await gauges.stop()
+        assert [task.get_name() for task in asyncio.all_tasks() if task is not asyncio.current_task()] == []
+
+    asyncio.run(body())
 
 
 def test_an_engine_elsewhere_has_no_device_of_ours() -> None:

@@ -43,6 +43,7 @@ UNSEEN = {  # what a mock engine without a GPU, on no demand, in good health can
     "orchestratord_breaker_trips_total",
     "orchestratord_transcripts_dropped_total",
     "orchestratord_model_cache_dropped_bytes_total",
+    "orchestratord_pool_operation",
 }
 
 

@@ -169,6 +169,7 @@ def test_a_broken_stream_makes_it_suspect_at_once() -> None:
         app.settle()
         status = session.get(f"/v1/tasks/{broken}").json()
         assert (status["state"], status["error"]["code"]) == ("failed", "WORKER_RESET")
+        assert health(session)["ready"] is False, "no time has passed"
         assert state_of(session, waiting) in ("queued", "starting")  # perhaps tried, and to be tried again
         engine.loading = None
         app.advance(31)

@@ -217,6 +217,11 @@ def read_ahead_of_the_seal(daemon: Daemon) -> None:
     daemon.core.cancel = lambda *args: cancel(*args) - 1  # type: ignore[method-assign]
 
 
+@sabotage
+def drop_what_is_shown(daemon: Daemon) -> None:
+    daemon.retention._referred = lambda artifact: False  # type: ignore[method-assign]
+
+
 def main(argv: list[str] | None = None) -> int:
     parser = argparse.ArgumentParser(prog="python -m tests.sim.sabotage")
     parser.add_argument("--seeds", type=int, default=60, help="seeds to try each on (default 60)")

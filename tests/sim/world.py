@@ -101,6 +101,7 @@ class World:
             journal={"kind": "sqlite"},  # what it remembers outlives the process
             models={"roots": ["/srv"], "memory_bytes": draw.choice([100, 30]), "load_ms": 20_000, "drain_ms": 2_000},
             sessions=sessions,
+            retention={"transcripts_bytes": 0, "sweep_ms": 100},  # whatever may be dropped is dropped at once
         )
 
     @property
