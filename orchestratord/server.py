@@ -20,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from orchestratord.app import Daemon
 from orchestratord.crowd import UNACKED_MS, Crowd
+from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
 from orchestratord.wire.errors import HttpError, render
 from orchestratord.wire.limits import CONNECTIONS, HEAD_BYTES, HEAD_FIELDS, URL_BYTES
@@ -277,6 +278,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        strays.capture_loop(self._daemon.telemetry, self._loop)
         await super().startup(sockets)
         self._heartbeat.start(self._loop)
         url = f"http://{self.config.host}:{self.port}"
