@@ -25,7 +25,7 @@ from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
 from orchestratord.domain.pool import Lease, Replica
-from orchestratord.domain.request import PlacementHints
+from orchestratord.domain.request import PlacementHints, Sampling
 from orchestratord.wire import sse
 from tests.domain.world import World
 
@@ -602,3 +602,19 @@ def test_a_task_that_nothing_in_service_could_take_holds_up_nobody() -> None:
     assert (lease.task, embedding.state) == (completion, "queued")
     other.state = "ready"
     assert [lease.task for lease in world.dispatch()] == [embedding]
+
+
+def test_a_task_goes_only_where_its_knobs_are_honoured() -> None:
+    """OC-CORE-1011: an engine that does not know one would drop it in silence."""
+    world = World(slots=1, pools=("home", "away"))
+    facts = {"slots": 4, "ctx": 4096, "engine_version": "mock-1", "workloads": frozenset({"completion"})}
+    for pool, replica, features in (("home", "r1", ("top_k",)), ("away", "r0", ())):
+        world.core.add_replica(pool, Replica(replica))
+        world.core.replica_ready(pool, world.core.pools[pool].replicas[replica], features=features, **facts)
+    tasks = [world.admit(sampling=Sampling(top_k=1)) for _ in range(2)]
+    assert {task.pool_id for task in tasks} == {"home"}
+    assert "away: cannot honour sampling.top_k" in tasks[0].admitted.decision.filters
+    assert {lease.replica.id for lease in world.dispatch()} == {"r1"}
+    with pytest.raises(InvalidParams) as refused:
+        world.admit(sampling=Sampling(top_k=1), placement=World.pin("away"))
+    assert refused.value.details["rule"] == "pin_infeasible"
