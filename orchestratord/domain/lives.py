@@ -216,7 +216,7 @@ class Lives:
         session = self.sessions.get(task.session_id, now)
         keeps = task.request.kv_hint != "cold" and task.request.workload == "completion"
         if session is not None and keeps and "prefix_cache" in lease.replica.features:
-            session.warm, session.kv_tokens = lease, tokens_left(task.usage)
+            session.warm, session.kv_tokens = lease.prefix, tokens_left(task.usage)
 
     def release(self, lease: Lease) -> None:
         """The slot is known to be free."""

@@ -48,6 +48,23 @@ class PoolSpec:
         return request.sampler_profile_version or self.profile
 
 
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What the last lease of a slot left in its KV cache. It holds no task: sessions outlive those."""
+
+    pool_id: str
+    replica: Replica
+    incarnation: int
+    slot: int
+    lease_id: int
+
+    @property
+    def there(self) -> bool:
+        """The replica lives the same life, and nobody had the slot since."""
+        untouched = self.replica.last_lease.get(self.slot) == self.lease_id
+        return self.replica.state == "ready" and self.replica.incarnation == self.incarnation and untouched
+
+
 @dataclass(slots=True, eq=False)
 class Lease:
     """One slot of one replica, held by one task until the slot is known to be free again."""
@@ -60,6 +77,10 @@ class Lease:
     slot: int  # index among the replica's slots
     exclusive: bool = False  # nothing else may run on the replica beside it
     quarantined: bool = False
+
+    @property
+    def prefix(self) -> Prefix:
+        return Prefix(self.pool.id, self.replica, self.incarnation, self.slot, self.id)
 
     def let_go(self, busy: Collection[int]) -> bool:
         """Whether the engine works on it no more, by the slots that are busy.

@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from orchestratord.domain.budget import Account, Amounts, Budget
 from orchestratord.domain.errors import AdmissionReject
-from orchestratord.domain.pool import Lease
+from orchestratord.domain.pool import Prefix
 
 
 @dataclass(slots=True, eq=False)
@@ -19,7 +19,7 @@ class Session:
     forgotten: int = 0  # turns it had when it was deleted; what they spent counts until its TTL would have ended
     idle_since: float = 0.0
     account: Account = field(default_factory=lambda: Account(Budget()))
-    warm: Lease | None = None  # the lease whose slot its last prefix was left in
+    warm: Prefix | None = None  # where its last prefix was left
     kv_tokens: int | None = None  # of that prefix, where the engine counts them
 
     @property
@@ -29,12 +29,8 @@ class Session:
 
     @property
     def kv_warm(self) -> bool:
-        """True only while that slot still holds the prefix: same life of the replica, and nobody had the slot since."""
-        if self.warm is None:
-            return False
-        replica = self.warm.replica
-        untouched = replica.last_lease.get(self.warm.slot) == self.warm.id
-        return replica.state == "ready" and replica.incarnation == self.warm.incarnation and untouched
+        """True only while that slot still holds the prefix."""
+        return self.warm is not None and self.warm.there
 
     @property
     def kv_bytes(self) -> int | None:
