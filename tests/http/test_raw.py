@@ -368,5 +368,5 @@ def test_no_line_of_a_header_hides_another() -> None:
     with LiveApp() as app, RawConnection(app.url) as connection:
         connection.send(POST + head % (len(body), b"X-Trust-Policy: strict\r\n") + body)
         assert envelope_of(connection.answer(), 400)["code"] == "INVALID_PARAMS"
-        connection.send(POST + head % (len(body), b"") + body)
-        assert connection.answer().status == 202
+        connection.send(POST + head.replace(b"permissive", b"permissive \t") % (len(body), b"") + body)
+        assert connection.answer().status == 202, "white space around a value is none of it (RFC 9110 5.5)"
