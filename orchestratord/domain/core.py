@@ -274,8 +274,7 @@ class Core(Lives):
         pool.queue.remove(task)
         exclusive = task.request.determinism == "strict"
         lease = Lease(next(self._lease_ids), task, pool, replica, replica.incarnation, slot, exclusive)
-        if replica.reserved_for is task:
-            replica.reserved_for = None
+        unreserve(pool, task)
         replica.leases[lease.id] = lease
         replica.leased(slot, lease.id)
         replica.kv_brought += lease.tokens
@@ -412,13 +411,21 @@ def _able(pool: Pool, task: Task) -> bool:
 
 def _reserve(pool: Pool, task: Task) -> None:
     """Keep a replica for a strict task: it takes no other work, so that it becomes idle."""
-    if any(r.reserved is task for r in pool.replicas.values()):
+    if any(r.reserved is task and r.available for r in pool.replicas.values()):
         return
+    unreserve(pool, task)
     able = [
         r for r in _candidates(pool, task) if r.strict and r.available and r.reserved is None and suits(r, task.request)
     ]
     if able:
         min(able, key=lambda r: (len(r.leases), r.id)).reserved_for = task
+
+
+def unreserve(pool: Pool, task: Task) -> None:
+    """No replica is kept for it any more."""
+    for replica in pool.replicas.values():
+        if replica.reserved_for is task:
+            replica.reserved_for = None
 
 
 def _kept(pool: Pool) -> list[tuple[Replica, Task]]:
