@@ -140,6 +140,7 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
         draining=pool.draining,
         ctx=max(able, default=None),
         workloads=frozenset().union(*(r.workloads for r in known)) if known else None,
+        features=frozenset().union(*(r.features for r in known)) if known else None,
         device_masks=frozenset(r.device_mask for r in replicas if r.device_mask),
         exact=any(r.strict for r in fit or known) or (dormant and not known),
         predicted_start_ms=start,

@@ -25,7 +25,7 @@ from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
 from orchestratord.domain.pool import Lease, Replica
-from orchestratord.domain.request import PlacementHints
+from orchestratord.domain.request import PlacementHints, Sampling
 from orchestratord.wire import sse
 from tests.domain.world import World
 
@@ -659,3 +659,19 @@ def test_slots_are_taken_in_the_order_of_their_last_use() -> None:
     world.ready(3)
     assert (replica.last_lease, {leased.slot for leased in replica.leases.values()}) == ({}, {0, 1})
     assert lease().slot == 2
+
+
+def test_a_task_goes_only_where_its_knobs_are_honoured() -> None:
+    """OC-CORE-1011: an engine that does not know one would drop it in silence."""
+    world = World(slots=1, pools=("home", "away"))
+    facts = {"slots": 4, "ctx": 4096, "engine_version": "mock-1", "workloads": frozenset({"completion"})}
+    for pool, replica, features in (("home", "r1", ("top_k",)), ("away", "r0", ())):
+        world.core.add_replica(pool, Replica(replica))
+        world.core.replica_ready(pool, world.core.pools[pool].replicas[replica], features=features, **facts)
+    tasks = [world.admit(sampling=Sampling(top_k=1)) for _ in range(2)]
+    assert {task.pool_id for task in tasks} == {"home"}
+    assert "away: cannot honour sampling.top_k" in tasks[0].admitted.decision.filters
+    assert {lease.replica.id for lease in world.dispatch()} == {"r1"}
+    with pytest.raises(InvalidParams) as refused:
+        world.admit(sampling=Sampling(top_k=1), placement=World.pin("away"))
+    assert refused.value.details["rule"] == "pin_infeasible"
