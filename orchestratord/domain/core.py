@@ -158,7 +158,7 @@ class Core(Lives):
 
     def _snapshots(self, request: TaskRequest, now: float) -> list[PoolSnapshot]:
         session = self.sessions.get(request.session_id, now)
-        warm = session.warm.pool.id if session is not None and session.warm is not None and session.kv_warm else None
+        warm = session.warm.pool_id if session is not None and session.warm is not None and session.kv_warm else None
         return [forecast.snapshot(pool, request, warm == pool.id, now) for pool in self.pools.values()]
 
     def _drop(self, victim: Task, newcomer: Task) -> None:
@@ -305,7 +305,8 @@ class Core(Lives):
             self.fail(task, Failure("DEADLINE_UNMET", message, task.request.engine, True), now, wall_ms, "deadline")
 
     def forget(self, now: float) -> None:
-        """Drop finished tasks past retention, oldest first, and sessions past their TTL."""
+        """Drop finished tasks past retention, oldest first, what the others were asked, and sessions past their TTL."""
+        self.tasks.drop_content()
         for task_id in self.tasks.discard_stale(now - self.limits.retain_s, self.limits.retain_tasks):
             self._hooks.record(Forgotten(task_id))
         self.sessions.expire(now)

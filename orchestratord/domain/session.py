@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from orchestratord.domain.budget import Account, Amounts, Budget
 from orchestratord.domain.errors import AdmissionReject
-from orchestratord.domain.pool import Lease
+from orchestratord.domain.pool import Prefix
 
 
 @dataclass(slots=True, eq=False)
@@ -19,8 +19,7 @@ class Session:
     forgotten: int = 0  # turns it had when it was deleted; what they spent counts until its TTL would have ended
     idle_since: float = 0.0
     account: Account = field(default_factory=lambda: Account(Budget()))
-    warm: Lease | None = None  # the lease whose slot its last prefix was left in
-    kv_mark: int = 0  # of the replica at that moment
+    warm: Prefix | None = None  # where its last prefix was left
     kv_tokens: int | None = None  # of that prefix, where the engine counts them
 
     @property
@@ -31,7 +30,7 @@ class Session:
     @property
     def kv_warm(self) -> bool:
         """True only while that replica still holds the prefix."""
-        return self.warm is not None and self.warm.replica.holds(self.warm, self.kv_mark)
+        return self.warm is not None and self.warm.there
 
     @property
     def kv_bytes(self) -> int | None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -22,6 +23,7 @@ from orchestratord.domain.errors import (
 from orchestratord.domain.facts import Admitted, Finished, Frames, Started
 from orchestratord.domain.hooks import Limits
 from orchestratord.domain.kv import KvLayout
+from orchestratord.domain.log import EventLog
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
 from orchestratord.domain.pool import Lease, Replica
@@ -591,6 +593,39 @@ def test_what_is_forgotten_takes_no_memory() -> None:
     assert world.core.tasks.log_bytes == sum(task.log.size for task in kept)
     assert list(world.core.tasks._logs.values()) == kept
     assert [world.core.tasks.oldest_log() for _ in range(3)] == [*kept, None], "the oldest goes first"
+
+
+def test_what_a_finished_task_was_asked_takes_no_memory() -> None:
+    """ORCH-3035: ten thousand prompts of a megabyte would; a repeat is known by its fingerprint all the same."""
+    world = World(slots=1)
+    done, waiting = world.admit(prompt="x" * 1000), world.admit(prompt="y")
+    (lease,) = world.dispatch()
+    world.finish(lease)
+    world.core.forget(world.now)
+    assert done.request.prompt is None
+    assert waiting.request.prompt == "y"
+    assert world.core.known(done.task_id, done.admitted.fingerprint) is done
+
+
+def test_a_warm_session_holds_no_task() -> None:
+    """Retention bounds tasks; a session that is kept for longer must not keep its last one with all its frames."""
+
+    def logs() -> int:
+        gc.collect()
+        return sum(isinstance(each, EventLog) for each in gc.get_objects())
+
+    before = logs()
+    world = World(slots=1, limits=Limits(retain_s=0))
+    world.admit(session_id="s")
+    (lease,) = world.dispatch()
+    world.output(lease, "some", "text")
+    world.finish(lease)
+    world.core.forget(world.now)
+    assert world.core.session("s", world.now).kv_warm
+    del lease
+    for held in (world.tickets, world.ended, world.aborted):
+        held.clear()
+    assert logs() == before
 
 
 def lame(world: World) -> Replica:
