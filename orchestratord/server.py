@@ -9,7 +9,6 @@ import asyncio
 import errno
 import socket
 import threading
-import uuid
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -21,6 +20,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 from orchestratord.app import Daemon
 from orchestratord.crowd import UNACKED_MS, Crowd
 from orchestratord.infra.heartbeat import Heartbeat
+from orchestratord.middleware import correlation_id
 from orchestratord.wire.errors import HttpError, render
 from orchestratord.wire.limits import CONNECTIONS, HEAD_BYTES, HEAD_FIELDS, URL_BYTES
 from orchestratord.wire.responses import WIRE
@@ -231,7 +231,8 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         status, headers, body = render(error)
-        headers += [(b"x-correlation-id", str(uuid.uuid4()).encode()), (b"connection", b"close")]
+        read = self.headers if self._head_size else []  # of this request, as far as its head came
+        headers += [(b"x-correlation-id", correlation_id(read)), (b"connection", b"close")]
         lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]
         self.transport.write(b"".join(lines))
         self._close(reading=True)
