@@ -61,6 +61,8 @@ def test_waiting_tasks_wait_again_in_order_and_the_running_one_ends_in_worker_re
     assert reset.failure is not None
     assert reset.failure.code == "WORKER_RESET"
     assert reset.failure.retriable
+    assert reset.usage.tokens_out == 2, "what was journaled counts, for its session's budget too"
+    assert after.core.sessions.get(running.session_id, after.now).account.spent.tokens == 3 + 2  # type: ignore[union-attr]
     events = after.visible(reset)
     assert [e[:2] for e in events[:-1]] == [(1, "started"), (2, "token"), (3, "token")]
     assert events[-1][0] == running.request.max_events + 1
