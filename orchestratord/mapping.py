@@ -155,8 +155,8 @@ def budget(budgets: BudgetSettings) -> Budget:
 def tariff(tariff: TariffSettings) -> Tariff:
     return Tariff(
         round(tariff.per_task * MICRO),
-        round(tariff.per_1k_tokens_in * MICRO / 1000),
-        round(tariff.per_1k_tokens_out * MICRO / 1000),
+        round(tariff.per_1k_tokens_in * MICRO),
+        round(tariff.per_1k_tokens_out * MICRO),
     )
 
 
