@@ -77,17 +77,6 @@ class Sessions:
     def check(self, session_id: str, amounts: Amounts, now: float) -> None:
         """Raises AdmissionReject when the session has no turn or not enough budget left. Changes nothing."""
         session = self.get(session_id, now)
-        account = Account(self.budget) if session is None else session.account
-        short = account.exceeded_by(amounts)
-        if short is not None:
-            left = account.remaining()[short]
-            raise AdmissionReject(
-                f"The {short} budget of session {session_id} has {left} left, this task may need "
-                f"{getattr(amounts, short)}. Ask for less, or use another session.",
-                policy_label=f"budget-{short}",
-                retriable=False,
-                retry_after_ms=int((self.ttl_left(session, now) if session else self.ttl_s) * 1000),
-            )
         if session is not None and session.turns >= self.turns_max:
             raise AdmissionReject(
                 f"Session {session_id} has used its {self.turns_max} turns. Use a new session_id, "
@@ -95,6 +84,17 @@ class Sessions:
                 policy_label="session-turns",
                 retriable=False,
                 retry_after_ms=int(self.ttl_left(session, now) * 1000),
+            )
+        account = Account(self.budget) if session is None else session.account
+        short = account.exceeded_by(amounts)
+        if short is not None:
+            left, needed = account.remaining()[short], getattr(amounts, short)
+            raise AdmissionReject(
+                f"The {short} budget of session {session_id} has {_told(short, left)} left, this task may need "
+                f"{_told(short, needed)}. Ask for less, or use another session.",
+                policy_label=f"budget-{short}",
+                retriable=False,
+                retry_after_ms=int((self.ttl_left(session, now) if session else self.ttl_s) * 1000),
             )
 
     def take_turn(self, session_id: str, amounts: Amounts, now: float) -> None:
@@ -137,3 +137,8 @@ class Sessions:
         """Drop what has expired; `get` would do it too, this bounds memory."""
         for session_id in list(self._by_id):
             self.get(session_id, now)
+
+
+def _told(name: str, amount: int) -> str:
+    """An amount of a budget in the unit of its configuration."""
+    return {"tokens": f"{amount} tokens", "time": f"{amount} ms", "cost": f"{amount / 1_000_000:g}"}[name]

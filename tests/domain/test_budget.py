@@ -65,19 +65,20 @@ def test_an_account_is_never_charged_more_than_it_held() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "label"),
+    ("fields", "label", "told"),
     [
-        ({"max_tokens": 98}, "budget-tokens"),
-        ({"deadline_ms": 100_001}, "budget-time"),
-        ({"max_tokens": 90, "bound": 3}, "budget-cost"),
+        ({"max_tokens": 98}, "budget-tokens", "100 tokens left, this task may need 101 tokens"),
+        ({"deadline_ms": 100_001}, "budget-time", "100000 ms left, this task may need 100001 ms"),
+        ({"max_tokens": 90, "bound": 3}, "budget-cost", "0.001 left, this task may need 0.001813"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name_and_costs_nothing(fields: dict[str, Any], label: str) -> None:
+def test_what_does_not_fit_is_refused_by_name_and_costs_nothing(fields: dict[str, Any], label: str, told: str) -> None:
     limits = LIMITS if label != "budget-cost" else Limits(budget=Budget(cost=1000), tariff=LIMITS.tariff)
     w = World(limits=limits)
     with pytest.raises(AdmissionReject) as refused:
         w.admit(session_id="s", **{"deadline_ms": 50_000, **fields})
     assert refused.value.policy_label == label
+    assert told in refused.value.message
     assert refused.value.is_retriable is False
     assert refused.value.retry_after_ms == 600_000
     assert len(w.core.sessions) == 0
@@ -90,6 +91,16 @@ def test_a_token_that_costs_less_than_a_millionth_is_not_for_free() -> None:
     assert priced.cost(1_000_000, 0) == 150_000
     assert priced.cost(0, 1_000_000) == 1_400_000
     assert (priced.cost(1, 0), priced.cost(7, 0), priced.cost(0, 0)) == (1, 2, 0)
+
+
+def test_turns_are_looked_at_before_budgets() -> None:
+    """OC-CTRL-2010: where neither is left, that is what is said."""
+    w = world()
+    w.core.sessions.turns_max = 1
+    w.admit(session_id="s", max_tokens=60, deadline_ms=20_000)
+    with pytest.raises(AdmissionReject) as refused:
+        w.admit(session_id="s", max_tokens=60, deadline_ms=20_000)
+    assert refused.value.policy_label == "session-turns"
 
 
 def test_a_task_that_never_started_is_charged_nothing() -> None:
