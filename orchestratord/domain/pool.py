@@ -92,7 +92,9 @@ class Lease:
 
     @property
     def prefix(self) -> Prefix:
-        return Prefix(self.pool.id, self.replica, self.incarnation, self.slot, self.id, self.tokens, self.replica.kv_mark)
+        return Prefix(
+            self.pool.id, self.replica, self.incarnation, self.slot, self.id, self.tokens, self.replica.kv_mark
+        )
 
     def let_go(self, busy: Collection[int]) -> bool:
         """Whether the engine works on it no more, by the slots that are busy.
