@@ -58,13 +58,18 @@ class Prefix:
     incarnation: int
     slot: int
     lease_id: int
-    tokens: int  # it takes at most
-    mark: int  # `kv_mark` of the replica when it was left
+    tokens: int  # what the lease may have brought into the cache, at most
+    mark: int  # the replica's `kv_mark` then
 
     @property
     def there(self) -> bool:
-        """The replica still holds it."""
-        return self.replica.holds(self)
+        """Whether it still is: the replica lives the same life, and nothing has taken its place since."""
+        replica = self.replica
+        if replica.state != "ready" or replica.incarnation != self.incarnation:
+            return False
+        if replica.kv_tokens is None:  # nobody had the slot since
+            return replica.last_lease.get(self.slot) == self.lease_id
+        return replica.kv_brought - self.mark + self.tokens <= replica.kv_tokens  # the longest unused goes first
 
 
 @dataclass(slots=True, eq=False)
@@ -87,7 +92,6 @@ class Lease:
 
     @property
     def prefix(self) -> Prefix:
-        """What it leaves behind, as things are now."""
         return Prefix(
             self.pool.id, self.replica, self.incarnation, self.slot, self.id, self.tokens, self.replica.kv_mark
         )
@@ -156,14 +160,6 @@ class Replica:
     def kv_mark(self) -> int:
         """`kv_brought` without what running leases have yet to bring."""
         return self.kv_brought - sum(lease.tokens for lease in self.leases.values())
-
-    def holds(self, prefix: Prefix) -> bool:
-        """Whether it lives the same life, and nothing that came since has pushed the prefix out."""
-        if self.state != "ready" or self.incarnation != prefix.incarnation:
-            return False
-        if self.kv_tokens is None:  # nobody had the slot since
-            return self.last_lease.get(prefix.slot) == prefix.lease_id
-        return self.kv_brought - prefix.mark + prefix.tokens <= self.kv_tokens  # the longest unused goes first
 
     def saw_result(self, workload: Workload, size: int) -> None:
         """One of its results became a frame of `size` bytes."""
