@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from orchestratord.app import Daemon
 from orchestratord.crowd import UNACKED_MS, Crowd
+from orchestratord.frugal import Flow, Pipeline
 from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
 from orchestratord.middleware import correlation_id
@@ -55,6 +56,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = Flow(transport)
+        self.pipeline = Pipeline()  # type: ignore[assignment]
         self._refused: HttpError | None = None  # nothing more is read; this is the last answer
         self._working: RequestResponseCycle | None = None  # uvicorn's `cycle` is the newest, perhaps still queued
         self._head_size = 0
