@@ -118,9 +118,7 @@ class Replica:
         used = self.last_lease
         if len(used) < self.slots:
             for slot in range(self.slots):
-                if (
-                    slot not in used and slot not in taken
-                ):  # what an engine's last life left unproven is only in `taken`
+                if slot not in used and slot not in taken:  # of a life before: only `taken` knows
                     return slot
         return next(slot for slot in used if slot not in taken)
 
