@@ -34,12 +34,13 @@ class Crowd:
         self._guests: dict[Guest, str] = {}
         self._of_one: Counter[str] = Counter()
         self._idle: dict[Guest, float] = {}  # since when; the longest first
+        self._parting: set[Guest] = set()  # answered for the last time, about to close: they take no place
 
     def __len__(self) -> int:
         return len(self._guests)
 
     def enter(self, guest: Guest, address: str, now: float) -> str | None:
-        """Why it must leave again, or None. Either way it counts until `leave`."""
+        """Why it must leave again, or None. Either way it counts until `part` or `leave`."""
         self._guests[guest] = address
         self._of_one[address] += 1
         if self.most_of_one is not None and self._of_one[address] > self.most_of_one:
@@ -48,8 +49,17 @@ class Crowd:
             return "Too many connections. Try again shortly."
         return None
 
+    def part(self, guest: Guest) -> bool:
+        """It has had its last answer and gives up its place; whether it may linger until it has read that."""
+        self.leave(guest)
+        if len(self._parting) >= max(1, self.most // 4):
+            return False
+        self._parting.add(guest)
+        return True
+
     def leave(self, guest: Guest) -> None:
         """Idempotent."""
+        self._parting.discard(guest)
         self._idle.pop(guest, None)
         address = self._guests.pop(guest, None)
         if address is not None:

@@ -245,7 +245,7 @@ class Protocol(HttpToolsProtocol):
         """Close, once the client has had its answer: a reset for bytes nobody reads can overtake it."""
         if self._lingering is not None or self.transport.is_closing():
             return
-        if not (reading or self.unread):
+        if not (reading or self.unread) or not self.crowd.part(self):
             self.transport.close()
             return
         self._lingering = 0

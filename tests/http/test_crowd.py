@@ -189,6 +189,25 @@ def test_slow_heads_keep_no_good_client_out(monkeypatch: pytest.MonkeyPatch) -> 
             connection.close()
 
 
+def test_who_has_been_refused_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
+    """F1: refused connections linger for a moment; that must not cost the places of those that idle ones make."""
+    monkeypatch.setattr(crowd, "EVICT_S", 0.0)
+    monkeypatch.setattr(server, "LINGER_S", 600.0)
+    with limited(connections=8) as app:
+        lingering = []
+        for _ in range(20):
+            lingering.append(RawConnection(app.url))
+            lingering[-1].send(UNREAD["no such path"])
+            envelope_of(lingering[-1].answer(), 404)
+        kept = [RawConnection(app.url) for _ in range(8)]
+        for connection in kept:
+            connection.send(HELLO)
+            assert connection.answer().status == 200
+        wait_for(lambda: connected(app) <= 8 + 8 // 4, "no more than a quarter linger")
+        for connection in (*lingering, *kept):
+            connection.close()
+
+
 # -- silent peers --------------------------------------------------------------------------------------------
 def black_hole(connection: RawConnection) -> None:
     """From now on the client's kernel drops whatever comes in for this socket: no answer, no acknowledgement."""

@@ -18,7 +18,7 @@ from orchestratord.infra.journal.sqlite import SqliteJournal
 from tests.http.daemon import DaemonProcess, write_config
 from tests.http.support import submit, task, wait_for
 from tests.ports.journal_samples import admitted, archive
-from tests.reliability.rows import Seen, fault, not_here, program, row, tests
+from tests.reliability.rows import Seen, fault, program, row, tests
 
 program(
     "E1",
@@ -180,4 +180,11 @@ tests(
 )
 fault("E14", "E read-only disk at start", "a read-only disk at the start", "exit 69 with file and reason")
 fault("E15", "E artifacts on a full disk", "no room for artifacts, then room", "503, nothing partial; stored after")
-not_here("E13", "clients' artifacts are never collected; transcripts go by age and size only")
+program(
+    "E13",
+    "transcripts dropped while clients store the same ones",
+    "lost 0",
+    "tests.collect --seed 1 --count {}",
+    200,
+    10_000,
+)
