@@ -13,7 +13,7 @@ from benchmarks.peers import Peer
 from benchmarks.processes import CLOCK, Meter, rss_kib
 
 SETTLE_S = 0.25  # what is left to do behind a stream's end counts too
-RAMP_S = 0.0053  # between the starts of light streams: no multiple of it is one of the pace
+RAMP_S = 0.0537  # between the starts of light streams: a stall of the machine meets few of them, and no two keep step
 CLIENTS = 32
 LOOK_S = 0.5
 

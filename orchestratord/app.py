@@ -13,6 +13,7 @@ from functools import cached_property, partial
 from typing import Any
 
 from orchestratord import contract, mapping
+from orchestratord.audit import Audit
 from orchestratord.config import (
     ConfigError,
     Settings,
@@ -36,7 +37,7 @@ from orchestratord.infra.fetch.policy import FetchPolicy
 from orchestratord.infra.gpu import NvmlProbe
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.sqlite import SqliteJournal
-from orchestratord.infra.json_logs import Sink, make_sink
+from orchestratord.infra.logs import Sink, make_sink
 from orchestratord.infra.memory import ProcMemory
 from orchestratord.infra.process import ProcessHost
 from orchestratord.infra.samples import samples, stored
@@ -104,7 +105,9 @@ class Daemon:
         self.settings = settings
         self.clock = clock or SystemClock()
         self.metrics = prometheus.Metrics()
-        self.telemetry = StandardTelemetry(self.metrics, log or make_sink())
+        secret = mapping.secrets(settings, os.environ)
+        log = log or make_sink(form=settings.log.format, level=settings.log.level, secrets=secret)
+        self.telemetry = StandardTelemetry(self.metrics, log)
         self.journal = journal or self._journal()
         self.store = store or self._store()
         self.mocks: dict[tuple[str, str], MockEngine] = {}
@@ -166,7 +169,7 @@ class Daemon:
             self.core,
             self.clock,
             self.telemetry,
-            ProcessHost(self.clock),
+            ProcessHost(self.clock, secrets=secret),
             self._connect,
             _jitter,
             self._vet,
@@ -277,6 +280,7 @@ class Daemon:
                 partial(Edge, telemetry=self.telemetry),
                 partial(Guard, access=mapping.access(self.settings)),
                 partial(BodyLimit, max_bytes=self.settings.server.max_body_bytes, clock=self.clock),
+                partial(Audit, telemetry=self.telemetry),
             ],
             lifespan=self._lifespan,
         )

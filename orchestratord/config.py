@@ -25,6 +25,7 @@ from orchestratord.domain.url import BadReference, host_pattern, parse_url
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
 Positive = Annotated[int, Meta(ge=1)]
+ENVIRONMENT_ONLY = ("token", "auth_optional")
 POOLS_MAX, REPLICAS_MAX = 256, 1024  # ids of either are labels of metrics
 Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
 MAX_AGE_MS = 10 * 366 * 86_400_000
@@ -47,6 +48,13 @@ class ServerSettings(Section, frozen=True):
     max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
     connections: Positive | None = None  # None: half of the descriptors the process may have
     connections_per_client: Positive | None = None
+
+
+class LogSettings(Section, frozen=True):
+    """How the daemon tells what happens, on standard error. `auto`: readable on a terminal, else JSON."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
 
 
 class RateLimitSettings(Section, frozen=True):
@@ -318,6 +326,7 @@ class Settings(Section, frozen=True):
     """Everything. `load` builds it."""
 
     server: ServerSettings = field(default_factory=ServerSettings)
+    log: LogSettings = field(default_factory=LogSettings)
     auth: AuthSettings = field(default_factory=AuthSettings)
     journal: JournalSettings = field(default_factory=JournalSettings)
     artifacts: ArtifactSettings = field(default_factory=ArtifactSettings)
@@ -387,7 +396,7 @@ def _unique(what: str, ids: list[str]) -> None:
 def load(path: str | Path | None = None, environ: Mapping[str, str] = os.environ) -> Settings:
     """The settings of this start. Raises ConfigError."""
     raw = read_file(Path(path)) if path is not None else {}
-    for secret in ("token", "auth_optional"):
+    for secret in ENVIRONMENT_ONLY:
         if secret in raw:
             raise ConfigError(f"{secret} is not read from the file: set AUTH_TOKEN or AUTH_OPTIONAL in the environment")
     for key, value in environ.items():
@@ -417,8 +426,11 @@ def is_loopback(host: str) -> bool:
 
 
 def json_schema() -> dict[str, Any]:
-    """The published schema of the configuration file."""
-    return msgspec.json.schema(Settings)
+    """The published schema of the configuration file: what the environment alone may say is not in it."""
+    schema = msgspec.json.schema(Settings)
+    for secret in ENVIRONMENT_ONLY:
+        del schema["$defs"]["Settings"]["properties"][secret]
+    return schema
 
 
 def read_file(path: Path) -> dict[str, Any]:

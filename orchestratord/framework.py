@@ -269,7 +269,7 @@ def _short(text: str) -> str:
 
 def _header(scope: Scope, key: bytes) -> str | None:
     """Its value; several lines of one name mean one list (RFC 9110 5.3), so that none of them can hide another."""
-    values = [value for name, value in scope["headers"] if name == key]
+    values = [value.strip(b" \t") for name, value in scope["headers"] if name == key]
     return b", ".join(values).decode("latin-1") if values else None
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from urllib.parse import unquote, urlsplit
 
 from orchestratord import __version__, contract
 from orchestratord.config import (
@@ -31,6 +33,7 @@ from orchestratord.domain.request import Sampling
 from orchestratord.domain.trust import TrustPolicy
 from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
+from orchestratord.infra.secrets import Secrets, is_secret_name, secret_options
 from orchestratord.infra.storage.filesystem import SIZE_LIMIT
 from orchestratord.infra.trust.proofs import load_roots
 from orchestratord.infra.trust.root import BadKey, Root
@@ -60,6 +63,28 @@ def access(settings: Settings) -> Access:
         hosts=hosts | {h.lower() for h in auth.allowed_hosts} if local or auth.allowed_hosts else None,
         origins=frozenset(auth.allowed_origins),
     )
+
+
+def secrets(settings: Settings, environ: Mapping[str, str]) -> Secrets:
+    """Everything secret that the configuration gives or names."""
+    fetch = settings.models.fetch
+    replicas = [replica for pool in settings.pools for replica in pool.replicas]
+    names = {replica.api_key_env for replica in replicas if replica.api_key_env} | set(fetch.tokens.values())
+    names |= {fetch.s3.access_key_env, fetch.s3.secret_key_env, fetch.s3.session_token_env}
+    values = [settings.token or "", *(environ.get(name, "").strip() for name in names)]
+    for value in [*values]:  # `user:password`
+        values += value.split(":", 1) if ":" in value else []
+    for replica in replicas:
+        values += _password(replica.url or "")
+        if replica.process is not None:
+            values += [value for name, value in replica.process.env.items() if is_secret_name(name)]
+            values += secret_options(replica.process.extra_args)
+    return Secrets(names, values)
+
+
+def _password(url: str) -> list[str]:
+    found = urlsplit(url)
+    return [] if found.password is None else [found.password, unquote(found.password)]
 
 
 def pool_spec(pool: PoolSettings, profiles: dict[str, Sampling]) -> PoolSpec:
@@ -112,6 +137,7 @@ def _process_spec(pool: PoolSettings, replica: ReplicaSettings) -> ProcessSpec |
         env=dict(process.env),
         device_mask=replica.device_mask,
         mode=process.mode,
+        api_key_env=replica.api_key_env,
     )
 
 
@@ -155,8 +181,8 @@ def budget(budgets: BudgetSettings) -> Budget:
 def tariff(tariff: TariffSettings) -> Tariff:
     return Tariff(
         round(tariff.per_task * MICRO),
-        round(tariff.per_1k_tokens_in * MICRO / 1000),
-        round(tariff.per_1k_tokens_out * MICRO / 1000),
+        round(tariff.per_1k_tokens_in * MICRO),
+        round(tariff.per_1k_tokens_out * MICRO),
     )
 
 

@@ -92,7 +92,7 @@ class Edge:
         self._telemetry.event(
             "request_failed",
             "an unforeseen exception ended a request",
-            error=repr(error),
+            error=error,
             method=scope["method"],
             correlation_id=cid,
             exc_info=error,

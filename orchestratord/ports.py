@@ -355,6 +355,7 @@ class ProcessSpec:
     env: dict[str, str]
     device_mask: str | None
     mode: Workload = "completion"  # for engines that must be told at their start
+    api_key_env: str | None = None  # the one secret of the daemon's environment that is the engine's, too
 
 
 @runtime_checkable

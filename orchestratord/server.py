@@ -9,7 +9,6 @@ import asyncio
 import errno
 import socket
 import threading
-import uuid
 from collections.abc import Callable
 from functools import partial
 from types import FrameType
@@ -20,7 +19,10 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from orchestratord.app import Daemon
 from orchestratord.crowd import UNACKED_MS, Crowd
+from orchestratord.frugal import Flow, Pipeline
+from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
+from orchestratord.middleware import correlation_id
 from orchestratord.wire.errors import HttpError, render
 from orchestratord.wire.limits import CONNECTIONS, HEAD_BYTES, HEAD_FIELDS, URL_BYTES
 from orchestratord.wire.responses import WIRE
@@ -54,6 +56,8 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        self.flow = Flow(transport)
+        self.pipeline = Pipeline()  # type: ignore[assignment]
         self._refused: HttpError | None = None  # nothing more is read; this is the last answer
         self._working: RequestResponseCycle | None = None  # uvicorn's `cycle` is the newest, perhaps still queued
         self._head_size = 0
@@ -231,7 +235,8 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         status, headers, body = render(error)
-        headers += [(b"x-correlation-id", str(uuid.uuid4()).encode()), (b"connection", b"close")]
+        read = self.headers if self._head_size else []  # of this request, as far as its head came
+        headers += [(b"x-correlation-id", correlation_id(read)), (b"connection", b"close")]
         lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]
         self.transport.write(b"".join(lines))
         self._close(reading=True)
@@ -277,6 +282,7 @@ class Server(uvicorn.Server):
 
     async def startup(self, sockets: list[socket.socket] | None = None) -> None:
         self._loop = asyncio.get_running_loop()
+        strays.capture_loop(self._daemon.telemetry, self._loop)
         await super().startup(sockets)
         self._heartbeat.start(self._loop)
         url = f"http://{self.config.host}:{self.port}"

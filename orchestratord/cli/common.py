@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import re
 import sys
 from collections.abc import Callable, Sequence
 from http.client import HTTPException
@@ -68,14 +69,22 @@ def refused(error: ServerError) -> int:
     return complain(f"{error.code}: {error.envelope.get('message')}{wait}", code)
 
 
+_STEERING = re.compile("[\x00-\x08\x0b-\x1f\x7f-\x9f\u061c\u200e\u200f\u2028-\u202e\u2066-\u2069]")
+
+
+def harmless(text: str) -> str:
+    """What a daemon or an engine said, without what could steer a terminal."""
+    return _STEERING.sub(lambda found: ascii(found[0])[1:-1], text)
+
+
 def complain(text: str, code: int) -> int:
-    print(f"orchestratord: {text}", file=sys.stderr)
+    print(f"orchestratord: {harmless(text)}", file=sys.stderr)
     return code
 
 
 def show(arguments: argparse.Namespace, answer: Any, text: Callable[[], str]) -> int:
     """The daemon's answer, as JSON or as people read it."""
-    print(json.dumps(answer, indent=2, ensure_ascii=False) if arguments.json else text())
+    print(json.dumps(answer, indent=2, ensure_ascii=False) if arguments.json else harmless(text()))
     return 0
 
 

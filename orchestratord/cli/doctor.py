@@ -21,6 +21,7 @@ from orchestratord import config
 from orchestratord.cli.common import FAILED, Commands, command, show
 from orchestratord.cli.serve import config_file, environment
 from orchestratord.client import Client, ServerError
+from orchestratord.infra.secrets import secret_options
 
 WAL_RESET_FIXED = (3, 51, 3)  # earlier versions can lose a WAL that two connections checkpoint at once
 FILES_WANTED = 1024
@@ -197,11 +198,15 @@ def _engines(settings: config.Settings) -> Iterator[Finding]:
             name = f"{pool.id}/{replica.id}"
             if replica.url is not None:
                 yield _reachable(name, replica.url)
+            elif replica.process is not None and secret_options(replica.process.extra_args):
+                seen = f"{name}: everybody on this machine can see a key in the engine's arguments"
+                yield Finding("engine", "warn", seen, "give it in the replica's `env` (LLAMA_API_KEY, VLLM_API_KEY)")
             elif replica.process is not None and replica.process.binary and not shutil.which(replica.process.binary):
                 yield Finding("engine", "fail", f"{name}: {replica.process.binary} is no program", "correct `binary`")
 
 
 def _reachable(name: str, url: str) -> Finding:
+    url = f"{url.partition('//')[0]}//{url.rpartition('//')[2].rpartition('@')[2]}"  # without a password
     host, _, port = url.rpartition("//")[2].partition("/")[0].rpartition(":")
     try:
         socket.create_connection((host or "127.0.0.1", int(port)), timeout=2).close()

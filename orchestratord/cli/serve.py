@@ -56,9 +56,12 @@ def _serve(arguments: argparse.Namespace) -> int:
             settings = config.load(config_file(arguments.config), environ)
             lean.import_connexion()
             from orchestratord.app import Daemon
+            from orchestratord.infra import strays
             from orchestratord.server import CannotListen, make_server
 
             daemon = Daemon(settings)
+            strays.capture(daemon.telemetry)
+            strays.no_core_dump()
             server = make_server(daemon)
     except config.ConfigError as error:
         return complain(str(error), BAD_CONFIG)

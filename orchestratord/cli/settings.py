@@ -14,6 +14,7 @@ import msgspec
 from orchestratord import config
 from orchestratord.cli.common import BAD_CONFIG, Commands, command, complain, show, table
 from orchestratord.cli.serve import config_file, environment
+from orchestratord.infra.secrets import HIDDEN, hide_options, is_secret_name
 
 
 def register(commands: Commands) -> None:
@@ -82,10 +83,24 @@ def in_force(path: Path | None, environ: Mapping[str, str]) -> list[tuple[str, A
             shown = value if name == "auth_optional" else ("set" if value else None)
             rows.append((name, shown, f"environment {variable}" if value else "default"))
             continue
+        value = _shown(name, value)
         origin = f"file {path}" if name in raw else "default"
         origin = next((f"environment {env[key]}" for key in env if name == key or name.startswith(f"{key}.")), origin)
         rows.append((name, value, origin))
     return rows
+
+
+def _shown(name: str, value: Any) -> Any:
+    """A setting's value, or `set` for what nobody should see: secret variables of a child, passwords in an URL."""
+    *_, section, key = ["", *name.split(".")]
+    if section == "env" and is_secret_name(key):
+        return "set"
+    if key == "url" and isinstance(value, str) and "@" in value:
+        scheme, _, rest = value.partition("//")
+        return f"{scheme}//{HIDDEN}@{rest.rpartition('@')[2]}"
+    if key == "extra_args" and isinstance(value, list | tuple):
+        return hide_options(value)
+    return value
 
 
 def _leaves(value: Any, path: str = "") -> Iterator[tuple[str, Any]]:

@@ -39,14 +39,15 @@ class Budget:
 
 @dataclass(frozen=True, slots=True)
 class Tariff:
-    """What work costs, in millionths of a unit."""
+    """What work costs, in millionths of a unit. Tokens by the thousand: one alone may cost less than a millionth."""
 
     per_task: int = 0
-    per_token_in: int = 0
-    per_token_out: int = 0
+    per_1k_in: int = 0
+    per_1k_out: int = 0
 
     def cost(self, tokens_in: int, tokens_out: int) -> int:
-        return self.per_task + self.per_token_in * tokens_in + self.per_token_out * tokens_out
+        """Rounded up."""
+        return self.per_task - -(self.per_1k_in * tokens_in + self.per_1k_out * tokens_out) // 1000
 
 
 class Account:

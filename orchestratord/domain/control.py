@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Collection, Iterable
 from dataclasses import replace
 
-from orchestratord.domain.core import Core
+from orchestratord.domain.core import Core, unreserve
 from orchestratord.domain.errors import InvalidParams, Refusal
 from orchestratord.domain.eta import ServiceModel
 from orchestratord.domain.facts import JournaledTask, SessionDeleted
@@ -149,11 +149,8 @@ class Control(Core):
 
     @staticmethod
     def _leave(pool: Pool, task: Task) -> None:
-        """Out of the queue, and no replica is kept for it any more."""
         pool.queue.remove(task)
-        for replica in pool.replicas.values():
-            if replica.reserved_for is task:
-                replica.reserved_for = None
+        unreserve(pool, task)
 
     def _may_stay(self, task: Task, pool: Pool) -> bool:
         """Whether the pool, open or not, serves what the task asked for: it must never run on another model."""
@@ -169,7 +166,7 @@ class Control(Core):
             try:
                 return place(task.request, own).pool_id
             except Refusal as refusal:
-                if refusal.is_retriable:  # on its way
+                if refusal.is_retriable or any(not r.ctx for r in pool.replicas.values()):  # on its way
                     return pool.id
         return place(task.request, snapshots).pool_id
 

@@ -158,7 +158,7 @@ class Core(Lives):
 
     def _snapshots(self, request: TaskRequest, now: float) -> list[PoolSnapshot]:
         session = self.sessions.get(request.session_id, now)
-        warm = session.warm.pool.id if session is not None and session.warm is not None and session.kv_warm else None
+        warm = session.warm.pool_id if session is not None and session.warm is not None and session.kv_warm else None
         return [forecast.snapshot(pool, request, warm == pool.id, now) for pool in self.pools.values()]
 
     def _drop(self, victim: Task, newcomer: Task) -> None:
@@ -274,8 +274,7 @@ class Core(Lives):
         pool.queue.remove(task)
         exclusive = task.request.determinism == "strict"
         lease = Lease(next(self._lease_ids), task, pool, replica, replica.incarnation, slot, exclusive)
-        if replica.reserved_for is task:
-            replica.reserved_for = None
+        unreserve(pool, task)
         replica.leases[lease.id] = lease
         replica.leased(slot, lease.id)
         replica.kv_brought += lease.tokens
@@ -306,7 +305,8 @@ class Core(Lives):
             self.fail(task, Failure("DEADLINE_UNMET", message, task.request.engine, True), now, wall_ms, "deadline")
 
     def forget(self, now: float) -> None:
-        """Drop finished tasks past retention, oldest first, and sessions past their TTL."""
+        """Drop finished tasks past retention, oldest first, what the others were asked, and sessions past their TTL."""
+        self.tasks.drop_content()
         for task_id in self.tasks.discard_stale(now - self.limits.retain_s, self.limits.retain_tasks):
             self._hooks.record(Forgotten(task_id))
         self.sessions.expire(now)
@@ -412,13 +412,21 @@ def _able(pool: Pool, task: Task) -> bool:
 
 def _reserve(pool: Pool, task: Task) -> None:
     """Keep a replica for a strict task: it takes no other work, so that it becomes idle."""
-    if any(r.reserved is task for r in pool.replicas.values()):
+    if any(r.reserved is task and r.available for r in pool.replicas.values()):
         return
+    unreserve(pool, task)
     able = [
         r for r in _candidates(pool, task) if r.strict and r.available and r.reserved is None and suits(r, task.request)
     ]
     if able:
         min(able, key=lambda r: (len(r.leases), r.id)).reserved_for = task
+
+
+def unreserve(pool: Pool, task: Task) -> None:
+    """No replica is kept for it any more."""
+    for replica in pool.replicas.values():
+        if replica.reserved_for is task:
+            replica.reserved_for = None
 
 
 def _kept(pool: Pool) -> list[tuple[Replica, Task]]:

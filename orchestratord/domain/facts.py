@@ -6,7 +6,7 @@ event and a cancel's 204. Recovery is a pure function of them (`domain.recovery`
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from orchestratord.domain.budget import Amounts
@@ -40,6 +40,10 @@ class Admitted:
     @property
     def task_id(self) -> str:
         return self.request.task_id
+
+    def without_content(self) -> Admitted:
+        """The same fact with nothing left of what the client asked."""
+        return replace(self, request=replace(self.request, prompt=None, messages=None, inputs=None))
 
 
 @dataclass(frozen=True, slots=True)

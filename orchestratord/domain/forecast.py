@@ -127,6 +127,9 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
     available = any(r.available for r in fit)
     probes = [] if available else [r.breaker.open_until for r in fit if r.breaker.open_until is not None]
     opens_at = stay.not_before if stay.shut else pool.opens_at
+    if opens_at is None and any(r.state == "loading" and r.kind == "process" for r in there):
+        up_at = stay.since + stay.load_s
+        opens_at = up_at if up_at > now else None  # overdue: nobody knows
     hinted = request.expected_tokens is not None or pool.service.observations > 0
     start = start_ms(pool, request.priority, now=now) if hinted else None
     return PoolSnapshot(
@@ -140,6 +143,7 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
         draining=pool.draining,
         ctx=max(able, default=None),
         workloads=frozenset().union(*(r.workloads for r in known)) if known else None,
+        features=frozenset().union(*(r.features for r in known)) if known else None,
         device_masks=frozenset(r.device_mask for r in replicas if r.device_mask),
         exact=any(r.strict for r in fit or known) or (dormant and not known),
         predicted_start_ms=start,

@@ -219,8 +219,7 @@ class Lives:
         session = self.sessions.get(task.session_id, now)
         keeps = task.request.kv_hint != "cold" and task.request.workload == "completion"
         if session is not None and keeps and "prefix_cache" in lease.replica.features:
-            session.warm, session.kv_mark = lease, lease.replica.kv_mark
-            session.kv_tokens = tokens_left(task.usage)
+            session.warm, session.kv_tokens = lease.prefix, tokens_left(task.usage)
 
     def release(self, lease: Lease) -> None:
         """The slot is known to be free."""

@@ -52,6 +52,7 @@ class PoolSnapshot:
     pinned_profile: str | None = None  # the one sampler profile it serves
     opens_ms: int | None = None  # of a closed pool: when it is expected to take work again
     resident: bool = True  # its model is in memory
+    features: frozenset[str] | None = None  # what its engines honour besides the required
 
 
 def static_obstacle(job: TaskRequest, pool: PoolSnapshot) -> tuple[str, str] | None:
@@ -60,6 +61,9 @@ def static_obstacle(job: TaskRequest, pool: PoolSnapshot) -> tuple[str, str] | N
         return "unsupported_workload", f"does not serve {job.workload}"
     if pool.ctx is not None and job.ctx > pool.ctx:
         return "ctx_exceeds_model", f"ctx {pool.ctx} < {job.ctx}"
+    lacking = [knob for knob in job.sampling.given if pool.features is not None and knob not in pool.features]
+    if lacking:
+        return "unsupported_sampling", f"cannot honour sampling.{lacking[0]}"
     mask = job.placement.require_device_mask
     if mask is not None and mask not in pool.device_masks:
         return "pin_infeasible", f"no replica on device mask {mask}"
@@ -170,8 +174,10 @@ def pick_replica(replicas: Iterable[Replica], job: TaskRequest, *, warm: Replica
 def suits(replica: Replica, job: TaskRequest) -> bool:
     """Whether the replica could ever take such a task."""
     mask = job.placement.require_device_mask
-    fits = replica.ctx >= job.ctx and job.workload in replica.workloads
-    return fits and (mask is None or replica.device_mask == mask)
+    fits = (
+        replica.ctx >= job.ctx and job.workload in replica.workloads and (mask is None or replica.device_mask == mask)
+    )
+    return fits and all(knob in replica.features for knob in job.sampling.given)
 
 
 _Key = Callable[[PoolSnapshot], float | str]

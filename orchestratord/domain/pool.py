@@ -49,6 +49,29 @@ class PoolSpec:
         return request.sampler_profile_version or self.profile
 
 
+@dataclass(frozen=True, slots=True)
+class Prefix:
+    """What the last lease of a slot left in its KV cache. It holds no task: sessions outlive those."""
+
+    pool_id: str
+    replica: Replica
+    incarnation: int
+    slot: int
+    lease_id: int
+    tokens: int  # what the lease may have brought into the cache, at most
+    mark: int  # the replica's `kv_mark` then
+
+    @property
+    def there(self) -> bool:
+        """Whether it still is: the replica lives the same life, and nothing has taken its place since."""
+        replica = self.replica
+        if replica.state != "ready" or replica.incarnation != self.incarnation:
+            return False
+        if replica.kv_tokens is None:  # nobody had the slot since
+            return replica.last_lease.get(self.slot) == self.lease_id
+        return replica.kv_brought - self.mark + self.tokens <= replica.kv_tokens  # the longest unused goes first
+
+
 @dataclass(slots=True, eq=False)
 class Lease:
     """One slot of one replica, held by one task until the slot is known to be free again."""
@@ -66,6 +89,12 @@ class Lease:
     def tokens(self) -> int:
         """What it may bring into the engine's KV cache, at most."""
         return self.task.admitted.prompt_bound + self.task.request.max_tokens + KV_BLOCK
+
+    @property
+    def prefix(self) -> Prefix:
+        return Prefix(
+            self.pool.id, self.replica, self.incarnation, self.slot, self.id, self.tokens, self.replica.kv_mark
+        )
 
     def let_go(self, busy: Collection[int]) -> bool:
         """Whether the engine works on it no more, by the slots that are busy.
@@ -118,9 +147,7 @@ class Replica:
         used = self.last_lease
         if len(used) < self.slots:
             for slot in range(self.slots):
-                if (
-                    slot not in used and slot not in taken
-                ):  # what an engine's last life left unproven is only in `taken`
+                if slot not in used and slot not in taken:  # `taken` alone knows what an engine's last life left
                     return slot
         return next(slot for slot in used if slot not in taken)
 
@@ -133,14 +160,6 @@ class Replica:
     def kv_mark(self) -> int:
         """`kv_brought` without what running leases have yet to bring."""
         return self.kv_brought - sum(lease.tokens for lease in self.leases.values())
-
-    def holds(self, lease: Lease, mark: int) -> bool:
-        """Whether the prefix this lease left is still there; `mark` is what `kv_mark` was then."""
-        if self.state != "ready" or self.incarnation != lease.incarnation:
-            return False
-        if self.kv_tokens is None:  # nobody had the slot since
-            return self.last_lease.get(lease.slot) == lease.id
-        return self.kv_brought - mark + lease.tokens <= self.kv_tokens  # the longest unused goes first
 
     def saw_result(self, workload: Workload, size: int) -> None:
         """One of its results became a frame of `size` bytes."""

@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 
 from orchestratord.domain.facts import JournaledTask
 from orchestratord.domain.log import EventLog
-from orchestratord.domain.outcome import Failure, TaskState
+from orchestratord.domain.outcome import Failure, TaskState, Usage
 from orchestratord.domain.task import Task
 
 Split = Callable[[bytes], Sequence[bytes]]  # encoded frames -> single frames
@@ -31,7 +31,8 @@ def rebuild(journaled: JournaledTask, split: Split, now: float, wall_ms: int) ->
 
     log = EventLog()
     log.append(admitted.started_frame)
-    for frame in split(journaled.frames):
+    frames = split(journaled.frames)
+    for frame in frames:
         log.append(frame)
     if started is None and finished is None:
         log.show(1)  # what it may produce is gated by its `Started` as ever
@@ -49,6 +50,9 @@ def rebuild(journaled: JournaledTask, split: Split, now: float, wall_ms: int) ->
         task.model_digest = started.model_digest
         task.started_ms, task.first_token_ms = started.started_ms, started.first_token_ms
         task.started, task.first_token = monotonic(started.started_ms), monotonic(started.first_token_ms)
+        if admitted.request.workload == "completion":  # the engine never said: a frame holds at least one token
+            task.token_frames = len(frames)
+            task.usage = Usage(None, len(frames), 0)
     if finished is not None:
         log.seal()
         task.state = finished.state

@@ -35,6 +35,11 @@ class Sampling:
     json_schema: dict[str, Any] | None = None
     grammar: str | None = None
 
+    @property
+    def given(self) -> tuple[str, ...]:
+        """The knobs that are set."""
+        return tuple(knob for knob in self.__slots__ if getattr(self, knob) is not None)
+
 
 @dataclass(frozen=True, slots=True)
 class PlacementHints:

@@ -16,6 +16,7 @@ class Roster(dict[str, Task]):
         super().__init__()
         self._deadlines: list[tuple[float, int, str]] = []
         self._finished: deque[Task] = deque()
+        self._content: list[Task] = []  # finished tasks that still hold what they were asked
         self._logs: OrderedDict[str, Task] = OrderedDict()  # finished tasks whose frames are in memory, oldest first
         self.log_bytes = 0  # of those
         self.owed: set[str] = set()  # finished tasks whose transcripts have not reached the store
@@ -28,6 +29,13 @@ class Roster(dict[str, Task]):
     def retire(self, task: Task) -> None:
         """The task has ended; retention counts from here."""
         self._finished.append(task)
+        self._content.append(task)
+
+    def drop_content(self) -> None:
+        """Nobody needs the input of a finished task any more, and ten thousand of them would fill the memory."""
+        for task in self._content:
+            task.admitted = task.admitted.without_content()
+        self._content.clear()
 
     def keep_log(self, task: Task) -> None:
         """The frames of a finished task are in memory, and safe in the journal."""

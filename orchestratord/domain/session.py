@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 
 from orchestratord.domain.budget import Account, Amounts, Budget
 from orchestratord.domain.errors import AdmissionReject
-from orchestratord.domain.pool import Lease
+from orchestratord.domain.pool import Prefix
 
 
 @dataclass(slots=True, eq=False)
@@ -19,8 +19,7 @@ class Session:
     forgotten: int = 0  # turns it had when it was deleted; what they spent counts until its TTL would have ended
     idle_since: float = 0.0
     account: Account = field(default_factory=lambda: Account(Budget()))
-    warm: Lease | None = None  # the lease whose slot its last prefix was left in
-    kv_mark: int = 0  # of the replica at that moment
+    warm: Prefix | None = None  # where its last prefix was left
     kv_tokens: int | None = None  # of that prefix, where the engine counts them
 
     @property
@@ -31,7 +30,7 @@ class Session:
     @property
     def kv_warm(self) -> bool:
         """True only while that replica still holds the prefix."""
-        return self.warm is not None and self.warm.replica.holds(self.warm, self.kv_mark)
+        return self.warm is not None and self.warm.there
 
     @property
     def kv_bytes(self) -> int | None:
@@ -78,17 +77,6 @@ class Sessions:
     def check(self, session_id: str, amounts: Amounts, now: float) -> None:
         """Raises AdmissionReject when the session has no turn or not enough budget left. Changes nothing."""
         session = self.get(session_id, now)
-        account = Account(self.budget) if session is None else session.account
-        short = account.exceeded_by(amounts)
-        if short is not None:
-            left = account.remaining()[short]
-            raise AdmissionReject(
-                f"The {short} budget of session {session_id} has {left} left, this task may need "
-                f"{getattr(amounts, short)}. Ask for less, or use another session.",
-                policy_label=f"budget-{short}",
-                retriable=False,
-                retry_after_ms=int((self.ttl_left(session, now) if session else self.ttl_s) * 1000),
-            )
         if session is not None and session.turns >= self.turns_max:
             raise AdmissionReject(
                 f"Session {session_id} has used its {self.turns_max} turns. Use a new session_id, "
@@ -96,6 +84,17 @@ class Sessions:
                 policy_label="session-turns",
                 retriable=False,
                 retry_after_ms=int(self.ttl_left(session, now) * 1000),
+            )
+        account = Account(self.budget) if session is None else session.account
+        short = account.exceeded_by(amounts)
+        if short is not None:
+            left, needed = account.remaining()[short], getattr(amounts, short)
+            raise AdmissionReject(
+                f"The {short} budget of session {session_id} has {_told(short, left)} left, this task may need "
+                f"{_told(short, needed)}. Ask for less, or use another session.",
+                policy_label=f"budget-{short}",
+                retriable=False,
+                retry_after_ms=int((self.ttl_left(session, now) if session else self.ttl_s) * 1000),
             )
 
     def take_turn(self, session_id: str, amounts: Amounts, now: float) -> None:
@@ -138,3 +137,8 @@ class Sessions:
         """Drop what has expired; `get` would do it too, this bounds memory."""
         for session_id in list(self._by_id):
             self.get(session_id, now)
+
+
+def _told(name: str, amount: int) -> str:
+    """An amount of a budget in the unit of its configuration."""
+    return {"tokens": f"{amount} tokens", "time": f"{amount} ms", "cost": f"{amount / 1_000_000:g}"}[name]

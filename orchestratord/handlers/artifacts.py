@@ -18,10 +18,10 @@ async def create_artifact(app: Services, body: dict[str, Any]) -> Reply:
 
 
 async def list_artifacts(app: Services, limit: int | None, cursor: str | None, tag: str | None) -> Reply:
-    after = cursors.parse_key(cursor)
+    after = cursors.parse_key("artifacts", cursor)
     size = cursors.size(limit)
     found = await app.artifacts.list(size + 1, after, tag)
-    page, following = cursors.page(found, limit, lambda a: cursors.key(a.created_ms, a.id))
+    page, following = cursors.page(found, limit, lambda a: cursors.key("artifacts", a.created_ms, a.id))
     return Reply(200, {"items": [artifact_ref(a) for a in page], "next_cursor": following})
 
 

@@ -17,8 +17,8 @@ async def create_catalog_model(app: Services, body: dict[str, Any]) -> Reply:
 
 
 async def list_catalog_models(app: Services, state: ModelState | None, limit: int | None, cursor: str | None) -> Reply:
-    found = app.catalog.page(cursors.parse_key(cursor), state)
-    page, following = cursors.page(found, limit, lambda entry: cursors.key(entry.created_ms, entry.id))
+    found = app.catalog.page(cursors.parse_key("models", cursor), state)
+    page, following = cursors.page(found, limit, lambda entry: cursors.key("models", entry.created_ms, entry.id))
     return Reply(200, {"items": [entry_body(entry) for entry in page], "next_cursor": following})
 
 

@@ -14,7 +14,7 @@ from orchestratord.wire.tasks import admission_body, budget_headers, parse_reque
 
 async def create_task(app: Services, body: dict[str, Any], caller: Caller, x_trust_policy: str | None) -> Reply:
     try:
-        fingerprint = canonical.fingerprint(body)
+        fingerprint = await canonical.fingerprint_of(body)
     except ValueError as error:
         raise InvalidParams(str(error), rule="body_syntax") from None
     strict = x_trust_policy == "strict"

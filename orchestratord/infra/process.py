@@ -13,6 +13,7 @@ from contextlib import suppress
 from pathlib import Path
 
 from orchestratord.infra.engines import registry
+from orchestratord.infra.secrets import Secrets
 from orchestratord.ports import Clock, ProcessSpec, Startable
 
 WARDEN = Path(__file__).with_name("warden.py")
@@ -30,11 +31,19 @@ def _free_port() -> int:
 class Child:
     """A running engine server. See `ports.ReplicaProcess`."""
 
-    def __init__(self, warden: asyncio.subprocess.Process, lifeline: socket.socket, port: int, clock: Clock) -> None:
+    def __init__(
+        self,
+        warden: asyncio.subprocess.Process,
+        lifeline: socket.socket,
+        port: int,
+        clock: Clock,
+        secrets: Secrets,
+    ) -> None:
         self._warden = warden
         self._lifeline = lifeline
         self._port = port
         self._clock = clock
+        self._secrets = secrets
         self._pid = 0
         self._lines: deque[str] = deque(maxlen=TAIL_LINES)
         self._reading = asyncio.create_task(self._read())
@@ -74,7 +83,8 @@ class Child:
             self._keep(rest)
 
     def _keep(self, line: bytes) -> None:
-        self._lines.append(line.decode("utf-8", "replace").rstrip("\r")[:TAIL_CHARS])
+        text = line[: 4 * TAIL_CHARS].decode("utf-8", "replace").rstrip("\r")
+        self._lines.append(self._secrets.hide(text)[:TAIL_CHARS])
 
     async def wait(self) -> int:
         code = await self._warden.wait()
@@ -106,9 +116,15 @@ class Child:
 class ProcessHost:
     """See `ports.ReplicaHost`. find: the driver of a name; raises DriverError for one that starts nothing."""
 
-    def __init__(self, clock: Clock, find: Callable[[str], Startable] = registry.startable) -> None:
+    def __init__(
+        self,
+        clock: Clock,
+        find: Callable[[str], Startable] = registry.startable,
+        secrets: Secrets | None = None,
+    ) -> None:
         self._clock = clock
         self._find = find
+        self._secrets = secrets or Secrets()
 
     async def start(self, spec: ProcessSpec) -> Child:
         try:
@@ -123,14 +139,14 @@ class ProcessHost:
                 warden = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", str(WARDEN), str(theirs.fileno())),
                     *words,
-                    env=environment,
+                    env=self._secrets.withhold(environment, (*spec.env, spec.api_key_env or "")),
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
                     stdout=asyncio.subprocess.PIPE,
                     stderr=asyncio.subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C in a terminal is for the daemon alone
                 )
-            child = Child(warden, ours, port, self._clock)
+            child = Child(warden, ours, port, self._clock, self._secrets)
             await child.greet()
         except BaseException:
             ours.close()  # whatever runs already ends

@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import traceback
 from typing import Any
 
-from orchestratord.infra.json_logs import Sink, stamp
+from orchestratord.infra.logs import Sink, stamp
 from orchestratord.infra.prometheus import Metrics
 
 
@@ -17,12 +16,9 @@ class StandardTelemetry:
         self._sink = sink
 
     def event(self, name: str, human: str = "", /, **fields: Any) -> None:
-        level = "error" if name.endswith("failed") else "warning" if name in _WARNINGS else "info"
-        error = fields.pop("exc_info", None)
+        level = "error" if name.endswith(_ERRORS) else "warning" if name in _WARNINGS else "info"
         record = {"event": name, "level": level, "timestamp": stamp(), "human": human}
         record.update([(key, value) for key, value in fields.items() if value is not None])
-        if error is not None:
-            record["exception"] = "".join(traceback.format_exception(error))
         self._sink(record)
 
     def count(self, series: str, amount: float = 1, /, **labels: str) -> None:
@@ -32,4 +28,5 @@ class StandardTelemetry:
         self.metrics.observe(series, value, labels)
 
 
-_WARNINGS = frozenset({"replica_down", "slot_quarantined", "artifact_corrupt", "journal_down"})
+_ERRORS = ("failed", "broke")
+_WARNINGS = frozenset({"replica_down", "slot_quarantined", "artifact_corrupt", "library_warned"})

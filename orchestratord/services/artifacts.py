@@ -126,7 +126,7 @@ class Artifacts:
                     await self._clock.sleep(RETRY_S)
                     continue
                 except Exception as error:  # this one alone cannot be stored: the journal keeps it, the others go on
-                    self._telemetry.event("archive_failed", "a transcript cannot be stored", error=repr(error))
+                    self._telemetry.event("archive_failed", "a transcript cannot be stored", error=error)
                     self._outbox.pop(artifact_id, None)
                     core.owes(task_id, owed=False)
                     continue

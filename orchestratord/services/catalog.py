@@ -127,7 +127,7 @@ class CatalogModels:
         try:
             findings, signatures = await self._verification.check(entry)
         except Exception as error:  # the last resort: a bug must not leave a check that never ends
-            self._telemetry.event("check_broke", "a bug ended a check", error=repr(error), model_id=entry.id)
+            self._telemetry.event("check_broke", "a bug ended a check", error=error, model_id=entry.id)
             findings = Findings(self._clock.wall_ms(), "error", "a bug ended the check", fault="error")
             signatures = ()
         if await self._record(entry.id, findings, signatures):

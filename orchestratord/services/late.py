@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 
 from orchestratord.domain.pool import Lease, Pool
-from orchestratord.domain.request import Sampling, TaskRequest
+from orchestratord.domain.request import TaskRequest
 from orchestratord.ports import Engine, EngineError
 
 
@@ -32,8 +32,7 @@ def _bytes(text: str) -> int:
 
 def unknown_knob(request: TaskRequest, honoured: frozenset[str] | set[str]) -> str | None:
     """A knob of the request that an engine with these features would drop in silence."""
-    given = (knob for knob in Sampling.__slots__ if getattr(request.sampling, knob) is not None)
-    return next((knob for knob in given if knob not in honoured), None)
+    return next((knob for knob in request.sampling.given if knob not in honoured), None)
 
 
 async def prepared(engine: Engine, lease: Lease) -> TaskRequest:

@@ -172,7 +172,7 @@ class Operations:
         try:
             await work()
         except Exception as error:  # the last resort: a bug must not leave an operation that never ends
-            self._telemetry.event("operation_broke", "a bug ended an operation", error=repr(error), pool_id=pool.id)
+            self._telemetry.event("operation_broke", "a bug ended an operation", error=error, pool_id=pool.id)
             self.conclude(pool, "failed", Fault("INTERNAL", "A bug ended the operation.", self._clock.wall_ms()))
 
     async def joined(self, pool: Pool, operation: Operation) -> Operation:

@@ -91,7 +91,7 @@ class Runs:
             if error.kind not in ("refused", "full"):
                 self._blame(lease, str(error))
         except Exception as error:  # the last resort of the run: a bug must not leak a slot
-            self._telemetry.event("run_failed", "a bug ended a run", error=repr(error), job_id=lease.task.task_id)
+            self._telemetry.event("run_failed", "a bug ended a run", error=error, job_id=lease.task.task_id)
         finally:
             if again:
                 self._retry(lease, outcome["slot_free"])

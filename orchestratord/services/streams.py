@@ -14,6 +14,7 @@ from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.task import Task
 from orchestratord.domain.views import waiting_for
 from orchestratord.ports import Clock, Journal, JournalUnavailable, Timer
+from orchestratord.services.durability import durable
 
 WRITE_BYTES = 256 * 1024  # at most this much is handed to the socket at once
 
@@ -200,6 +201,8 @@ class Streams:
         task = self._core.tasks.get(task_id)
         if task is None:
             raise NotFound(f"There is no task {task_id}; finished tasks are kept for a limited time.")
+        if not task.committed and (ticket := self._core.closing.get(task_id)) is not None:
+            await durable(ticket)  # a task that is withdrawn has nothing to tell, and its log would never end
         seen = self._parse(last_event_id) if last_event_id is not None else (after or 0)
         if seen > task.log.last_id:
             raise InvalidParams(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import io
+import os
 import threading
 from collections.abc import Callable
 from concurrent.futures import Future
@@ -14,10 +15,11 @@ from typing import Any, TypeVar
 import msgspec
 import uvloop
 
+from orchestratord import mapping
 from orchestratord.app import Daemon
 from orchestratord.config import Settings
 from orchestratord.infra.engines.mock import MockEngine
-from orchestratord.infra.json_logs import make_sink
+from orchestratord.infra.logs import make_sink
 from orchestratord.server import make_server
 from orchestratord.testing.clock import ManualClock
 from orchestratord.testing.ledger import ServedLedger
@@ -66,10 +68,12 @@ class LiveApp:
     def __init__(self, settings: Settings | None = None, *, manual: bool = True, **parts: Any) -> None:
         self.clock = ManualClock() if manual else None
         self.log = io.StringIO()
-        parts.setdefault("log", make_sink(self.log, readable=False))
+        settings = settings or mock_settings()
+        secret = mapping.secrets(settings, os.environ)
+        parts.setdefault("log", make_sink(self.log, form="json", secrets=secret))
         if self.clock is not None:
             parts["clock"] = self.clock
-        self.daemon = Daemon(settings or mock_settings(), **parts)
+        self.daemon = Daemon(settings, **parts)
         self.ledger = ServedLedger(self.daemon.asgi)
         self._server = make_server(self.daemon, self.ledger)
         self._loop: asyncio.AbstractEventLoop = asyncio.new_event_loop() if manual else uvloop.new_event_loop()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import Iterable
 from itertools import chain
@@ -12,6 +13,7 @@ import rfc8785
 
 from orchestratord.ports import Artifact
 
+LARGE = 16 * 1024
 _KINDS = frozenset({str, int, bool, type(None), dict, list, tuple})
 _OPTIONS = (
     orjson.OPT_SORT_KEYS
@@ -71,6 +73,18 @@ def _plain(value: Any) -> bool:
 def fingerprint(body: Any) -> bytes:
     """Equal for bodies that say the same: what idempotency compares."""
     return hashlib.sha256(canonical(body)).digest()
+
+
+async def fingerprint_of(body: Any) -> bytes:
+    """The same. What takes long, floats and names beyond ASCII by the thousand, is done in a thread."""
+    fast = canonical_fast(body)
+    if fast is not None:
+        return hashlib.sha256(fast).digest()
+    try:
+        large = len(orjson.dumps(body)) > LARGE
+    except TypeError:
+        large = False
+    return await asyncio.to_thread(fingerprint, body) if large else fingerprint(body)
 
 
 def artifact_id(kind: str, content: Any, tags: Iterable[str], parent: str | None, metadata: dict[str, Any]) -> str:

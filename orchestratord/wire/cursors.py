@@ -1,4 +1,4 @@
-"""Opaque cursors of the lists, and the page they cut."""
+"""Opaque cursors of the lists, and the page they cut. Each says which list made it."""
 
 from __future__ import annotations
 
@@ -27,25 +27,38 @@ def page(found: Iterable[T], limit: int | None, cursor_of: Callable[[T], str]) -
     return items, cursor_of(items[-1]) if more else None
 
 
-def text(value: str) -> str:
-    return base64.urlsafe_b64encode(value.encode()).decode().rstrip("=")
+def _write(made_by: str, value: str) -> str:
+    return base64.urlsafe_b64encode(f"{made_by}:{value}".encode()).decode().rstrip("=")
 
 
-def parse_text(cursor: str | None) -> str | None:
+def _read(made_by: str, cursor: str | None) -> str | None:
+    """What `_write` was given. Raises InvalidParams for anything else, another list's cursor too."""
     if cursor is None:
         return None
     try:
-        return base64.urlsafe_b64decode(cursor + "=" * (-len(cursor) % 4)).decode()
+        text = base64.b64decode(cursor + "=" * (-len(cursor) % 4), altchars=b"-_", validate=True).decode()
     except (binascii.Error, ValueError):
         raise _bad() from None
+    maker, _, value = text.partition(":")
+    if maker != made_by or _write(made_by, value) != cursor:
+        raise _bad()
+    return value
+
+
+def text(value: str) -> str:
+    return _write("pools", value)
+
+
+def parse_text(cursor: str | None) -> str | None:
+    return _read("pools", cursor)
 
 
 def order(value: int) -> str:
-    return text(str(value))
+    return _write("tasks", str(value))
 
 
 def parse_order(cursor: str | None) -> int | None:
-    value = parse_text(cursor)
+    value = _read("tasks", cursor)
     if value is None:
         return None
     if not (value.isascii() and value.isdecimal() and len(value) <= 18):
@@ -53,12 +66,12 @@ def parse_order(cursor: str | None) -> int | None:
     return int(value)
 
 
-def key(created_ms: int, item_id: str) -> str:
-    return text(f"{created_ms} {item_id}")
+def key(made_by: str, created_ms: int, item_id: str) -> str:
+    return _write(made_by, f"{created_ms} {item_id}")
 
 
-def parse_key(cursor: str | None) -> tuple[int, str] | None:
-    value = parse_text(cursor)
+def parse_key(made_by: str, cursor: str | None) -> tuple[int, str] | None:
+    value = _read(made_by, cursor)
     if value is None:
         return None
     head, _, item_id = value.partition(" ")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import subprocess
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,45 @@ def test_pools_at_a_glance_and_in_full(command: Command) -> None:
     code, out, _ = command("pools", "home")
     assert (code, "home: ready, llamacpp mock-1" in out, "r0: ready" in out) == (0, True, True)
     assert command.json("pools", "home")["slots_total"] == 2
+
+
+def test_status_is_shown_again_and_again_until_interrupted(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Exit code 130, as after Ctrl-C."""
+    looks = []
+
+    def wait(_: threading.Event, seconds: float) -> None:
+        looks.append(seconds)
+        if len(looks) == 3:
+            raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Event, "wait", wait)
+        code, out, _ = command("status", "--watch", "--interval-s", "7", "--tasks", "0")
+    assert (code, looks, out.count("\x1b[2J")) == (130, [7.0] * 3, 3)
+    assert out.count("ready") >= 3
+
+
+def test_what_engines_say_cannot_steer_the_terminal(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Escapes in an engine's last lines are shown, not obeyed; for scripts they stay as they were."""
+    real = Client.call
+    evil = "\x1b]0;title\x07\x1b[2J\u202egnp\x9b31m"
+
+    def call(self: Client, method: str, path: str, body: Any = None) -> Any:
+        answer = real(self, method, path, body)
+        if path.endswith("/health"):
+            answer["last_error"] = {"code": "ENGINE_EXITED", "message": evil, "at_ms": 1, "log_tail": [evil]}
+        return answer
+
+    with monkeypatch.context() as patch:
+        patch.setattr(Client, "call", call)
+        code, out, _ = command("pools", "home")
+        assert (code, "title" in out) == (0, True)
+        assert not set(out) & set(evil) & set("\x1b\x07\u202e\x9b")
+        assert command.json("pools", "home")["last_error"]["message"] == evil
 
 
 def test_drain_and_resume_stay_until_it_is_done(command: Command) -> None:

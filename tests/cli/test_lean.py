@@ -25,8 +25,20 @@ from orchestratord.cli import lean, main
 uvicorn.Server.run = lambda server, sockets: (server.config.load(), print({}), *(s.close() for s in sockets))
 sys.exit(main(["serve", "--port", "0"]))
 """
-HEAVY = ("aiohttp", "cryptography", "cyclonedx", "httpx", "jinja2", "obstore", "openapi_core", "requests", "spdx_tools")
-HEAVY += ("starlette.templating", "starlette.testclient", "urllib3")
+HEAVY = [
+    "aiohttp",
+    "cryptography",
+    "cyclonedx",
+    "httpx",
+    "jinja2",
+    "obstore",
+    "openapi_core",
+    "opentelemetry",
+    "requests",
+    "spdx_tools",
+    "urllib3",
+]
+HEAVY += ["starlette.templating", "starlette.testclient"]
 
 
 def run(code: str, folder: Path) -> str:

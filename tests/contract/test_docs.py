@@ -24,6 +24,7 @@ KINDS = {"state": "gauge"}  # our own word for a gauge that is read when somebod
 SECTIONS: dict[type[config.Section], str] = {
     config.Settings: "At the top",
     config.ServerSettings: "server",
+    config.LogSettings: "log",
     config.AuthSettings: "auth",
     config.RateLimitSettings: "rate_limit",
     config.JournalSettings: "journal",

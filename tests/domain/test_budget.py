@@ -9,6 +9,8 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
+from orchestratord import mapping
+from orchestratord.config import TariffSettings
 from orchestratord.domain.budget import Account, Amounts, Budget, Tariff
 from orchestratord.domain.errors import AdmissionReject
 from orchestratord.domain.hooks import Limits
@@ -17,7 +19,7 @@ from tests.domain.test_core import Boom
 from tests.domain.test_recovery import restart
 from tests.domain.world import World
 
-LIMITS = Limits(turns_max=10_000, budget=Budget(tokens=100, time=100_000, cost=5_000), tariff=Tariff(10, 1, 20))
+LIMITS = Limits(turns_max=10_000, budget=Budget(tokens=100, time=100_000, cost=5_000), tariff=Tariff(10, 1_000, 20_000))
 
 
 def world(**fields: Any) -> World:
@@ -63,22 +65,42 @@ def test_an_account_is_never_charged_more_than_it_held() -> None:
 
 
 @pytest.mark.parametrize(
-    ("fields", "label"),
+    ("fields", "label", "told"),
     [
-        ({"max_tokens": 98}, "budget-tokens"),
-        ({"deadline_ms": 100_001}, "budget-time"),
-        ({"max_tokens": 90, "bound": 3}, "budget-cost"),
+        ({"max_tokens": 98}, "budget-tokens", "100 tokens left, this task may need 101 tokens"),
+        ({"deadline_ms": 100_001}, "budget-time", "100000 ms left, this task may need 100001 ms"),
+        ({"max_tokens": 90, "bound": 3}, "budget-cost", "0.001 left, this task may need 0.001813"),
     ],
 )
-def test_what_does_not_fit_is_refused_by_name_and_costs_nothing(fields: dict[str, Any], label: str) -> None:
+def test_what_does_not_fit_is_refused_by_name_and_costs_nothing(fields: dict[str, Any], label: str, told: str) -> None:
     limits = LIMITS if label != "budget-cost" else Limits(budget=Budget(cost=1000), tariff=LIMITS.tariff)
     w = World(limits=limits)
     with pytest.raises(AdmissionReject) as refused:
         w.admit(session_id="s", **{"deadline_ms": 50_000, **fields})
     assert refused.value.policy_label == label
+    assert told in refused.value.message
     assert refused.value.is_retriable is False
     assert refused.value.retry_after_ms == 600_000
     assert len(w.core.sessions) == 0
+
+
+def test_a_token_that_costs_less_than_a_millionth_is_not_for_free() -> None:
+    """ORCH-3099: at 0.00015 units for 1,000 tokens a million of them cost 0.15 units, and one no less than it does."""
+    settings = TariffSettings(per_1k_tokens_in=0.00015, per_1k_tokens_out=0.0014)
+    priced = mapping.tariff(settings)
+    assert priced.cost(1_000_000, 0) == 150_000
+    assert priced.cost(0, 1_000_000) == 1_400_000
+    assert (priced.cost(1, 0), priced.cost(7, 0), priced.cost(0, 0)) == (1, 2, 0)
+
+
+def test_turns_are_looked_at_before_budgets() -> None:
+    """OC-CTRL-2010: where neither is left, that is what is said."""
+    w = world()
+    w.core.sessions.turns_max = 1
+    w.admit(session_id="s", max_tokens=60, deadline_ms=20_000)
+    with pytest.raises(AdmissionReject) as refused:
+        w.admit(session_id="s", max_tokens=60, deadline_ms=20_000)
+    assert refused.value.policy_label == "session-turns"
 
 
 def test_a_task_that_never_started_is_charged_nothing() -> None:

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 from typing import Any
 
+import pytest
+
 from orchestratord.domain import forecast
 from orchestratord.domain.control import Control
+from orchestratord.domain.errors import PoolUnready
 from orchestratord.domain.operation import Fault, Model, Operation, PoolChanged
 from orchestratord.domain.pool import Replica
 from orchestratord.domain.queue import QueueSpec
@@ -109,6 +112,20 @@ def test_nobody_says_when_a_task_in_a_closed_pool_starts() -> None:
     world.commit()
     assert forecast.expected_ms(pool, task, world.now) is None
     assert forecast.on_time_probability(pool, task, world.now) == 0
+
+
+def test_a_pool_that_loads_says_how_long_that_takes_yet() -> None:
+    """OC-CORE-1013: by what a load takes, here the prior of ten seconds; nothing once that is over."""
+    world = World()
+    pool = world.core.pools["home"]
+    pool.replicas["r0"].kind = "process"
+    world.core.replica_loading("home", pool.replicas["r0"], "starting")
+    pool.stay.move("in", world.now)
+    for passed, left in ((0, 10_000), (4, 6_000), (7, None)):
+        world.now += passed
+        with pytest.raises(PoolUnready) as refused:
+            world.admit()
+        assert refused.value.retry_after_ms == left
 
 
 def test_what_runs_is_ended_and_what_waits_is_not() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from typing import Any
 
 import pytest
@@ -22,10 +23,11 @@ from orchestratord.domain.errors import (
 from orchestratord.domain.facts import Admitted, Finished, Frames, Started
 from orchestratord.domain.hooks import Limits
 from orchestratord.domain.kv import KvLayout
+from orchestratord.domain.log import EventLog
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
 from orchestratord.domain.pool import Lease, Replica
-from orchestratord.domain.request import PlacementHints
+from orchestratord.domain.request import PlacementHints, Sampling
 from orchestratord.wire import sse
 from tests.domain.world import World
 
@@ -593,6 +595,39 @@ def test_what_is_forgotten_takes_no_memory() -> None:
     assert [world.core.tasks.oldest_log() for _ in range(3)] == [*kept, None], "the oldest goes first"
 
 
+def test_what_a_finished_task_was_asked_takes_no_memory() -> None:
+    """ORCH-3035: ten thousand prompts of a megabyte would; a repeat is known by its fingerprint all the same."""
+    world = World(slots=1)
+    done, waiting = world.admit(prompt="x" * 1000), world.admit(prompt="y")
+    (lease,) = world.dispatch()
+    world.finish(lease)
+    world.core.forget(world.now)
+    assert done.request.prompt is None
+    assert waiting.request.prompt == "y"
+    assert world.core.known(done.task_id, done.admitted.fingerprint) is done
+
+
+def test_a_warm_session_holds_no_task() -> None:
+    """Retention bounds tasks; a session that is kept for longer must not keep its last one with all its frames."""
+
+    def logs() -> int:
+        gc.collect()
+        return sum(isinstance(each, EventLog) for each in gc.get_objects())
+
+    before = logs()
+    world = World(slots=1, limits=Limits(retain_s=0))
+    world.admit(session_id="s")
+    (lease,) = world.dispatch()
+    world.output(lease, "some", "text")
+    world.finish(lease)
+    world.core.forget(world.now)
+    assert world.core.session("s", world.now).kv_warm
+    del lease
+    for held in (world.tickets, world.ended, world.aborted):
+        held.clear()
+    assert logs() == before
+
+
 def lame(world: World) -> Replica:
     """`home` also has a replica for embeddings, with more context, and that one is down."""
     other = Replica("r1", device_mask="1")
@@ -659,3 +694,19 @@ def test_slots_are_taken_in_the_order_of_their_last_use() -> None:
     world.ready(3)
     assert (replica.last_lease, {leased.slot for leased in replica.leases.values()}) == ({}, {0, 1})
     assert lease().slot == 2
+
+
+def test_a_task_goes_only_where_its_knobs_are_honoured() -> None:
+    """OC-CORE-1011: an engine that does not know one would drop it in silence."""
+    world = World(slots=1, pools=("home", "away"))
+    facts = {"slots": 4, "ctx": 4096, "engine_version": "mock-1", "workloads": frozenset({"completion"})}
+    for pool, replica, features in (("home", "r1", ("top_k",)), ("away", "r0", ())):
+        world.core.add_replica(pool, Replica(replica))
+        world.core.replica_ready(pool, world.core.pools[pool].replicas[replica], features=features, **facts)
+    tasks = [world.admit(sampling=Sampling(top_k=1)) for _ in range(2)]
+    assert {task.pool_id for task in tasks} == {"home"}
+    assert "away: cannot honour sampling.top_k" in tasks[0].admitted.decision.filters
+    assert {lease.replica.id for lease in world.dispatch()} == {"r1"}
+    with pytest.raises(InvalidParams) as refused:
+        world.admit(sampling=Sampling(top_k=1), placement=World.pin("away"))
+    assert refused.value.details["rule"] == "pin_infeasible"

@@ -61,6 +61,8 @@ def test_waiting_tasks_wait_again_in_order_and_the_running_one_ends_in_worker_re
     assert reset.failure is not None
     assert reset.failure.code == "WORKER_RESET"
     assert reset.failure.retriable
+    assert reset.usage.tokens_out == 2, "what was journaled counts, for its session's budget too"
+    assert after.core.sessions.get(running.session_id, after.now).account.spent.tokens == 3 + 2  # type: ignore[union-attr]
     events = after.visible(reset)
     assert [e[:2] for e in events[:-1]] == [(1, "started"), (2, "token"), (3, "token")]
     assert events[-1][0] == running.request.max_events + 1
@@ -128,6 +130,25 @@ def test_a_task_does_not_wake_up_in_a_pool_that_serves_another_model(pinned: boo
     assert (found.state, found.pool_id) == ("queued", home)
     after.ready(1, home)
     assert [lease.pool.id for lease in after.dispatch()] == [home]
+
+
+def test_a_task_waits_for_the_replica_that_can_take_it_and_is_not_up_yet() -> None:
+    """ORCH-3006: what the first replica that is up cannot do, the next one may."""
+    world = World(slots=1)
+    world.core.add_replica("home", Replica("r1"))
+    big = world.core.pools["home"].replicas["r1"]
+    facts = {"slots": 1, "engine_version": "mock-1", "workloads": frozenset({"completion"})}
+    world.core.replica_ready("home", big, ctx=8192, **facts)
+    task = world.admit(ctx=8192)
+    after = World(slots=0)
+    after.core.add_replica("home", Replica("r1"))
+    items, deleted = journaled(world)
+    after.core.restore(items, deleted, sse.split, after.now, after.wall_ms)
+    after.ready(1)
+    assert after.dispatch() == []
+    assert after.core.tasks[task.task_id].state is TaskState.QUEUED
+    after.core.replica_ready("home", after.core.pools["home"].replicas["r1"], ctx=8192, **facts)
+    assert [lease.replica.id for lease in after.dispatch()] == ["r1"]
 
 
 def test_a_deleted_session_stays_deleted() -> None:

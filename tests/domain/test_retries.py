@@ -226,6 +226,43 @@ def test_a_strict_task_that_is_cancelled_gives_its_replica_back() -> None:
     assert [le.task for le in world.dispatch()] == [other]
 
 
+def test_a_strict_task_that_is_tried_again_waits_its_pause_like_any_other() -> None:
+    """ORCH-3046, OD-24: the replica that was kept for its first attempt is not kept any more."""
+    world = World(slots=1)
+    second_replica(world)
+    world.admit(), world.admit()
+    running = {lease.replica.id: lease for lease in world.dispatch()}
+    strict = world.admit(determinism="strict")
+    world.dispatch()
+    (kept,) = (r.id for r in world.core.pools["home"].replicas.values() if r.reserved is strict)
+    world.finish(running.pop("r1" if kept == "r0" else "r0"))
+    (lease,) = world.dispatch()
+    assert (lease.task, lease.replica.id != kept) == (strict, True)
+    world.core.retry(lease, world.now + 1)
+    world.finish(running.pop(kept))
+    assert world.dispatch() == []
+    world.now += 1
+    assert [le.task for le in world.dispatch()] == [strict]
+
+
+def test_a_strict_task_does_not_wait_for_a_replica_that_died() -> None:
+    """ORCH-3046: another one is kept for it instead."""
+    world = World(slots=2)
+    second_replica(world, slots=2)
+    world.admit(), world.admit()
+    running = {lease.replica.id: lease for lease in world.dispatch()}
+    strict = world.admit(determinism="strict")
+    world.dispatch()
+    replicas = world.core.pools["home"].replicas
+    (kept,) = (r for r in replicas.values() if r.reserved is strict)
+    world.core.replica_failed("home", kept, FAULT)
+    world.dispatch()
+    (other,) = (r for r in replicas.values() if r is not kept)
+    assert (kept.reserved, other.reserved) == (None, strict)
+    world.finish(running[other.id])
+    assert [le.task for le in world.dispatch()] == [strict]
+
+
 def test_others_go_on_beside_a_replica_that_is_kept() -> None:
     """ORCH-3046: interactive work takes another replica."""
     world = World(slots=2)

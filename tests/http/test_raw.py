@@ -368,5 +368,22 @@ def test_no_line_of_a_header_hides_another() -> None:
     with LiveApp() as app, RawConnection(app.url) as connection:
         connection.send(POST + head % (len(body), b"X-Trust-Policy: strict\r\n") + body)
         assert envelope_of(connection.answer(), 400)["code"] == "INVALID_PARAMS"
-        connection.send(POST + head % (len(body), b"") + body)
-        assert connection.answer().status == 202
+        connection.send(POST + head.replace(b"permissive", b"permissive \t") % (len(body), b"") + body)
+        assert connection.answer().status == 202, "white space around a value is none of it (RFC 9110 5.5)"
+
+
+def test_a_head_that_is_refused_keeps_its_correlation_id() -> None:
+    """OD-15: as far as it was read; the next request has nothing to do with it."""
+    named = GET + HOST + b"X-Correlation-Id: mine\r\n"
+    with LiveApp() as app:
+        with RawConnection(app.url) as connection:
+            connection.send(named + b"X-A: " + b"a" * 20_000 + b"\r\n\r\n")
+            refusal = connection.answer()
+            assert (refusal.status, refusal.header("x-correlation-id")) == (431, "mine")
+        with RawConnection(app.url) as connection:
+            connection.send(named + b"\r\n")
+            assert connection.answer().header("x-correlation-id") == "mine"
+            connection.send(b"hello\r\n\r\n")
+            refusal = connection.answer()
+            assert refusal.status == 400
+            assert refusal.header("x-correlation-id") not in (None, "mine")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import uuid
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -10,11 +11,15 @@ from typing import Any
 import pytest
 import requests
 
+from orchestratord.domain.errors import StorageUnavailable
+from orchestratord.domain.hooks import Sized
+from orchestratord.domain.request import Caller
 from orchestratord.infra.engines.mock import MockEngine
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.ports import EngineError
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
+from orchestratord.wire.tasks import parse_request
 from tests.services.support import BreakingJournal, health, leases, records, state_of, submit, task, wait_for
 
 
@@ -450,6 +455,27 @@ def test_equal_requests_share_the_fate_of_a_failed_commit() -> None:
         with ThreadPoolExecutor(20) as pool:
             answers = list(pool.map(lambda one: one.post("/v1/tasks", json=body), sessions))
         assert {answer.status_code for answer in answers} == {503}
+
+
+def test_whoever_reads_too_early_shares_the_fate_of_a_failed_commit() -> None:
+    """ORCH-3006: a client may open the stream before it has its 202; it must not hang on a task that was withdrawn."""
+    journal = BreakingJournal()
+    with LiveApp(journal=journal) as app:
+        request = parse_request(task())
+        sized = Sized(request, b"x", 7, 3, None, Caller("c", "localhost"))
+
+        async def read_early() -> str:
+            daemon = app.daemon
+            journal.breaking = True
+            daemon.core.admit(sized, daemon.clock.now(), daemon.clock.wall_ms())
+            try:
+                await daemon.streams.follow(request.task_id, None, None)
+            except StorageUnavailable:
+                return "refused"
+            return "reads"
+
+        assert asyncio.run_coroutine_threadsafe(read_early(), app._loop).result(5) == "refused"
+        assert app.call(lambda: app.daemon.streams.open_cursors) == 0
 
 
 def test_a_broken_journal_refuses_before_it_decides(app: LiveApp, session: VerifyingSession) -> None:

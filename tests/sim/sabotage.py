@@ -38,17 +38,17 @@ def _resolved() -> asyncio.Future[Any]:
 class _Newest(TaskQueue):
     __slots__ = ()
 
-    def head(self, now: float) -> Any:
-        ready = [task for task in self if task.committed]
+    def head(self, now: float, able: Any = bool) -> Any:
+        ready = [task for task in self if task.committed and able(task)]
         return max(ready, key=lambda task: task.admitted.order, default=None)
 
 
 class _BatchFirst(TaskQueue):
     __slots__ = ()
 
-    def head(self, now: float) -> Any:
-        batch = next((task for task in self._lanes["batch"].values() if task.committed), None)
-        return batch or super().head(now)
+    def head(self, now: float, able: Any = bool) -> Any:
+        batch = next((task for task in self._lanes["batch"].values() if task.committed and able(task)), None)
+        return batch or super().head(now, able)
 
 
 class _OneMore(TaskQueue):

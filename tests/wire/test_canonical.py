@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import json
 import math
@@ -13,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from orchestratord.ports import Artifact
-from orchestratord.wire.canonical import artifact_id, canonical, canonical_fast, fingerprint, id_of
+from orchestratord.wire.canonical import artifact_id, canonical, canonical_fast, fingerprint, fingerprint_of, id_of
 
 SAFE = 2**53 - 1
 TEXT = st.text(st.characters(exclude_categories=["Cs"]))
@@ -119,3 +120,18 @@ def test_an_artifact_id_hashes_the_five_fields_with_tags_as_a_set() -> None:
         ("note", {"x": 1}, ["a"], expected, {}),
     ]
     assert len({artifact_id(*variant) for variant in variants} | {expected}) == 3
+
+
+@pytest.mark.parametrize(
+    "body",
+    [{"a": 1}, {"a": 0.5}, {"a": [0.5] * 9000}, {"\u00fc": 1}, {"\u00fc": "x" * 20_000}],
+    ids=["plain", "float", "many floats", "name", "long"],
+)
+def test_a_fingerprint_is_the_same_wherever_it_is_made(body: Any) -> None:
+    assert asyncio.run(fingerprint_of(body)) == fingerprint(body)
+
+
+def test_what_has_no_canonical_form_has_none_there_either() -> None:
+    for body in ({"a": 2**60}, {"a": [2**60] + [0.5] * 9000}, {"a": "\ud800"}):
+        with pytest.raises(ValueError, match="RFC 8785"):
+            asyncio.run(fingerprint_of(body))

@@ -17,7 +17,7 @@ from orchestratord.ports import EngineError
 
 HEAD_BYTES = 64 * 1024  # of all header fields, trailers included
 IDLE_BYTES = 128 * 1024  # read in a row without a header field or a byte of a body coming of it
-HIDDEN = b"[redacted]"  # in place of the API key, should an engine repeat it
+HIDDEN = b"[redacted]"  # in place of credentials, should an engine repeat them
 AHEAD_BYTES = 256 * 1024  # of a body nobody reads yet: then the engine has to wait
 
 Sink = Callable[[bytes], bool]
@@ -34,7 +34,7 @@ class Reply:
         connection: Connection,
         loop: asyncio.AbstractEventLoop,
         where: str,
-        secret: bytes,
+        secrets: tuple[bytes, ...],
         parts: list[bytes],
     ) -> None:
         self.status = 0
@@ -44,7 +44,7 @@ class Reply:
         self._connection = connection
         self._loop = loop
         self._where = where
-        self._secret = secret
+        self._secrets = secrets
         self._parts = parts  # of the body, not handed on yet
         self._error: EngineError | None = None
         self._sink: Sink | None = None
@@ -69,7 +69,7 @@ class Reply:
             self._sink = None
 
     async def body(self, max_bytes: int) -> bytes:
-        """The whole body, our API key hidden in it. Raises EngineError(protocol) when it is longer than `max_bytes`."""
+        """The whole body, our credentials hidden in it. Raises EngineError(protocol) beyond `max_bytes`."""
         body = bytearray()
 
         def take(data: bytes) -> bool:
@@ -79,7 +79,9 @@ class Reply:
             return True
 
         await self.each(take)
-        return bytes(body.replace(self._secret, HIDDEN)) if self._secret else bytes(body)
+        for secret in self._secrets:
+            body = body.replace(secret, HIDDEN)
+        return bytes(body)
 
     # -- for the connection --------------------------------------------------------------------------------
     def arrived(self) -> None:
@@ -130,9 +132,9 @@ class Reply:
 class Connection(asyncio.Protocol):
     """A connection that serves one request after the other. `ask` only while it is `idle`."""
 
-    def __init__(self, where: str, secret: bytes) -> None:
+    def __init__(self, where: str, secrets: tuple[bytes, ...]) -> None:
         self._where = where
-        self._secret = secret
+        self._secrets = secrets
         self._loop = asyncio.get_running_loop()
         self._transport: asyncio.Transport
         self._parts: list[bytes] = []  # of the reply's body, not handed on yet
@@ -160,7 +162,7 @@ class Connection(asyncio.Protocol):
     def ask(self, request: bytes) -> Reply:
         """Send a request; the reply is on its way."""
         self._parts.clear()
-        self._reply = reply = Reply(self, self._loop, self._where, self._secret, self._parts)
+        self._reply = reply = Reply(self, self._loop, self._where, self._secrets, self._parts)
         self._head_size = self._fruitless = 0
         self._until_close = self._interim = False
         self._transport.write(request)

@@ -46,6 +46,14 @@ class Transport:
     def __repr__(self) -> str:
         return f"Transport({self._where!r})"
 
+    @cached_property
+    def _secrets(self) -> tuple[bytes, ...]:
+        """What an engine was sent to know us by, in every form it may repeat it in."""
+        forms = [self._api_key or ""]
+        if self._url.password is not None:
+            forms += [self._fields["Authorization"].rpartition(" ")[2], unquote(self._url.password), self._url.password]
+        return tuple(form.encode() for form in forms if form)
+
     # -- connections ---------------------------------------------------------------------------------------
     async def _connect(self) -> Connection:
         """A new connection. Raises EngineError: lost, timeout or protocol."""
@@ -54,7 +62,7 @@ class Transport:
             host, port, secure = _address(url)
             async with self._clock.limit(CONNECT_S):
                 _, connection = await loop.create_connection(
-                    partial(Connection, self._where, (self._api_key or "").encode()),
+                    partial(Connection, self._where, self._secrets),
                     host,
                     port,
                     ssl=self._tls if secure else None,
@@ -158,7 +166,9 @@ class Transport:
             self._give_back(connection, reply, keep)
 
     def _hidden(self, text: str) -> str:
-        return text.replace(self._api_key, HIDDEN.decode()) if self._api_key else text
+        for secret in self._secrets:
+            text = text.replace(secret.decode(), HIDDEN.decode())
+        return text
 
     def post(
         self, path: str, body: bytes, *, keep: bool = True, extra: Mapping[str, str] = NOTHING

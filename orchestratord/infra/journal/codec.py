@@ -43,11 +43,6 @@ _Told: Any = defstruct("_Told", ["request", *_told])
 _asked_of, _told_of = attrgetter(*_asked), attrgetter(*_told)
 
 
-def without_content(admitted: Admitted) -> Admitted:
-    """The same fact with nothing left of what the client asked."""
-    return replace(admitted, request=replace(admitted.request, prompt=None, messages=None, inputs=None))
-
-
 def _encode_without_content(admitted: Admitted) -> bytes:
     return _encode(_Told(_Asked(*_asked_of(admitted.request)), *_told_of(admitted)))
 

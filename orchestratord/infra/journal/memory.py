@@ -63,7 +63,7 @@ class MemoryStore:
             case Finished():
                 self.tasks[task_id] = replace(
                     task,
-                    admitted=codec.without_content(task.admitted),
+                    admitted=task.admitted.without_content(),
                     finished=replace(fact, transcript=None),
                     transcript_id=transcript.id if transcript else None,
                 )

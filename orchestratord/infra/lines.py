@@ -1,0 +1,63 @@
+"""Where log lines go. Writing one never raises and never waits: a reader that stalls must not stall the daemon."""
+
+from __future__ import annotations
+
+import os
+import socket
+import stat
+from collections.abc import Callable
+from contextlib import suppress
+from typing import TextIO
+
+PENDING_BYTES = 256 * 1024  # kept for a reader that is slow; what comes on top is dropped, and counted
+
+
+class Lines:
+    """`notice(n)`: the line that tells of n dropped ones, once there is room again."""
+
+    def __init__(self, stream: TextIO, notice: Callable[[int], str]) -> None:
+        self._notice = notice
+        self._pending = b""
+        self._dropped = 0
+        self._stream = stream
+        self._send = _without_waiting(stream)
+
+    def write(self, line: str) -> None:
+        with suppress(OSError, ValueError):  # closed, or a full disk: nobody is left who could be told
+            if self._send is None:
+                self._stream.write(f"{line}\n")
+                self._stream.flush()
+                return
+            self._flush()
+            if len(self._pending) > PENDING_BYTES:
+                self._dropped += 1
+                return
+            if self._dropped:
+                line, self._dropped = f"{self._notice(self._dropped)}\n{line}", 0
+            self._pending += f"{line}\n".encode(errors="backslashreplace")
+            self._flush()
+
+    def _flush(self) -> None:
+        assert self._send is not None
+        with suppress(BlockingIOError):
+            while self._pending:
+                self._pending = self._pending[self._send(self._pending) :]
+
+
+def _without_waiting(stream: TextIO) -> Callable[[bytes], int] | None:
+    """A way to write to a pipe or socket that raises BlockingIOError where it would wait; None: it never does so long.
+
+    A description of its own for a pipe: others that have the same one (a shell) must not find it changed.
+    """
+    try:
+        fd = stream.fileno()
+        mode = os.fstat(fd).st_mode
+        if stat.S_ISFIFO(mode):
+            own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+            return lambda data: os.write(own, data)
+        if stat.S_ISSOCK(mode):
+            peer = socket.socket(fileno=os.dup(fd))
+            return lambda data: peer.send(data, socket.MSG_DONTWAIT)
+    except (OSError, ValueError):
+        pass
+    return None

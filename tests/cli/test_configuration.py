@@ -1,0 +1,104 @@
+"""The configuration clause by clause: order of precedence, every misspelling named, the schema, the user's own file."""
+
+from __future__ import annotations
+
+import json
+import tomllib
+from pathlib import Path
+from typing import Any
+
+import jsonschema
+import msgspec
+import pytest
+
+from orchestratord import cli, config
+from orchestratord.cli.serve import config_file
+from tests.http.daemon import ROOT
+
+POOL = '[[pools]]\nid = "p"\nengine = "llamacpp"\nmodel = "file:m.gguf"\n'
+REPLICA = f'{POOL}[[pools.replicas]]\nid = "r"\n'
+MISSPELT = {
+    "top": ("[sever]\nport = 1\n", "server"),
+    "server": ("[server]\nprot = 1\n", "port"),
+    "log": ("[log]\nformats = 'json'\n", "format"),
+    "auth": ("[auth.rate_limit]\nbrust = 1\n", "burst"),
+    "sessions": ("[sessions.budgets]\ntoken = 1\n", "tokens"),
+    "fetch": ("[models.fetch]\nscheme = []\n", "schemes"),
+    "pools": (f"{POOL}alias = []\n", "aliases"),
+    "queue": (f"{POOL}queue = {{ capasity = 3 }}\n", "capacity"),
+    "replicas": (f'{REPLICA}ulr = "http://h"\n', "url"),
+    "process": (f"{REPLICA}process = {{ slot = 3 }}\n", "slots"),
+    "profiles": ("[profiles.mine]\ntemprature = 1\n", "temperature"),
+}
+
+
+@pytest.mark.parametrize(("text", "meant"), MISSPELT.values(), ids=MISSPELT)
+def test_a_misspelt_key_names_the_one_that_was_meant(
+    text: str, meant: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OD-18: at every depth, with the file in front; `check` and `serve` say the same and end with 78."""
+    file = tmp_path / "c.toml"
+    file.write_text(text)
+    said = []
+    for words in (["config", "check", str(file)], ["serve", "-c", str(file)]):
+        assert cli.main(words) == 78
+        said.append(capsys.readouterr().err)
+    assert said[0] == said[1]
+    assert str(file) in said[0]
+    assert f"Did you mean {meant!r}" in said[0]
+
+
+def _schema() -> dict[str, Any]:
+    return config.json_schema()
+
+
+def test_the_published_schema_judges_as_the_daemon_does(tmp_path: Path) -> None:
+    """Editors get the same answers: examples are fine, misspelt keys and secrets are not."""
+    validator = jsonschema.Draft202012Validator(_schema())
+    example = tomllib.loads((ROOT / "deploy" / "config.toml").read_text())
+    assert list(validator.iter_errors(example)) == []
+    for text, _ in MISSPELT.values():
+        assert list(validator.iter_errors(tomllib.loads(text))), text
+    for secret in ({"token": "x"}, {"auth_optional": True}):
+        assert list(validator.iter_errors(secret)), secret
+        file = tmp_path / "c.yaml"
+        file.write_text(json.dumps(secret))
+        with pytest.raises(config.ConfigError, match="AUTH_"):
+            config.load(file, {})
+
+
+def test_the_environment_beats_the_file_and_the_file_the_defaults(tmp_path: Path) -> None:
+    file = tmp_path / "c.yaml"
+    file.write_text("server: {port: 1111, shutdown_grace_ms: 5}\n")
+    settings = config.load(file, {"ORCHD_SERVER__PORT": "2222", "ORCHD_LOG__LEVEL": "error"})
+    assert (settings.server.port, settings.server.shutdown_grace_ms, settings.log.level) == (2222, 5, "error")
+    assert settings.server.host == config.Settings().server.host
+    with pytest.raises(config.ConfigError, match="Did you mean ORCHD_SERVER"):
+        config.load(None, {"ORCHD_SEVER__PORT": "1"})
+
+
+def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The one given, ORCHD_CONFIG, the user's own by XDG, none: in this order."""
+    monkeypatch.delenv("ORCHD_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path))
+    assert config_file(None) is None
+    mine = tmp_path / "orchestratord" / "config.toml"
+    mine.parent.mkdir()
+    mine.write_text("")
+    assert config_file(None) == mine
+    monkeypatch.setenv("ORCHD_CONFIG", "/named")
+    assert config_file(None) == Path("/named")
+    assert config_file(Path("given")) == Path("given")
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path / "state"))
+    assert config.Settings().data_path == tmp_path / "state" / "orchestratord"
+
+
+def test_ids_that_become_labels_are_bounded() -> None:
+    pool = {"id": "p", "engine": "tgi", "model": "m"}
+    many = [{**pool, "id": f"p{n}"} for n in range(config.POOLS_MAX + 1)]
+    assert len(msgspec.convert({"pools": many[:-1]}, config.Settings).pools) == config.POOLS_MAX
+    with pytest.raises(msgspec.ValidationError, match="pools"):
+        msgspec.convert({"pools": many}, config.Settings)
+    replicas = [{"id": f"r{n}", "url": "http://h:1"} for n in range(config.REPLICAS_MAX + 1)]
+    with pytest.raises(msgspec.ValidationError, match="1025 different ids"):
+        msgspec.convert({"pools": [{**pool, "replicas": replicas}]}, config.Settings)
