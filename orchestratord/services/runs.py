@@ -141,9 +141,7 @@ class Runs:
         output, now = self._core.output, self._clock.now
         end: JobEnd | None = None
         request = await prepared(engine, lease)
-        epoch_s = (
-            self._clock.wall_ms() / 1000 - now()
-        )  # when the monotonic clock was zero; looked up once, not per token
+        epoch_s = self._clock.wall_ms() / 1000 - now()  # of the monotonic clock: looked up once, not per token
 
         def deliver(chunk: Chunk) -> bool:
             nonlocal end

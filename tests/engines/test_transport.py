@@ -243,6 +243,18 @@ def test_stray_bytes_are_not_the_next_answer() -> None:
     run(body())
 
 
+def test_a_second_reply_in_one_read_is_no_part_of_the_first() -> None:
+    """Neither its body, nor the answer to the next request."""
+
+    async def body() -> None:
+        async with raw_server(OK + response(b"[66]"), OK) as raw, to(raw.url) as transport:
+            assert await get(transport) == (200, {"a": 1}, '{"a": 1}')
+            assert await get(transport) == (200, {"a": 1}, '{"a": 1}')
+            assert len(raw.requests) == 2
+
+    run(body())
+
+
 def test_leaving_early_closes_the_connection() -> None:
     """A reply left before its end takes its connection along, at once; the next request gets a new one."""
 

@@ -1,0 +1,134 @@
+"""The body of a stream on its way into the server's connection."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from typing import Any
+
+from orchestratord.wire.responses import WIRE, EventStream
+from tests.engines.support import turn
+
+
+class Source:
+    """Gives its parts one by one. The last is followed by the end; all but the first count as plain tokens."""
+
+    def __init__(self, *parts: bytes) -> None:
+        self.parts = list(parts)
+        self.open = True
+        self.flowing = False
+        self.told: list[str] = []
+
+    def follow(self, notify: Callable[[], object], abort: Callable[[], object]) -> None:
+        self.notify, self.abort = notify, abort
+
+    def take(self) -> bytes:
+        self.flowing = self.open and bool(self.parts)
+        return self.parts.pop(0) if self.parts else b""
+
+    @property
+    def over(self) -> bool:
+        return not self.open and not self.parts
+
+    def blocked(self) -> None:
+        self.told.append("blocked")
+
+    def unblocked(self) -> None:
+        self.told.append("unblocked")
+
+    def close(self) -> None:
+        self.told.append("closed")
+
+
+class Connection:
+    """Takes `room` bytes, then is full until told otherwise."""
+
+    def __init__(self, room: int) -> None:
+        self.room = room
+        self.got = b""
+
+    @property
+    def full(self) -> bool:
+        return len(self.got) >= self.room
+
+    def bind(self, drained: Callable[[], object], lost: Callable[[], object]) -> None:
+        self.drained, self.lost = drained, lost
+
+    def unbind(self) -> None:
+        pass
+
+    def write(self, data: bytes) -> bool:
+        assert not self.full, "written to a connection that is full"
+        self.got += data
+        return self.full
+
+    def abort(self) -> None:
+        raise AssertionError("nobody asked for that")
+
+
+def streamed(source: Source, connection: Connection, act: Callable[[], None]) -> list[dict[str, Any]]:
+    """Stream, do something meanwhile, and give what was sent past the connection."""
+    sent: list[dict[str, Any]] = []
+
+    async def send(message: dict[str, Any]) -> None:
+        sent.append(message)
+
+    async def scenario() -> None:
+        scope = {"extensions": {WIRE: connection}}
+        stream = asyncio.ensure_future(EventStream(source)(scope, None, send))  # type: ignore[arg-type]
+        while not hasattr(source, "notify"):
+            await turn()
+        act()
+        for _ in range(10):
+            await turn()
+        assert stream.done(), "the stream goes on"
+        await stream
+
+    asyncio.run(scenario())
+    return sent
+
+
+def test_a_full_connection_is_left_alone_until_it_drains() -> None:
+    source, connection = Source(b"one", b"two"), Connection(room=3)
+
+    def act() -> None:
+        source.notify()
+        assert connection.got == b"one"
+        connection.room = 100
+        source.notify()
+        assert connection.got == b"one", "it has not said that it drained"
+        source.open = False
+        connection.drained()
+        assert connection.got == b"onetwo"
+
+    sent = streamed(source, connection, act)
+    assert [message["type"] for message in sent] == ["http.response.start", "http.response.body"]
+    assert source.told[0] == "blocked"
+    assert source.told[-2:] == ["unblocked", "closed"]
+
+
+def test_tokens_are_written_as_they_come_and_the_end_is_noticed() -> None:
+    source, connection = Source(), Connection(room=100)
+
+    def act() -> None:
+        for part in (b"a", b"b"):
+            source.parts.append(part)
+            source.notify()
+        assert connection.got == b"ab"
+        source.open = False
+        source.parts.append(b"end")
+        source.notify()
+
+    assert len(streamed(source, connection, act)) == 2
+    assert connection.got == b"abend"
+    assert source.told == ["closed"]
+
+
+def test_a_reader_that_leaves_ends_the_stream_without_an_end() -> None:
+    source, connection = Source(b"a"), Connection(room=100)
+
+    def act() -> None:
+        connection.lost()
+
+    assert len(streamed(source, connection, act)) == 1
+    assert source.told == ["closed"]
