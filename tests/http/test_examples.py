@@ -18,6 +18,7 @@ import pytest
 import requests
 
 from orchestratord import contract, crowd, server
+from orchestratord.domain.kv import KvLayout
 from orchestratord.infra.engines.mock import MockEngine, MockScript
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
@@ -237,7 +238,8 @@ def failed(stage: Stage) -> requests.Response:
 
 
 def warm(stage: Stage) -> requests.Response:
-    session = str(uuid.uuid4())
+    session, replicas = str(uuid.uuid4()), stage.app.daemon.core.pools["home"].replicas
+    stage.app.call(lambda: [setattr(each, "kv", KvLayout(40_960)) for each in replicas.values()])
     stage.submit(session_id=session)
     stage.app.advance(1)
     return stage.get(f"/v1/sessions/{session}")

@@ -69,7 +69,8 @@ class Tampered(ServedLedger):
     fault = ""
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        scope.setdefault("extensions", {}).pop(WIRE, None)  # streams past ASGI cannot be tampered with here
+        if scope.get("path", "").endswith("/stream"):
+            scope["extensions"].pop(WIRE, None)  # streams past ASGI cannot be tampered with here
 
         async def tampering(message: Message) -> None:
             if message["type"] == "http.response.start":
