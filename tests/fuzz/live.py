@@ -61,7 +61,7 @@ class Exchange:
             case.headers = {**dict(case.headers or {}), "Last-Event-ID": str(live.ends[target])}
         if name == "getArtifact" and target in live.etags and "header" in good and self.half():
             case.headers = {**dict(case.headers or {}), "If-None-Match": live.etags[target]}
-        if name == "createTask" and "header" in good and self._random.random() < 0.8:  # nothing here is to be trusted
+        if name == "createTask" and "header" in good and self._random.random() < 0.9:  # nothing here is to be trusted
             case.headers = {k: v for k, v in (case.headers or {}).items() if k.lower() != "x-trust-policy"}
         if name in live.cursors and "query" in good and self.half():
             case.query = {**dict(case.query or {}), "cursor": self._random.choice(live.cursors[name])}
@@ -95,7 +95,9 @@ class Exchange:
             body.pop(name, None)
         if "placement" in body:
             body["placement"] = self._random.choice([{}, {"mode": "auto"}, {"prefer_pools": [pool["id"]]}])
-        if isinstance(body.get("sampling"), dict):
+        if body["workload"] != "completion":
+            body.pop("sampling", None)  # nothing is sampled there
+        elif isinstance(body.get("sampling"), dict):
             body["sampling"] = {knob: value for knob, value in body["sampling"].items() if knob in KNOBS}
         self._inputs(body)
 
