@@ -10,6 +10,8 @@ import random
 import uuid
 from typing import Any
 
+from schemathesis.generation.meta import TestPhase
+
 from orchestratord import contract
 from tests.fuzz.door import Live
 
@@ -35,7 +37,8 @@ class Exchange:
         modes = {location.value: info.mode.value for location, info in case.meta.components.items()}
         good = {name for name, mode in modes.items() if mode == "positive"} | ({"header"} - modes.keys())
         ids = self._ids(operation.operation_id, operation.path)
-        if "path" in good and ids and self.half():
+        linked = case.meta.phase.name is TestPhase.STATEFUL  # its id may be of what it has just made
+        if "path" in good and ids and not linked and self.half():
             case.path_parameters["id"] = self._random.choice(ids)
         self._headers_and_query(operation.operation_id, case, good)
         if "body" in good and isinstance(case.body, dict):
