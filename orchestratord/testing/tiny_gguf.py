@@ -106,15 +106,7 @@ def tiny_llama(
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_rope_dimension_count(WIDTH // HEADS)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_vocab_size(len(tokens))
-    writer.add_token_list(tokens)
-    writer.add_token_types([_kind(token) for token in tokens])
-    writer.add_token_scores([float(-index) for index in range(len(tokens))])
-    writer.add_unk_token_id(0)
-    writer.add_bos_token_id(BOS)
-    writer.add_eos_token_id(EOS)
+    _tell_vocabulary(writer, tokens)
     writer.add_add_bos_token(True)
     writer.add_add_eos_token(False)
     if template:
@@ -139,15 +131,7 @@ def windowed_gguf(path: str | PathLike[str], *, window: int = 64, layers: int = 
     writer.add_sliding_window(window)
     writer.add_layer_norm_rms_eps(1e-6)
     writer.add_file_type(gguf.LlamaFileType.ALL_F32)
-    writer.add_tokenizer_model("llama")
-    writer.add_tokenizer_pre("default")
-    writer.add_vocab_size(len(tokens))
-    writer.add_token_list(tokens)
-    writer.add_token_types([_kind(token) for token in tokens])
-    writer.add_token_scores([float(-index) for index in range(len(tokens))])
-    writer.add_unk_token_id(0)
-    writer.add_bos_token_id(BOS)
-    writer.add_eos_token_id(EOS)
+    _tell_vocabulary(writer, tokens)
     tensors: dict[str, Weights] = {"output_norm.weight": np.ones(WIDTH, np.float32)}
     shapes = {"token_embd": (len(tokens), WIDTH)}
     for layer in range(layers):
@@ -163,6 +147,18 @@ def windowed_gguf(path: str | PathLike[str], *, window: int = 64, layers: int = 
         weights = rng.standard_normal((rows, columns), dtype=np.float32)
         tensors[f"{name}.weight"] = weights * np.float32(columns**-0.5)
     _finish(writer, tensors)
+
+
+def _tell_vocabulary(writer: gguf.GGUFWriter, tokens: list[str]) -> None:
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_vocab_size(len(tokens))
+    writer.add_token_list(tokens)
+    writer.add_token_types([_kind(token) for token in tokens])
+    writer.add_token_scores([float(-index) for index in range(len(tokens))])
+    writer.add_unk_token_id(0)
+    writer.add_bos_token_id(BOS)
+    writer.add_eos_token_id(EOS)
 
 
 def _finish(writer: gguf.GGUFWriter, tensors: dict[str, Weights]) -> None:
