@@ -8,16 +8,13 @@ would do otherwise is listed in specs/10_architecture.md.
 from __future__ import annotations
 
 import difflib
-import gc
 import inspect
 import re
-from collections.abc import Awaitable, Callable, Iterable, Iterator, Mapping
-from itertools import islice
+from collections.abc import Awaitable, Callable, Mapping
 from typing import Any
 from urllib.parse import parse_qsl
 
 import jsonschema_rs
-import orjson
 from connexion.apps.abstract import AbstractApp
 from connexion.apps.asynchronous import AsyncApi, AsyncApp, AsyncASGIApp
 from connexion.exceptions import ResolverError
@@ -30,12 +27,9 @@ from connexion.spec import OpenAPISpecification
 from orchestratord import contract
 from orchestratord.contract import Operation
 from orchestratord.domain.request import Caller
-from orchestratord.wire.errors import HttpError
+from orchestratord.wire import bodies
+from orchestratord.wire.errors import HttpError, short
 
-JSON_DEPTH = 64
-JSON_CONTAINERS = 65_536  # objects and arrays: more would hold up everybody else while they are read
-BIG_BODY = 64 * 1024
-SHOWN, SHOWN_ITEMS = 10_000, 2_000  # values of a large body that its refusal is about, and of one array or object
 Handler = Callable[..., Awaitable[Any]]
 Scope = dict[str, Any]
 
@@ -158,7 +152,7 @@ class _Parameter:
         value: Any = int(text) if self._integer and _INTEGER.fullmatch(text) else text
         error = next(self._check.iter_errors(value), None)
         if error is not None:
-            raise HttpError("INVALID_PARAMS", f"{self.place} parameter {self.name!r}: {_short(error.message)}")
+            raise HttpError("INVALID_PARAMS", f"{self.place} parameter {self.name!r}: {short(error.message)}")
         return value
 
 
@@ -213,23 +207,11 @@ class ValidatedOperation:
             raw += message.get("body", b"")
             if not message.get("more_body"):
                 break
-        brackets = raw.count(b"{") + raw.count(b"[")
-        if brackets > JSON_CONTAINERS and _containers(raw) > JSON_CONTAINERS:
-            raise HttpError(
-                "INVALID_PARAMS", f"The body has more than {JSON_CONTAINERS} objects and arrays.", rule="body_syntax"
-            )
-        try:
-            body = _loads(raw)
-        except orjson.JSONDecodeError as error:
-            raise HttpError(
-                "INVALID_PARAMS", f"The body is not valid JSON: {_short(str(error))}.", rule="body_syntax"
-            ) from None
-        if brackets > JSON_DEPTH and _deeper(body, JSON_DEPTH):
-            raise HttpError("INVALID_PARAMS", f"The body nests deeper than {JSON_DEPTH} levels.", rule="body_syntax")
+        body = bodies.parse(raw)
         assert self._body is not None
         if not self._body.is_valid(body):
             # An error brings a copy of what it is about, which takes seconds for a megabyte of small values.
-            shown = body if len(raw) <= BIG_BODY else _beginning(body, [SHOWN])
+            shown = body if len(raw) <= bodies.BIG else bodies.beginning(body)
             found = next(self._body.iter_errors(shown), None)
             if found is None:
                 raise HttpError("INVALID_PARAMS", "The body does not fit its schema: something in it is too long.")
@@ -243,7 +225,7 @@ class ValidatedOperation:
         if unexpected:
             known = _known_fields(self._schema, error.schema_path)
             return _unknown(f"{place}: unknown field {unexpected[0][:64]!r}.", unexpected[0], known)
-        reason = _short(error.message)
+        reason = short(error.message)
         return HttpError(
             "INVALID_PARAMS", f"{place}: {reason}", errors=[{"path": f"/{where}"[:512], "message": reason}]
         )
@@ -261,10 +243,6 @@ def _unknown(message: str, name: str, known: list[str]) -> HttpError:
         return HttpError("INVALID_PARAMS", f"{message} Did you mean {close[0]!r}?", did_you_mean=close[0])
     listed = f" Known: {', '.join(sorted(known))}." if known else ""
     return HttpError("INVALID_PARAMS", message + listed)
-
-
-def _short(text: str) -> str:
-    return text if len(text) <= 200 else f"{text[:60]} ... {text[-120:]}"
 
 
 def _header(scope: Scope, key: bytes) -> str | None:
@@ -287,55 +265,6 @@ def _query_pairs(raw: bytes) -> list[tuple[str, str]]:
         return parse_qsl(raw.decode("ascii"), keep_blank_values=True, errors="strict", max_num_fields=32)
     except ValueError:
         raise HttpError("INVALID_PARAMS", "The query string is not valid.") from None
-
-
-def _deeper(value: Any, levels: int) -> bool:
-    layer = [value]
-    for _ in range(levels):
-        layer = [
-            child
-            for node in layer
-            for child in (node.values() if type(node) is dict else node)
-            if type(child) is dict or type(child) is list
-        ]
-        if not layer:
-            return False
-    return True
-
-
-def _containers(raw: bytearray) -> int:
-    """Brackets outside of strings."""
-    plain = bytes(raw).replace(b"\\\\", b"").replace(b'\\"', b"")
-    bare = b"".join(plain.split(b'"')[::2])
-    return bare.count(b"{") + bare.count(b"[")
-
-
-def _loads(raw: bytearray) -> Any:
-    """A JSON document. The collector would look at all of a large one several times while it grows."""
-    if len(raw) <= BIG_BODY:
-        return orjson.loads(raw)
-    gc.disable()
-    try:
-        return orjson.loads(raw)
-    finally:
-        gc.enable()
-
-
-def _beginning(value: Any, left: list[int]) -> Any:
-    """The same document with long arrays and objects cut off, and nothing behind the first `left[0]` values."""
-
-    def some(values: Iterable[Any]) -> Iterator[Any]:
-        for one in islice(values, SHOWN_ITEMS):
-            if left[0] <= 0:
-                return
-            left[0] -= 1
-            yield one
-
-    if isinstance(value, dict):
-        return {key: _beginning(inner, left) for key, inner in some(value.items())}
-    if isinstance(value, list):
-        return [_beginning(inner, left) for inner in some(value)]
-    return value
 
 
 class _ValidationApi(RoutedAPI):  # type: ignore[misc]

@@ -88,3 +88,8 @@ def render(error: Refusal) -> tuple[int, Headers, bytes]:
         headers.append((b"x-backoff-ms", b"%d" % error.retry_after_ms))
     headers += getattr(error, "headers", [])
     return status, headers, body
+
+
+def short(text: str) -> str:
+    """A message that quotes somebody, cut in the middle."""
+    return text if len(text) <= 200 else f"{text[:60]} ... {text[-120:]}"
