@@ -7,8 +7,8 @@ from typing import Any
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
-_WRITABLE = asyncio.Event()  # of every connection that takes what is written to it; nobody clears it
-_WRITABLE.set()
+SET = asyncio.Event()  # of every connection that takes what is written to it, or is streamed to; nobody clears it
+SET.set()
 
 
 class Flow(FlowControl):
@@ -20,7 +20,7 @@ class Flow(FlowControl):
         self._transport = transport
         self.read_paused = False
         self.write_paused = False
-        self._is_writable_event = _WRITABLE
+        self._is_writable_event = SET
 
     def pause_writing(self) -> None:
         if not self.write_paused:

@@ -19,6 +19,11 @@ from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling, Workload
 
+# -- answers -----------------------------------------------------------------------------------------------
+# In a scope's extensions: a layer's function, to be called when the answer is over. Who goes on with an answer after
+# the app has returned takes it out and calls it; what is still there then, the layer calls itself.
+OVER = "orchestratord.over"
+
 
 # -- time --------------------------------------------------------------------------------------------------
 class Timer(Protocol):

@@ -19,19 +19,24 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from orchestratord.app import Daemon
 from orchestratord.crowd import UNACKED_MS, Crowd
-from orchestratord.frugal import Flow, Pipeline
+from orchestratord.frugal import SET, Flow, Pipeline
 from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
 from orchestratord.middleware import correlation_id
 from orchestratord.wire.errors import HttpError, render
 from orchestratord.wire.limits import CONNECTIONS, HEAD_BYTES, HEAD_FIELDS, URL_BYTES
-from orchestratord.wire.responses import WIRE
+from orchestratord.wire.responses import WIRE, Body
 
 HEAD_S = 10.0
 PIPELINED = 16  # requests waiting behind the one being answered
 NOT_HTTP = "This is not a valid HTTP/1.1 request."
 LINGER_S = 2.0  # for a client that still sends to read its answer, before what it sends is met with a reset
 LINGER_BYTES = 64 * 1024  # of what it still sends
+_ANSWERED: dict[str, Any] = {}  # the scope of a request whose answer needs none any more
+
+
+def _nothing() -> None:
+    pass
 
 
 class CannotListen(Exception):
@@ -52,6 +57,16 @@ class Outlet:
 class Protocol(HttpToolsProtocol):
     """One client connection. What never reaches the app is still answered with an ErrorEnvelope, in its turn."""
 
+    __slots__ = (  # beside what uvicorn keeps: no more names than share their keys, or each would have them all
+        "_bound",
+        "_head_size",
+        "_head_timer",
+        "_lingering",
+        "_outlet",
+        "_refused",
+        "_working",
+    )
+
     crowd: Crowd  # the server's; see make_server
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -62,7 +77,7 @@ class Protocol(HttpToolsProtocol):
         self._working: RequestResponseCycle | None = None  # uvicorn's `cycle` is the newest, perhaps still queued
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
-        self._bound: tuple[Callable[[], object], Callable[[], object]] | None = None  # drained, lost
+        self._bound: Body | None = None  # what the answer goes on with
         self._lingering: int | None = None  # bytes that came since the last answer; None while more are wanted
         self._outlet = Outlet(transport, self._close)
         sock = transport.get_extra_info("socket")
@@ -84,7 +99,10 @@ class Protocol(HttpToolsProtocol):
         super().connection_lost(exc)
         self.crowd.leave(self)
         if self._bound is not None:
-            self._bound[1]()
+            self._bound.lost()
+            self._bound = None
+            if working is not None:
+                working.on_response = _nothing
 
     def data_received(self, data: bytes) -> None:
         if self._lingering is not None:
@@ -166,7 +184,25 @@ class Protocol(HttpToolsProtocol):
         self._working = cycle
         cycle.transport = self._outlet  # type: ignore[assignment]
         cycle.scope["extensions"] = {WIRE: self}  # type: ignore[dict-item]
-        super()._start_asgi_task(cycle, app)
+        task = self.loop.create_task(self._serve(cycle, app))
+        task.add_done_callback(self.tasks.discard)
+        self.tasks.add(task)
+
+    async def _serve(self, cycle: RequestResponseCycle, app: Any) -> None:
+        """`RequestResponseCycle.run_asgi`, but an answer may go on when the app has returned (`bind`)."""
+        try:
+            await app(cycle.scope, cycle.receive, cycle.send)
+        except BaseException:  # the app has told of it
+            if cycle.response_started:
+                cycle.transport.close()
+            else:
+                await cycle.send_500_response()
+        else:
+            if self._bound is None and not cycle.response_complete and not cycle.disconnected:
+                cycle.transport.close()
+        finally:
+            if self._bound is None:
+                cycle.on_response = _nothing
 
     def on_response_complete(self) -> None:
         super().on_response_complete()
@@ -187,14 +223,20 @@ class Protocol(HttpToolsProtocol):
     def full(self) -> bool:
         return self.flow.write_paused
 
-    def bind(self, drained: Callable[[], object], lost: Callable[[], object]) -> None:
-        self._bound = drained, lost
+    def bind(self, body: Body) -> None:
         if self.transport.is_closing():
-            lost()
+            body.lost()
+            return
+        self._bound = body
+        working = self._working
+        assert working is not None
+        # Nobody needs the request any more, and a stream may last for long.
+        working.scope = _ANSWERED  # type: ignore[assignment]
+        working.message_event = SET
+        if working is self.cycle and not self._head_size:  # what it keeps is not of the next request
+            self.scope = _ANSWERED  # type: ignore[assignment]
+            self.headers, self.url = [], b""
         self.flow.resume_reading()  # else nobody would notice that the client has left
-
-    def unbind(self) -> None:
-        self._bound = None
 
     def write(self, data: bytes) -> bool:
         working = self._working
@@ -202,13 +244,25 @@ class Protocol(HttpToolsProtocol):
         self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if working.chunked_encoding else data)
         return self.flow.write_paused
 
+    def end(self) -> None:
+        working = self._working
+        assert working is not None
+        self._bound = None
+        if working.chunked_encoding:
+            self.transport.write(b"0\r\n\r\n")
+        working.response_complete = True
+        if not working.keep_alive:
+            working.transport.close()
+        working.on_response()
+        working.on_response = _nothing  # no circle is left, as uvicorn does it
+
     def abort(self) -> None:
         self.transport.abort()
 
     def resume_writing(self) -> None:
         super().resume_writing()
         if self._bound is not None:
-            self._bound[0]()
+            self._bound.drained()
 
     # -- answers of our own --------------------------------------------------------------------------------
     def send_400_response(self, msg: str) -> None:
@@ -323,7 +377,7 @@ def make_server(daemon: Daemon, app: Any = None, *, loop: str = "uvloop") -> Ser
         app or daemon.asgi,
         host=settings.host,
         port=settings.port,
-        http=type("Protocol", (Protocol,), {"crowd": crowd}),
+        http=type("Protocol", (Protocol,), {"crowd": crowd, "__slots__": ()}),
         loop=loop,
         ws="none",
         lifespan="on",

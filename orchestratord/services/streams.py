@@ -45,6 +45,28 @@ class Cursor:
     Whoever writes begins with `follow`.
     """
 
+    __slots__ = (  # there is one for each open stream
+        "_abort",
+        "_asides",
+        "_blocked_since",
+        "_closing",
+        "_first_token_seen",
+        "_greeting",
+        "_keep_alive_due",
+        "_live",
+        "_log",
+        "_metrics_due",
+        "_offset",
+        "_parted",
+        "_plain",
+        "_streams",
+        "_watcher",
+        "flowing",
+        "metrics_at",
+        "task",
+        "written_at",
+    )
+
     def __init__(self, streams: Streams, task: Task, after: int) -> None:
         self.task = task
         self._streams = streams
@@ -61,7 +83,7 @@ class Cursor:
         self._blocked_since: float | None = None
         self._watcher: Callable[[], object] | None = self._kept
         self._log.watch(self._kept)  # from now on: the frames of a log that is watched stay in memory
-        self._abort: Callable[[], object] = self.cut
+        self._abort: Callable[[], object] | None = None
         self.written_at = streams.clock.now()
         self.metrics_at = self.written_at
 
@@ -144,7 +166,7 @@ class Cursor:
         """The sweep's turn: ask for a metrics frame or a keep-alive when one is due; cut a reader that stalls."""
         settings = self._streams.settings
         if self._blocked_since is not None:
-            if now - self._blocked_since >= settings.stall_s:
+            if now - self._blocked_since >= settings.stall_s and self._abort is not None:
                 self._abort()
             return
         every = settings.metrics_queued_s if self.task.state is TaskState.QUEUED else settings.metrics_s

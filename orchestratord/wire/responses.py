@@ -9,6 +9,8 @@ from typing import Any, Protocol
 
 import orjson
 
+from orchestratord.ports import OVER
+
 Send = Callable[[dict[str, Any]], Awaitable[None]]
 Receive = Callable[[], Awaitable[dict[str, Any]]]
 Headers = list[tuple[bytes, bytes]]
@@ -59,11 +61,18 @@ class Source(Protocol):
     def close(self) -> None: ...
 
 
-class Wire(Protocol):
-    """The client's connection below ASGI (`server.Protocol`), found in the scope's extensions under `WIRE`.
+class Body(Protocol):
+    """A body that is written past ASGI. The connection tells it what becomes of it."""
 
-    While a body is bound to it, the connection calls `drained` when a full buffer has emptied, and `lost` at its end.
-    """
+    def drained(self) -> None:
+        """A full buffer has emptied."""
+
+    def lost(self) -> None:
+        """The client is gone."""
+
+
+class Wire(Protocol):
+    """The client's connection below ASGI (`server.Protocol`), found in the scope's extensions under `WIRE`."""
 
     @property
     def unread(self) -> bool:
@@ -73,12 +82,14 @@ class Wire(Protocol):
     def full(self) -> bool:
         """The client does not take what was written; nothing more should be."""
 
-    def bind(self, drained: Callable[[], object], lost: Callable[[], object]) -> None: ...
-
-    def unbind(self) -> None: ...
+    def bind(self, body: Body) -> None:
+        """From now on the answer is the body's until `end` or `lost`, also when the app has returned."""
 
     def write(self, data: bytes) -> bool:
         """Write a part of the body, not empty, whose head went out through ASGI. Returns `full`."""
+
+    def end(self) -> None:
+        """The body is complete."""
 
     def abort(self) -> None:
         """Break the connection off; what was not taken is dropped."""
@@ -88,58 +99,65 @@ WIRE = "orchestratord.wire"
 
 
 class _Pipe:
-    """From one source into one connection. `done` tells whether the client got everything there was."""
+    """From one source into one connection, until either is done. `over` is called then."""
 
-    __slots__ = ("_full", "_source", "_wire", "done")  # there is one for each open stream
+    __slots__ = ("_full", "_open", "_over", "_source", "_wire")  # there is one for each open stream
 
-    def __init__(self, wire: Wire, source: Source) -> None:
+    def __init__(self, wire: Wire, source: Source, over: Callable[[], object] | None) -> None:
         self._wire = wire
         self._source = source
+        self._over = over
         self._full = wire.full
-        self.done: asyncio.Future[bool] = asyncio.get_running_loop().create_future()
+        self._open = True
 
     def begin(self) -> None:
-        self._wire.bind(self._drained, self._lost)
         self._source.follow(self._push, self._abort)
+        self._wire.bind(self)
         self._push()
 
     def _push(self) -> None:
-        source, done = self._source, self.done
-        while not self._full and not done.done():
+        source = self._source
+        while self._open and not self._full:
             data = source.take()
             if data:
                 self._full = self._wire.write(data)
                 if source.flowing:
                     break
             elif source.over:
-                self._finish(whole=True)
+                self._wire.end()
+                self._close()
+                return
             else:
                 break
         if self._full:
             source.blocked()
 
-    def _drained(self) -> None:
+    def drained(self) -> None:
         self._full = False
         self._source.unblocked()
         self._push()
 
     def _abort(self) -> None:
         self._wire.abort()
-        self._lost()
+        self._close()
 
-    def _lost(self) -> None:
-        self._finish(whole=False)
+    def lost(self) -> None:
+        self._close()
 
-    def _finish(self, *, whole: bool) -> None:
-        if not self.done.done():
-            self.done.set_result(whole)
+    def _close(self) -> None:
+        if self._open:
+            self._open = False
+            self._source.close()
+            if self._over is not None:
+                self._over()
 
 
 class EventStream:
     """A text/event-stream answer: writes whatever its source has, until the source or the client is done.
 
-    Where the server offers its connection, parts of the body go straight into it, in the very call that found them.
-    Elsewhere they go through `send`.
+    Where the server offers its connection, parts of the body go straight into it, in the very call that found them, and
+    the call of the app ends when the stream begins: what an open stream takes is a cursor and a connection, and no
+    coroutine. Elsewhere they go through `send`.
     """
 
     __slots__ = ("headers", "source")
@@ -155,24 +173,17 @@ class EventStream:
 
     async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
         wire: Wire | None = scope["extensions"].get(WIRE)
+        handed_over = False
         try:
             if wire is None:
                 await self._through_asgi(receive, send)
             else:
-                await self._direct(wire, send)
+                await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+                handed_over = True
+                _Pipe(wire, self.source, scope["extensions"].pop(OVER, None)).begin()
         finally:
-            self.source.close()
-
-    async def _direct(self, wire: Wire, send: Send) -> None:
-        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
-        pipe = _Pipe(wire, self.source)
-        try:
-            pipe.begin()
-            whole = await pipe.done
-        finally:
-            wire.unbind()
-        if whole:
-            await send({"type": "http.response.body", "body": b"", "more_body": False})
+            if not handed_over:
+                self.source.close()
 
     async def _through_asgi(self, receive: Receive, send: Send) -> None:
         # The pump has a task of its own: resuming it costs less than resuming the whole middleware chain, and the

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
+import gc
 import random
 from collections import deque
 from typing import Any
@@ -11,6 +13,9 @@ from unittest.mock import Mock
 from uvicorn.protocols.http.flow_control import FlowControl
 
 from orchestratord.frugal import Flow, Pipeline
+from orchestratord.server import Protocol
+from orchestratord.testing.live import LiveApp
+from tests.http.support import RawConnection, readers, submit, wait_for
 
 
 def free_to_write(flow: Flow) -> bool:
@@ -59,3 +64,23 @@ def test_the_pipeline_keeps_the_order_of_a_deque() -> None:
             assert ours.pop() == theirs.pop()
         assert list(ours) == list(theirs)
         assert bool(ours) == bool(theirs)
+
+
+def test_an_open_stream_is_no_task_and_keeps_no_request() -> None:
+    """What a reader costs is a cursor and a connection."""
+    with LiveApp() as app, app.session() as session, contextlib.ExitStack() as opened:
+        app.call(app.engine().hold)
+        ids = [submit(session) for _ in range(5)]
+        app.settle()
+        before = app.call(lambda: len(asyncio.all_tasks()))
+        for task_id in ids:
+            connection = opened.enter_context(RawConnection(app.url))
+            connection.get(f"/v1/tasks/{task_id}/stream")
+            assert connection.head()[0] == 200
+        app.settle()
+        assert readers(app) == 5
+        assert app.call(lambda: len(asyncio.all_tasks())) == before
+        kept = app.call(lambda: [p for p in gc.get_objects() if type(p).__mro__[1:2] == (Protocol,)])
+        assert [(p.scope, p.headers, p.url) for p in kept if p._bound is not None] == [({}, [], b"")] * 5
+        app.call(app.engine().release_hold)
+        wait_for(lambda: readers(app) == 0, "the streams end")

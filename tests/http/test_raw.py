@@ -361,6 +361,20 @@ def test_a_reader_with_a_pipelined_request_is_noticed_when_it_leaves() -> None:
         wait_for(lambda: readers(app) == 0, "the seat is given back", 3)
 
 
+@pytest.mark.parametrize("cut", [5, 30, len(HELLO)], ids=["in the line", "in a header", "whole"])
+def test_a_request_that_has_begun_when_a_stream_does_is_answered_behind_it(cut: int) -> None:
+    """What a connection lets go of when a stream begins is not the next request's."""
+    with LiveApp() as app, app.session() as session, RawConnection(app.url) as connection:
+        app.call(app.engine().hold)
+        stream = b"GET /v1/tasks/%b/stream HTTP/1.1\r\n%b\r\n" % (submit(session).encode(), HOST)
+        connection.send(stream + HELLO[:cut])
+        assert connection.head()[0] == 200
+        connection.send(HELLO[cut:])
+        app.call(app.engine().release_hold)
+        assert b"event: end" in b"".join(connection.chunks())
+        assert connection.answer().status == 200
+
+
 def test_no_line_of_a_header_hides_another() -> None:
     """ORCH-3097: a proxy that adds `strict` below what its client sent must not be overruled by it."""
     body = json.dumps(task()).encode()

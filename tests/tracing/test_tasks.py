@@ -161,6 +161,19 @@ def test_a_stream_is_one_span_however_many_tokens_it_has(app: LiveApp, kept: Kep
     assert len(kept.finished()) == 2 * few
     assert [span.events for span in kept.finished() if span.events] == []
     assert len(kept.named("GET /v1/tasks/{id}/stream")) == 2
+    app.call(app.engine().hold)
+    body = task(prompt=PROMPT, max_tokens=2)
+    with app.session() as session:
+        session.post("/v1/tasks", json=body)
+        app.settle()
+        with session.events(body["task_id"]) as events:
+            assert next(events).name == "started"
+            app.settle()
+            assert len(kept.named("GET /v1/tasks/{id}/stream")) == 2, "a span of a stream that goes on"
+            app.call(app.engine().release_hold)
+            list(events)
+    app.settle()
+    assert len(kept.named("GET /v1/tasks/{id}/stream")) == 3
 
 
 # -- to the engine -------------------------------------------------------------------------------------------

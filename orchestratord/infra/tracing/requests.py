@@ -15,6 +15,7 @@ from opentelemetry.propagators.textmap import Getter
 from opentelemetry.trace import SpanKind
 
 from orchestratord.infra.tracing.spans import PROPAGATOR, Spans, failed
+from orchestratord.ports import OVER
 
 Fields = list[tuple[bytes, bytes]]
 SILENT = frozenset({"/healthz", "/readyz", "/metrics"})  # asked all day long, and of no interest to anybody
@@ -71,6 +72,7 @@ class RequestSpans:
                     failed(span, str(status))
             await send(message)
 
+        scope.setdefault("extensions", {})[OVER] = span.end
         try:
             with trace.use_span(span, record_exception=False, set_status_on_exception=False):
                 await self.app(scope, receive, noting)
@@ -78,7 +80,8 @@ class RequestSpans:
             failed(span, type(error).__qualname__)
             raise
         finally:
-            span.end()
+            if scope["extensions"].pop(OVER, None) is not None:
+                span.end()
 
     def _route(self, path: str) -> str | None:
         return next((route for pattern, route in self._routes if pattern.fullmatch(path)), None)
