@@ -13,7 +13,6 @@ from functools import cached_property, partial
 from typing import Any
 
 from orchestratord import contract, mapping
-from orchestratord.audit import Audit
 from orchestratord.config import (
     ConfigError,
     Settings,
@@ -24,7 +23,7 @@ from orchestratord.domain.lodging import Lodging
 from orchestratord.domain.outcome import Failure
 from orchestratord.domain.pool import Pool
 from orchestratord.domain.ratelimit import RateLimit
-from orchestratord.framework import App
+from orchestratord.framework import App, Front
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
 from orchestratord.infra import prometheus
 from orchestratord.infra.clock import SystemClock
@@ -45,7 +44,7 @@ from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.infra.telemetry import StandardTelemetry
 from orchestratord.infra.trust.proofs import FileProofs
-from orchestratord.middleware import BodyLimit, Edge, Guard
+from orchestratord.middleware import BodyLimit, Guard
 from orchestratord.ports import (
     Artifact,
     ArtifactStore,
@@ -273,17 +272,12 @@ class Daemon:
     @cached_property
     def asgi(self) -> App:
         """What a server serves. Compiled on first use: a daemon whose services are called directly needs none."""
-        return App(
-            handler_table(self.services),
-            outer=[
-                *mapping.tracing_layer(self.tracing),
-                partial(Edge, telemetry=self.telemetry),
-                partial(Guard, access=mapping.access(self.settings)),
-                partial(BodyLimit, max_bytes=self.settings.server.max_body_bytes, clock=self.clock),
-                partial(Audit, telemetry=self.telemetry),
-            ],
-            lifespan=self._lifespan,
+        front = Front(
+            Guard(mapping.access(self.settings)),
+            BodyLimit(self.settings.server.max_body_bytes, self.clock),
+            self.telemetry,
         )
+        return App(handler_table(self.services), front, mapping.tracing_layer(self.tracing), self._lifespan)
 
     # -- life --------------------------------------------------------------------------------------------
     @asynccontextmanager

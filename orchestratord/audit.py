@@ -10,38 +10,22 @@ from typing import Any
 
 from orchestratord.ports import Telemetry
 
-CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
-TOLD_ELSEWHERE = frozenset({"/v1/tasks"})
+_CHANGING = frozenset({"POST", "PUT", "PATCH", "DELETE"})
+_TOLD_ELSEWHERE = frozenset({"createTask"})
 
 
-class Audit:
-    """Behind the guard: whoever gets here has an identity."""
+def is_told(method: str, operation_id: str) -> bool:
+    """Whether granted requests for this operation are told."""
+    return method in _CHANGING and operation_id not in _TOLD_ELSEWHERE
 
-    def __init__(self, app: Any, *, telemetry: Telemetry) -> None:
-        self.app = app
-        self._telemetry = telemetry
 
-    async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
-        if scope["type"] != "http" or scope["method"] not in CHANGING or scope["path"] in TOLD_ELSEWHERE:
-            await self.app(scope, receive, send)
-            return
-
-        async def told(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start" and message["status"] < 300:
-                self._tell(scope, message["status"])
-            await send(message)
-
-        await self.app(scope, receive, told)
-
-    def _tell(self, scope: dict[str, Any], status: int) -> None:
-        state = scope["state"]
-        identity = state["identity"]
-        self._telemetry.event(
-            "change_granted",
-            f"{identity} asked for {scope['method']} {scope['path']}",
-            method=scope["method"],
-            path=scope["path"],
-            status=status,
-            identity=identity,
-            correlation_id=state["correlation_id"],
-        )
+def tell(telemetry: Telemetry, scope: dict[str, Any], status: int, identity: str, correlation_id: str) -> None:
+    telemetry.event(
+        "change_granted",
+        f"{identity} asked for {scope['method']} {scope['path']}",
+        method=scope["method"],
+        path=scope["path"],
+        status=status,
+        identity=identity,
+        correlation_id=correlation_id,
+    )

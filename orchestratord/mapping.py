@@ -43,6 +43,7 @@ from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.retention import Keep
 from orchestratord.services.sweeps import Watchdogs
 from orchestratord.wire.limits import CONNECTIONS, HEAD_BYTES, URL_BYTES
+from orchestratord.wire.responses import watched
 from orchestratord.wire.tasks import MICRO
 
 if TYPE_CHECKING:
@@ -221,7 +222,7 @@ def tracing_layer(spans: Spans | None) -> list[Any]:
     from orchestratord.infra.tracing.requests import RequestSpans
 
     paths = [path for name in contract.CONTRACTS for path in contract.load(name)["paths"]]
-    return [partial(RequestSpans, spans=spans, paths=paths)]
+    return [partial(RequestSpans, spans=spans, paths=paths, watched=watched)]
 
 
 def limits(settings: Settings) -> dict[str, int]:

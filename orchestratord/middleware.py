@@ -1,7 +1,7 @@
-"""The onion in front of the operations, pure ASGI, outermost first: Edge, Guard, BodyLimit.
+"""What stands before an operation, in the order `framework.Front` asks: who sends this, may it come in, how long is it.
 
-Edge gives every response its correlation id and turns every exception into an envelope. Guard decides who may
-come in: host and origin, then the token. BodyLimit counts the body as it is read.
+`correlation_id` names every answer. `Guard` decides who may come in: host and origin, then the token. `BodyLimit`
+counts the body as it is read.
 """
 
 from __future__ import annotations
@@ -11,25 +11,38 @@ import hmac
 import ipaddress
 import random
 import re
-from collections.abc import Callable
+from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
 
-from starlette.exceptions import HTTPException
-
-from orchestratord.domain.errors import Refusal
-from orchestratord.ports import Clock, Telemetry
-from orchestratord.wire.errors import Headers, HttpError, internal, render
-from orchestratord.wire.responses import WIRE
+from orchestratord.ports import Clock
+from orchestratord.wire.errors import Headers, HttpError
 
 Scope = dict[str, Any]
+Fields = dict[bytes, bytes]
 
 BODY_IDLE_S = 10.0
+HOSTS_KEPT = 64
 
 _CORRELATION = re.compile(rb"[A-Za-z0-9._:-]{1,128}")
 _FORWARDED = (b"forwarded", b"via", b"x-forwarded-")
 _HOST = re.compile(r"(?:\[(?P<v6>[0-9A-Fa-f:.]+)\]|(?P<name>[A-Za-z0-9._-]+))(?::[0-9]{1,5})?")
 _LOOPBACK_NAMES = frozenset({"localhost", "127.0.0.1", "::1"})
+_ONCE: frozenset[bytes] = frozenset()
+
+
+def gather(headers: Headers) -> tuple[Fields, frozenset[bytes]]:
+    """Header fields by name, and the names given more than once.
+
+    Several lines of one name mean one list (RFC 9110 5.3), so that none of them can hide another.
+    """
+    fields = dict(headers)
+    if len(fields) == len(headers):
+        return fields, _ONCE
+    repeated = frozenset(name for name, count in Counter(name for name, _ in headers).items() if count > 1)
+    for name in repeated:
+        fields[name] = b", ".join([value.strip(b" \t") for given, value in headers if given == name])
+    return fields, repeated
 
 
 def correlation_id(headers: Headers) -> bytes:
@@ -39,65 +52,14 @@ def correlation_id(headers: Headers) -> bytes:
             if _CORRELATION.fullmatch(value):
                 return value
             break
-    return _uuid4()
+    return fresh_id()
 
 
-def _uuid4() -> bytes:
+def fresh_id() -> bytes:
     """A UUIDv4 in the text form (RFC 9562 5.4), at a fifth of the time `uuid.uuid4` takes. It guards nothing."""
     bits = random.getrandbits(128) & ~(0xF << 76 | 0x3 << 62) | 0x4 << 76 | 0x2 << 62
     text = b"%032x" % bits
     return b"-".join((text[:8], text[8:12], text[12:16], text[16:20], text[20:]))
-
-
-class Edge:
-    """Correlation id on everything; no exception gets past it; nothing of one is shown."""
-
-    def __init__(self, app: Any, *, telemetry: Telemetry) -> None:
-        self.app = app
-        self._telemetry = telemetry
-
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        cid = correlation_id(scope["headers"])
-        scope.setdefault("state", {})["correlation_id"] = cid.decode()
-        started = False
-
-        async def send_with_id(message: dict[str, Any]) -> None:
-            nonlocal started
-            if message["type"] == "http.response.start":
-                started = True
-                message["headers"] = [*message["headers"], (b"x-correlation-id", cid)]
-                wire = scope.get("extensions", {}).get(WIRE)
-                if wire is not None and wire.unread:
-                    message["headers"].append((b"connection", b"close"))
-            await send(message)
-
-        try:
-            await self.app(scope, receive, send_with_id)
-        except Exception as error:  # the last resort: whatever it is, the client gets an envelope
-            refusal = self._refusal(error, scope, cid.decode())
-            if started:
-                raise  # bytes are out; the server closes the connection
-            status, headers, body = render(refusal)
-            await send_with_id({"type": "http.response.start", "status": status, "headers": headers})
-            await send_with_id({"type": "http.response.body", "body": body})
-
-    def _refusal(self, error: Exception, scope: Scope, cid: str) -> Refusal:
-        if isinstance(error, Refusal):
-            return error
-        if isinstance(error, HTTPException) and error.status_code == 404:
-            return HttpError("NOT_FOUND", "No operation has this path. GET /docs lists what is served.")
-        self._telemetry.event(
-            "request_failed",
-            "an unforeseen exception ended a request",
-            error=error,
-            method=scope["method"],
-            correlation_id=cid,
-            exc_info=error,
-        )
-        return internal()
 
 
 @dataclass(frozen=True, slots=True)
@@ -114,26 +76,30 @@ class Access:
 class Guard:
     """Host and Origin against DNS rebinding, then bearer auth on every path (401 comes before 404 and 405)."""
 
-    def __init__(self, app: Any, *, access: Access) -> None:
-        self.app = app
+    def __init__(self, access: Access) -> None:
         self._access = access
         self._digest = hashlib.sha256(access.token.encode()).digest() if access.token else None
+        self._bearer = f"token:{self._digest.hex()[:6]}" if self._digest is not None else ""
+        self._hosts: dict[bytes, str] = {}  # Host headers that were good -> the name in them
 
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] == "http":
-            headers = scope["headers"]
-            host = self._check_host(headers)
-            self._check_origin(headers)
-            scope["state"]["identity"] = self._identify(scope, headers, host)
-        await self.app(scope, receive, send)
+    def admit(self, scope: Scope, fields: Fields, repeated: frozenset[bytes]) -> str:
+        """Who sends this. Raises HttpError."""
+        host = self._hosts.get(fields.get(b"host", b""))
+        if host is None:
+            host = self._check_host(fields, repeated)
+        if b"origin" in fields:
+            self._check_origin(scope["headers"])
+        return self._identify(scope, fields, repeated, host)
 
-    def _check_host(self, headers: Headers) -> str:
-        hosts = [value for name, value in headers if name == b"host"]
-        if len(hosts) != 1:
+    def _check_host(self, fields: Fields, repeated: frozenset[bytes]) -> str:
+        given = fields.get(b"host")
+        if given is None or b"host" in repeated:
             raise HttpError("INVALID_PARAMS", "Send exactly one Host header.")
-        name = _host_name(hosts[0].decode("latin-1"))
+        name = _host_name(given.decode("latin-1"))
         if not name or (self._access.hosts is not None and name not in self._access.hosts):
             raise HttpError("FORBIDDEN", "This Host is not served here. Allow it with auth.allowed_hosts.")
+        if len(self._hosts) < HOSTS_KEPT:
+            self._hosts[given] = name
         return name
 
     def _check_origin(self, headers: Headers) -> None:
@@ -145,24 +111,25 @@ class Guard:
                 if not local and origin not in self._access.origins:
                     raise HttpError("FORBIDDEN", "This Origin is not allowed. Allow it with auth.allowed_origins.")
 
-    def _identify(self, scope: Scope, headers: Headers, host: str) -> str:
+    def _identify(self, scope: Scope, fields: Fields, repeated: frozenset[bytes], host: str) -> str:
         if self._digest is None:
             return "localhost"
-        given = [value for name, value in headers if name == b"authorization"]
-        if not given:
+        given = fields.get(b"authorization")
+        if given is None:
             if scope["path"] in self._access.public:
                 return "public"
-            if self._access.optional and _is_local_peer(scope, headers, host):
+            if self._access.optional and _is_local_peer(scope, fields, host):
                 return "localhost"
             raise HttpError(
                 "MISSING_TOKEN",
                 "Send `Authorization: Bearer <token>` with the token the daemon was started with.",
                 headers=[(b"www-authenticate", b'Bearer realm="orchestratord"')],
             )
-        scheme, _, token = given[0].partition(b" ")
+        scheme, _, token = given.partition(b" ")
         digest = hashlib.sha256(token.strip()).digest()
-        if len(given) == 1 and scheme.lower() == b"bearer" and hmac.compare_digest(digest, self._digest):
-            return f"token:{digest.hex()[:6]}"
+        once = b"authorization" not in repeated
+        if once and scheme.lower() == b"bearer" and hmac.compare_digest(digest, self._digest):
+            return self._bearer
         raise HttpError(
             "BAD_TOKEN",
             "This token is not the one the daemon was started with.",
@@ -176,9 +143,9 @@ def _host_name(host: str) -> str:
     return (match["v6"] or match["name"]).lower() if match else ""
 
 
-def _is_local_peer(scope: Scope, headers: Headers, host: str) -> bool:
+def _is_local_peer(scope: Scope, fields: Fields, host: str) -> bool:
     """Loopback address, loopback Host, and no sign of a proxy in between."""
-    if any(name.startswith(_FORWARDED) for name, _ in headers) or host not in _LOOPBACK_NAMES:
+    if any(name.startswith(_FORWARDED) for name in fields) or host not in _LOOPBACK_NAMES:
         return False
     client = scope.get("client")
     if client is None:
@@ -191,41 +158,37 @@ def _is_local_peer(scope: Scope, headers: Headers, host: str) -> bool:
 class BodyLimit:
     """Refuses a body that is too long, declared or not, and one that stops coming."""
 
-    def __init__(self, app: Any, *, max_bytes: int, clock: Clock) -> None:
-        self.app = app
+    def __init__(self, max_bytes: int, clock: Clock) -> None:
         self._max = max_bytes
         self._clock = clock
 
-    async def __call__(self, scope: Scope, receive: Any, send: Any) -> None:
-        if scope["type"] != "http":
-            await self.app(scope, receive, send)
-            return
-        has_body = False
-        for name, value in scope["headers"]:
-            if name == b"content-length":
-                has_body = value != b"0"
-                if not value.isdigit() or len(value) > 15 or int(value) > self._max:
-                    raise self._too_large()
-            elif name == b"transfer-encoding":
-                has_body = True
-        await self.app(scope, self._counted(receive) if has_body else receive, send)
+    def judge(self, fields: Fields) -> None:
+        """Raises HttpError PAYLOAD_TOO_LARGE for a body that says that it is too long."""
+        value = fields.get(b"content-length")
+        if value is not None and (not value.isdigit() or len(value) > 15 or int(value) > self._max):
+            raise self._too_large()
 
-    def _counted(self, receive: Any) -> Callable[[], Any]:
-        total = 0
-
-        async def counted() -> dict[str, Any]:
-            nonlocal total
+    async def read(self, receive: Any) -> bytearray:
+        """The whole body. Raises HttpError."""
+        raw = bytearray()
+        while True:
             try:
                 async with self._clock.limit(BODY_IDLE_S):
                     message: dict[str, Any] = await receive()
             except TimeoutError:
                 raise HttpError("REQUEST_TIMEOUT", f"Nothing of the body came for {BODY_IDLE_S:g} s.") from None
-            total += len(message.get("body", b""))
-            if total > self._max:
-                raise self._too_large()
-            return message
+            if message["type"] == "http.disconnect":
+                raise HttpError("INVALID_PARAMS", "The client went away before its body was complete.")
+            raw += message.get("body", b"")
+            self.check(raw)
+            if not message.get("more_body"):
+                return raw
 
-        return counted
+    def check(self, raw: bytearray) -> bytearray:
+        """What came of a body so far. Raises HttpError PAYLOAD_TOO_LARGE."""
+        if len(raw) > self._max:
+            raise self._too_large()
+        return raw
 
     def _too_large(self) -> HttpError:
         return HttpError("PAYLOAD_TOO_LARGE", f"The body may have at most {self._max} bytes.")

@@ -25,7 +25,7 @@ from orchestratord.infra.heartbeat import Heartbeat
 from orchestratord.middleware import correlation_id
 from orchestratord.wire.errors import HttpError, render
 from orchestratord.wire.limits import CONNECTIONS, HEAD_BYTES, HEAD_FIELDS, URL_BYTES
-from orchestratord.wire.responses import WIRE, Body
+from orchestratord.wire.responses import WIRE, Body, Headers
 
 HEAD_S = 10.0
 PIPELINED = 16  # requests waiting behind the one being answered
@@ -222,6 +222,34 @@ class Protocol(HttpToolsProtocol):
     @property
     def full(self) -> bool:
         return self.flow.write_paused
+
+    def whole(self) -> bytearray | None:
+        working = self._working
+        if working is None or working.more_body or working.disconnected:
+            return None
+        return working.body
+
+    def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        working = self._working
+        assert working is not None
+        if working.disconnected:
+            return
+        close = not working.keep_alive or working.more_body
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        if close:
+            lines.append(b"connection: close\r\n")
+        head = b"".join(lines)
+        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
+            raise ValueError("a header with a line break in it")
+        if working.scope["method"] == "HEAD":
+            body = b""
+        working.response_started = working.response_complete = True
+        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], head, body))
+        working.message_event.set()
+        if close:
+            working.keep_alive = False
+            self._close()
+        working.on_response()
 
     def bind(self, body: Body) -> None:
         if self.transport.is_closing():

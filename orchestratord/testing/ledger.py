@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from threading import Lock
 from typing import Any
 
+from orchestratord.wire.responses import watched
+
 Message = MutableMapping[str, Any]
 Receive = Callable[[], Awaitable[Message]]
 Send = Callable[[Message], Awaitable[None]]
@@ -41,15 +43,13 @@ class ServedLedger:
             return list(self._entries)
 
     async def __call__(self, scope: Message, receive: Receive, send: Send) -> None:
-        async def noting(message: Message) -> None:
-            if message["type"] == "http.response.start":
-                headers = {bytes(name).lower(): bytes(value) for name, value in message.get("headers", ())}
-                correlation_id = headers.get(b"x-correlation-id", b"").decode("latin-1")
-                with self._lock:
-                    self._entries.append(Entry(correlation_id, message["status"], scope["method"], scope["path"]))
-            await send(message)
+        def told(status: int, headers: Iterable[tuple[bytes, bytes]]) -> None:
+            named = {bytes(name).lower(): bytes(value) for name, value in headers}
+            correlation_id = named.get(b"x-correlation-id", b"").decode("latin-1")
+            with self._lock:
+                self._entries.append(Entry(correlation_id, status, scope["method"], scope["path"]))
 
-        await self._app(scope, receive, noting if scope["type"] == "http" else send)
+        await self._app(scope, receive, watched(scope, send, told) if scope["type"] == "http" else send)
 
     def balance(self, verified: Iterable[tuple[str, int]], *, below: Collection[int] = BELOW_THE_APP) -> list[str]:
         """Every response that stands in one of the two ledgers only.

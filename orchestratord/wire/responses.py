@@ -1,4 +1,4 @@
-"""What handlers return: ASGI responses, nothing more. Headers are bytes, the correlation id is added further out."""
+"""What handlers return, and how it gets to the client. Headers are bytes; the correlation id is added here."""
 
 from __future__ import annotations
 
@@ -16,6 +16,51 @@ Receive = Callable[[], Awaitable[dict[str, Any]]]
 Headers = list[tuple[bytes, bytes]]
 
 
+class Exchange:
+    """One request and the way back: past ASGI where the server offers its connection, else through `send`."""
+
+    __slots__ = ("correlation_id", "receive", "scope", "send", "started", "wire")
+
+    def __init__(self, scope: dict[str, Any], receive: Receive, send: Send, correlation_id: bytes) -> None:
+        self.scope = scope
+        self.receive = receive
+        self.send = send
+        self.correlation_id = correlation_id
+        self.started = False  # something of the answer is out
+        self.wire: Wire | None = scope.get("extensions", {}).get(WIRE)
+
+    def body(self) -> bytearray | None:
+        """The request's body, if all of it is there and not empty."""
+        return self.wire.whole() if self.wire is not None else None
+
+    async def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """A complete answer."""
+        wire = self.wire
+        if wire is None or wire.full:
+            await self.start(status, headers)
+            await self.send({"type": "http.response.body", "body": body})
+            return
+        self.started = True
+        wire.reply(status, [*headers, (b"x-correlation-id", self.correlation_id)], body)
+
+    async def start(self, status: int, headers: Headers) -> None:
+        """The head of an answer whose body follows."""
+        headers = [*headers, (b"x-correlation-id", self.correlation_id)]
+        if self.wire is not None and self.wire.unread:
+            headers.append((b"connection", b"close"))
+        self.started = True
+        await self.send({"type": "http.response.start", "status": status, "headers": headers})
+
+
+class Answer(Protocol):
+    """What handlers return."""
+
+    @property
+    def status(self) -> int: ...
+
+    async def give(self, exchange: Exchange) -> None: ...
+
+
 class Reply:
     """A complete answer. `body` None means no content at all; bytes go out as they are, the rest as JSON."""
 
@@ -29,16 +74,14 @@ class Reply:
         self.headers = headers or []
         self.media_type = media_type
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
+    async def give(self, exchange: Exchange) -> None:
         body = self.body
-        headers = self.headers
         if body is None:
-            data = b""
-        else:
-            data = body if isinstance(body, bytes) else orjson.dumps(body)
-            headers = [*headers, (b"content-type", self.media_type), (b"content-length", b"%d" % len(data))]
-        await send({"type": "http.response.start", "status": self.status, "headers": headers})
-        await send({"type": "http.response.body", "body": data})
+            await exchange.reply(self.status, self.headers, b"")
+            return
+        data = body if isinstance(body, bytes) else orjson.dumps(body)
+        about = (b"content-type", self.media_type), (b"content-length", b"%d" % len(data))
+        await exchange.reply(self.status, [*self.headers, *about], data)
 
 
 class Source(Protocol):
@@ -81,6 +124,12 @@ class Wire(Protocol):
     @property
     def full(self) -> bool:
         """The client does not take what was written; nothing more should be."""
+
+    def whole(self) -> bytearray | None:
+        """The request's body, if all of it is there and not empty."""
+
+    def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        """A complete answer, in one write. Adds what HTTP wants, `Connection: close` too, and nothing else."""
 
     def bind(self, body: Body) -> None:
         """From now on the answer is the body's until `end` or `lost`, also when the app has returned."""
@@ -161,6 +210,7 @@ class EventStream:
     """
 
     __slots__ = ("headers", "source")
+    status = 200
 
     def __init__(self, source: Source, headers: Headers | None = None) -> None:
         self.source = source
@@ -171,25 +221,25 @@ class EventStream:
             *(headers or []),
         ]
 
-    async def __call__(self, scope: dict[str, Any], receive: Receive, send: Send) -> None:
-        wire: Wire | None = scope["extensions"].get(WIRE)
+    async def give(self, exchange: Exchange) -> None:
+        wire = exchange.wire
         handed_over = False
         try:
             if wire is None:
-                await self._through_asgi(receive, send)
+                await self._through_asgi(exchange)
             else:
-                await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+                await exchange.start(200, self.headers)
                 handed_over = True
-                _Pipe(wire, self.source, scope["extensions"].pop(OVER, None)).begin()
+                _Pipe(wire, self.source, exchange.scope["extensions"].pop(OVER, None)).begin()
         finally:
             if not handed_over:
                 self.source.close()
 
-    async def _through_asgi(self, receive: Receive, send: Send) -> None:
+    async def _through_asgi(self, exchange: Exchange) -> None:
         # The pump has a task of its own: resuming it costs less than resuming the whole middleware chain, and the
         # request's task is free to notice that the client left.
-        pump = asyncio.ensure_future(self._pump(send))
-        gone = asyncio.ensure_future(self._gone(receive))
+        pump = asyncio.ensure_future(self._pump(exchange))
+        gone = asyncio.ensure_future(self._gone(exchange.receive))
         try:
             await asyncio.wait({pump, gone}, return_when=asyncio.FIRST_COMPLETED)
         finally:
@@ -198,13 +248,14 @@ class EventStream:
             with contextlib.suppress(asyncio.CancelledError):
                 await pump
 
-    async def _pump(self, send: Send) -> None:
+    async def _pump(self, exchange: Exchange) -> None:
         source = self.source
         more = asyncio.Event()
         pumping = asyncio.current_task()
         assert pumping is not None
         source.follow(more.set, pumping.cancel)
-        await send({"type": "http.response.start", "status": 200, "headers": self.headers})
+        send = exchange.send
+        await exchange.start(200, self.headers)
         while True:
             more.clear()
             while data := source.take():
@@ -220,3 +271,33 @@ class EventStream:
     async def _gone(receive: Receive) -> None:
         while (await receive())["type"] != "http.disconnect":
             pass
+
+
+class _Watched:
+    """A connection, and whoever wants to know how each answer begins."""
+
+    def __init__(self, wire: Wire, told: Callable[[int, Headers], None]) -> None:
+        self._wire = wire
+        self._told = told
+        self.write = wire.write  # for each token
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._wire, name)
+
+    def reply(self, status: int, headers: Headers, body: bytes) -> None:
+        self._told(status, headers)
+        self._wire.reply(status, headers, body)
+
+
+def watched(scope: Any, send: Any, told: Callable[[int, Headers], None]) -> Any:
+    """A `send` for the layer below. `told(status, headers)` is called when an answer begins, whichever way it takes."""
+    extensions = scope.get("extensions", {})
+    if WIRE in extensions:
+        extensions[WIRE] = _Watched(extensions[WIRE], told)
+
+    async def telling(message: Any) -> None:
+        if message["type"] == "http.response.start":
+            told(message["status"], message["headers"])
+        await send(message)
+
+    return telling

@@ -11,6 +11,7 @@ from opentelemetry.trace import SpanKind, StatusCode
 
 from orchestratord.infra.tracing.requests import RequestSpans
 from orchestratord.infra.tracing.spans import PROPAGATOR
+from orchestratord.wire.responses import watched
 from tests.tracing.support import Kept
 from tests.tracing.vectors import GOOD, PARENT, TRACE, VECTORS, Vector
 
@@ -33,7 +34,7 @@ def ask(kept: Kept, headers: tuple[tuple[str, str], ...] = (), path: str = "/v1/
 
     fields = [(name.lower().encode(), value.encode()) for name, value in headers]  # as uvicorn gives them
     scope = {"type": "http", "method": "GET", "path": path, "headers": fields, "query_string": b"secret=1"}
-    asyncio.run(RequestSpans(app, spans=kept.spans, paths=PATHS)(scope, None, send))
+    asyncio.run(RequestSpans(app, spans=kept.spans, paths=PATHS, watched=watched)(scope, None, send))
     return carrier, sent[0]["status"]
 
 

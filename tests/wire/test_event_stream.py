@@ -6,7 +6,7 @@ import asyncio
 from collections.abc import Callable
 from typing import Any
 
-from orchestratord.wire.responses import WIRE, Body, EventStream
+from orchestratord.wire.responses import WIRE, Body, EventStream, Exchange
 from tests.engines.support import turn
 
 
@@ -47,6 +47,7 @@ class Connection:
         self.room = room
         self.got = b""
         self.ended = False
+        self.unread = False
 
     @property
     def full(self) -> bool:
@@ -77,7 +78,8 @@ def streamed(source: Source, connection: Connection, act: Callable[[], None]) ->
 
     async def scenario() -> None:
         scope = {"extensions": {WIRE: connection}}
-        stream = asyncio.ensure_future(EventStream(source)(scope, None, send))  # type: ignore[arg-type]
+        exchange = Exchange(scope, None, send, b"an-id")  # type: ignore[arg-type]
+        stream = asyncio.ensure_future(EventStream(source).give(exchange))
         while not hasattr(source, "notify"):
             await turn()
         await turn()

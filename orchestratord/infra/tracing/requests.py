@@ -7,7 +7,7 @@ one begins. Headers that are wrong never concern the request itself.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 from opentelemetry import context, trace
@@ -18,6 +18,7 @@ from orchestratord.infra.tracing.spans import PROPAGATOR, Spans, failed
 from orchestratord.ports import OVER
 
 Fields = list[tuple[bytes, bytes]]
+Watched = Callable[[dict[str, Any], Any, Callable[[int, Fields], None]], Any]  # `wire.responses.watched`
 SILENT = frozenset({"/healthz", "/readyz", "/metrics"})  # asked all day long, and of no interest to anybody
 
 
@@ -39,11 +40,12 @@ _GETTER = _Fields()
 
 
 class RequestSpans:
-    """paths: the templates of what is served, by which spans are named."""
+    """paths: the templates of what is served, by which spans are named. watched: see `Watched`."""
 
-    def __init__(self, app: Any, *, spans: Spans, paths: Iterable[str]) -> None:
+    def __init__(self, app: Any, *, spans: Spans, paths: Iterable[str], watched: Watched) -> None:
         self.app = app
         self._tracer = spans.tracer
+        self._watched = watched
         self._routes = [(re.compile(re.sub(r"\\\{\w+\\\}", "[^/]+", re.escape(path))), path) for path in paths]
 
     async def __call__(self, scope: dict[str, Any], receive: Any, send: Any) -> None:
@@ -64,18 +66,15 @@ class RequestSpans:
             },
         )
 
-        async def noting(message: dict[str, Any]) -> None:
-            if message["type"] == "http.response.start":
-                status = message["status"]
-                span.set_attribute("http.response.status_code", status)
-                if status >= 500:
-                    failed(span, str(status))
-            await send(message)
+        def told(status: int, headers: Fields) -> None:
+            span.set_attribute("http.response.status_code", status)
+            if status >= 500:
+                failed(span, str(status))
 
         scope.setdefault("extensions", {})[OVER] = span.end
         try:
             with trace.use_span(span, record_exception=False, set_status_on_exception=False):
-                await self.app(scope, receive, noting)
+                await self.app(scope, receive, self._watched(scope, send, told))
         except Exception as error:
             failed(span, type(error).__qualname__)
             raise
