@@ -9,9 +9,8 @@ from orchestratord.domain.facts import TranscriptSource
 from orchestratord.infra.engines.mock import MockEngine, MockScript
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.ports import Artifact, ArtifactCorrupt, Chunk, Clock, Deliver, Job, JobEnd
-from orchestratord.services.artifacts import transcript
 from orchestratord.services.runs import ATTEMPTS
-from orchestratord.wire import canonical, sse
+from orchestratord.wire.transcript import transcript
 
 
 class Speaking(MockEngine):
@@ -94,7 +93,7 @@ class Disk:
 
 def archive(source: TranscriptSource) -> Artifact:
     """How a daemon makes transcripts, for a journal that exists before its daemon."""
-    return transcript(source, sse.decode, canonical.artifact_id)
+    return transcript(source)
 
 
 def fault(words: str, after: int) -> MockScript:

@@ -56,7 +56,7 @@ from orchestratord.ports import (
     ModelUnavailable,
 )
 from orchestratord.services.admission import Admission
-from orchestratord.services.artifacts import Artifacts, transcript
+from orchestratord.services.artifacts import Artifacts
 from orchestratord.services.catalog import CatalogModels
 from orchestratord.services.dispatch import Dispatch
 from orchestratord.services.gauges import Gauges
@@ -81,6 +81,7 @@ from orchestratord.services.trust import Trust
 from orchestratord.services.verification import Verification
 from orchestratord.wire import canonical, sse
 from orchestratord.wire.tasks import budgets_body
+from orchestratord.wire.transcript import transcript
 
 SEEDS = 2**32 - 1  # engines cut wider seeds silently or take the last one for "random"
 _HANDLERS = (tasks, sessions, pools, catalog, artifacts, operations)
@@ -386,7 +387,7 @@ class Daemon:
 
     def _archive(self, source: TranscriptSource) -> Artifact:
         full = self.settings.artifacts.transcripts == "full"
-        return transcript(source, sse.decode, canonical.artifact_id, full=full)
+        return transcript(source, full=full)
 
     def _journal(self) -> Journal:
         if self.settings.journal.kind == "memory":

@@ -6,9 +6,10 @@ Every implementation of a port, the test doubles included, passes the same suite
 from __future__ import annotations
 
 import builtins
+import json
 from collections.abc import Callable, Collection, Generator, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal, Protocol, runtime_checkable
 
 from orchestratord.domain.device import Device
@@ -130,9 +131,16 @@ class Journal(CatalogStore, Protocol):
 
 
 # -- artifacts ---------------------------------------------------------------------------------------------
+class Encoded(bytes):
+    """A content as the JSON text it will be stored as."""
+
+
 @dataclass(frozen=True, slots=True)
 class Artifact:
-    """A content-addressed document: `id` is the SHA-256 of the RFC 8785 form of the five client fields."""
+    """A content-addressed document: `id` is the SHA-256 of the RFC 8785 form of the five client fields.
+
+    On its way to a store the content may be `Encoded`; whoever reads it gets objects.
+    """
 
     id: str
     kind: str
@@ -141,6 +149,10 @@ class Artifact:
     parent: str | None
     metadata: dict[str, Any]
     created_ms: int
+
+    def opened(self) -> Artifact:
+        """The same with its content as objects."""
+        return replace(self, content=json.loads(self.content)) if isinstance(self.content, Encoded) else self
 
 
 class ArtifactCorrupt(Exception):

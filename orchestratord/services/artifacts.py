@@ -9,34 +9,11 @@ from typing import Any
 
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import InvalidParams, NotFound, StorageUnavailable, TooLarge
-from orchestratord.domain.facts import TranscriptSource
 from orchestratord.ports import Artifact, ArtifactCorrupt, ArtifactStore, ArtifactTooLarge, Clock, Telemetry
 
 RETRY_S = 5.0
 
 Address = Callable[[str, Any, tuple[str, ...], str | None, dict[str, Any]], str]
-
-
-def transcript(
-    source: TranscriptSource,
-    decode: Callable[[bytes], list[tuple[int | None, str, Any]]],
-    address: Address,
-    *,
-    full: bool = True,
-) -> Artifact:
-    """The transcript of a finished task: its text and every log event. Pure; runs off the event loop.
-
-    Without `full` it tells what happened, not what was said.
-    """
-    events = decode(source.frames) if full else []
-    content = {
-        "schema": "orchestratord.transcript/1",
-        "text": "".join(payload["t"] for _, name, payload in events if name == "token"),
-        "events": [{"id": event_id, "event": name, "data": payload} for event_id, name, payload in events],
-    }
-    tags = tuple(sorted(set(source.tags)))
-    artifact_id = address("trace", content, tags, None, source.metadata)
-    return Artifact(artifact_id, "trace", content, tags, None, source.metadata, source.created_ms)
 
 
 class Artifacts:
@@ -75,7 +52,7 @@ class Artifacts:
         """Raises NotFound, StorageUnavailable; a damaged artifact is not served."""
         waiting = self._outbox.get(artifact_id)
         if waiting is not None:
-            return waiting[0]
+            return waiting[0].opened()
         try:
             found = await self._store.get(artifact_id)
         except ArtifactCorrupt:

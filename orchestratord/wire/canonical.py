@@ -14,6 +14,7 @@ import rfc8785
 from orchestratord.ports import Artifact
 
 LARGE = 16 * 1024
+FEW = 24  # values of a level that are quicker looked at one by one
 _KINDS = frozenset({str, int, bool, type(None), dict, list, tuple})
 _OPTIONS = (
     orjson.OPT_SORT_KEYS
@@ -55,10 +56,24 @@ def canonical_fast(value: Any) -> bytes | None:
 
 
 def _plain(value: Any) -> bool:
-    """Whether it holds nothing but what `_KINDS` names, under ASCII keys. Level by level: a transcript has thousands
-    of small dicts, and going through a whole level costs a few calls."""
+    """Whether it holds nothing but what `_KINDS` names, under ASCII keys. Level by level: going through a whole one
+    costs a few calls, which is little for each of many values, and much for each of few."""
     level = [value]
     while level:
+        if len(level) < FEW:
+            inner: list[Any] = []
+            for item in level:
+                kind = type(item)
+                if kind is dict:
+                    if not "".join(item).isascii():
+                        return False
+                    inner += item.values()
+                elif kind is list or kind is tuple:
+                    inner += item
+                elif kind not in _KINDS:
+                    return False
+            level = inner
+            continue
         kinds = set(map(type, level))
         if not kinds <= _KINDS:
             return False

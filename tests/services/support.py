@@ -9,10 +9,9 @@ from typing import Any
 
 from orchestratord.infra.journal.memory import MemoryJournal
 from orchestratord.infra.journal.tickets import TicketFuture
-from orchestratord.services.artifacts import transcript
 from orchestratord.testing.live import LiveApp
 from orchestratord.testing.session import VerifyingSession
-from orchestratord.wire import canonical, sse
+from orchestratord.wire.transcript import transcript
 from tests.http.support import state_of, submit, task, wait_for
 
 __all__ = [
@@ -33,7 +32,7 @@ class BreakingJournal(MemoryJournal):
     """Once `breaking`, it takes the next fact and then fails to write it, and everything after it."""
 
     def __init__(self) -> None:
-        super().__init__(lambda source: transcript(source, sse.decode, canonical.artifact_id))
+        super().__init__(transcript)
         self.breaking = False
 
     def append(self, fact: Any) -> TicketFuture:

@@ -13,7 +13,7 @@ from orchestratord.domain.entry import CatalogEntry
 from orchestratord.domain.facts import Admitted, Fact, Finished, Frames, Started
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.request import Message, TaskRequest
-from orchestratord.ports import Artifact
+from orchestratord.ports import Artifact, Encoded
 
 Content = tuple[str | None, tuple[Message, ...] | None, tuple[str, ...] | None]
 
@@ -72,7 +72,8 @@ def decode_admitted(body: bytes, content: bytes | None) -> Admitted:
 
 
 def encode_artifact(artifact: Artifact) -> bytes:
-    return _encode(artifact)
+    content = artifact.content
+    return _encode(replace(artifact, content=msgspec.Raw(content)) if isinstance(content, Encoded) else artifact)
 
 
 def size(body: bytes, content: bytes) -> int:

@@ -11,7 +11,7 @@ from zlib import crc32
 
 import msgspec
 
-from orchestratord.ports import Artifact
+from orchestratord.ports import Artifact, Encoded
 
 HEAD_LIMIT = 1 << 20  # a first line longer than this is not ours
 
@@ -32,7 +32,9 @@ _head = msgspec.json.Decoder(_Head)
 def encode(artifact: Artifact) -> bytes:
     head = _Head(artifact.kind, artifact.tags, artifact.parent, artifact.metadata, artifact.created_ms)
     line = msgspec.json.encode(head)
-    return line + b" %08x\n" % crc32(line) + msgspec.json.encode(artifact.content) + b"\n"
+    content = artifact.content
+    text = content if isinstance(content, Encoded) else msgspec.json.encode(content)
+    return b"%b %08x\n%b\n" % (line, crc32(line), text)
 
 
 def decode(artifact_id: str, data: bytes) -> Artifact:

@@ -20,10 +20,10 @@ class MemoryArtifacts:
     async def put(self, artifact: Artifact, *, automatic: bool = False) -> Artifact:
         if not is_id(artifact.id):
             raise ValueError("not an artifact id")
-        stored = self._whole.setdefault(artifact.id, artifact)
+        stored = self._whole.setdefault(artifact.id, artifact.opened())
         known = self._index.get(artifact.id)
         if known is None or (known.automatic and not automatic):
-            size = known.size if known is not None else len(msgspec.json.encode(artifact))
+            size = known.size if known is not None else len(msgspec.json.encode(stored))
             self._index.add(Stored(stored, size, automatic))
         return stored
 
