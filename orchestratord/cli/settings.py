@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 import msgspec
 
 from orchestratord import config
+from orchestratord.cli import lean
 from orchestratord.cli.common import BAD_CONFIG, Commands, command, complain, show, table
 from orchestratord.cli.serve import config_file, environment
 from orchestratord.infra.secrets import HIDDEN, hide_options, is_secret_name
@@ -41,10 +41,9 @@ def _check(arguments: argparse.Namespace) -> int:
     path = config_file(arguments.file)
     try:
         settings = config.load(path, environment())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Connexion's, not ours
-            from orchestratord.app import drivers
-            from orchestratord.mapping import tracing
+        lean.import_connexion()
+        from orchestratord.app import drivers
+        from orchestratord.mapping import tracing
 
         drivers(settings)
         tracing(settings)
