@@ -13,6 +13,7 @@ import msgspec
 from orchestratord import config
 from orchestratord.cli import lean
 from orchestratord.cli.common import BAD_CONFIG, Commands, command, complain, show, table
+from orchestratord.cli.exposure import exposed
 from orchestratord.cli.serve import config_file, environment
 from orchestratord.infra.secrets import HIDDEN, hide_options, is_secret_name
 
@@ -49,10 +50,13 @@ def _check(arguments: argparse.Namespace) -> int:
         tracing(settings)
     except config.ConfigError as error:
         return complain(str(error), BAD_CONFIG)
+    warnings = [f"{found.seen}: {found.fix}" for found in exposed(settings, path, environment())]
+    for warning in warnings:
+        complain(f"warning: {warning}", 0)
     answer = {"ok": True, "file": str(path) if path else None, "pools": len(settings.pools)}
     return show(
         arguments,
-        {**answer, "data_dir": str(settings.data_path)},
+        {**answer, "data_dir": str(settings.data_path), "warnings": warnings},
         lambda: f"ok: {path or 'no file'}, {len(settings.pools)} pools, data in {settings.data_path}",
     )
 
