@@ -7,7 +7,8 @@ import os
 from pathlib import Path
 
 _SPACE = "Make room on its disk, or set data_dir to another"
-_SICK = "Its disk reports errors: look at the system's log, and move data_dir to a sound one"
+_SICK = "Its disk reports errors: look at the system's log, and set data_dir to a sound one"
+_WRITES = "Its disk reports errors or a quota is used up: look at the system's log, or set data_dir to another place"
 _HANDLES = "Raise the limit of open files: ulimit -n, or LimitNOFILE in the systemd unit"
 _SEALED = "Mount it for writing, or set data_dir to another place"
 
@@ -20,7 +21,7 @@ _BY_ERRNO = {
     errno.ENFILE: _HANDLES,
     errno.EROFS: _SEALED,
 }
-_BY_SQLITE = {"SQLITE_FULL": _SPACE, "SQLITE_IOERR": _SICK, "SQLITE_READONLY": "", "SQLITE_CANTOPEN": ""}
+_BY_SQLITE = {"SQLITE_FULL": _SPACE, "SQLITE_IOERR": _WRITES, "SQLITE_READONLY": "", "SQLITE_CANTOPEN": ""}
 
 
 def named(error: BaseException) -> str:
