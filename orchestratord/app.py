@@ -64,6 +64,7 @@ from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.modelcache import CacheBound
 from orchestratord.services.narration import Narrator
 from orchestratord.services.operations import Operations
+from orchestratord.services.outages import Outages
 from orchestratord.services.pools import Pools
 from orchestratord.services.pressure import Pressure
 from orchestratord.services.recorder import Recorder
@@ -109,6 +110,7 @@ class Daemon:
         log = log or make_sink(form=settings.log.format, level=settings.log.level, secrets=secret)
         self.telemetry = StandardTelemetry(self.metrics, log)
         self.journal = journal or self._journal()
+        self.journal.watch(Outages(self.clock, self.telemetry).changed)
         self.store = store or self._store()
         self.mocks: dict[tuple[str, str], MockEngine] = {}
         self.proofs = FileProofs(mapping.roots(settings.trust.roots))

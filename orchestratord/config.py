@@ -13,6 +13,7 @@ import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Annotated, Any, Literal
+from urllib.parse import unquote, urlsplit
 
 import msgspec
 import platformdirs
@@ -21,6 +22,7 @@ from msgspec import Meta, Struct, field
 
 from orchestratord.domain.modelref import parse as parse_ref
 from orchestratord.domain.url import BadReference, host_pattern, parse_url
+from orchestratord.infra.secrets import is_secret_name, secret_options
 
 Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
 Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
@@ -419,6 +421,18 @@ def check_bind(settings: Settings) -> None:
             f"server.host {settings.server.host} is reachable from other machines and there is no AUTH_TOKEN. "
             "Set AUTH_TOKEN to a secret, or bind to 127.0.0.1."
         )
+
+
+def written_secrets(settings: Settings) -> list[str]:
+    """Secrets that stand in the file itself: keys in an engine's environment or options, passwords in its URL."""
+    found: list[str] = []
+    for replica in (replica for pool in settings.pools for replica in pool.replicas):
+        if password := urlsplit(replica.url or "").password:
+            found += [password, unquote(password)]
+        if replica.process is not None:
+            found += [value for name, value in replica.process.env.items() if is_secret_name(name)]
+            found += secret_options(replica.process.extra_args)
+    return found
 
 
 def is_loopback(host: str) -> bool:

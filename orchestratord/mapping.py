@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-from urllib.parse import unquote, urlsplit
 
 from orchestratord import __version__, contract
 from orchestratord.config import (
@@ -22,6 +21,7 @@ from orchestratord.config import (
     TariffSettings,
     TrustSettings,
     is_loopback,
+    written_secrets,
 )
 from orchestratord.domain.budget import Budget, Tariff
 from orchestratord.domain.eta import Prior
@@ -33,7 +33,7 @@ from orchestratord.domain.request import Sampling
 from orchestratord.domain.trust import TrustPolicy
 from orchestratord.domain.url import host_pattern, parse_url
 from orchestratord.infra.fetch.policy import FetchPolicy, S3Access
-from orchestratord.infra.secrets import Secrets, is_secret_name, secret_options
+from orchestratord.infra.secrets import Secrets
 from orchestratord.infra.storage.filesystem import SIZE_LIMIT
 from orchestratord.infra.trust.proofs import load_roots
 from orchestratord.infra.trust.root import BadKey, Root
@@ -75,17 +75,7 @@ def secrets(settings: Settings, environ: Mapping[str, str]) -> Secrets:
     values = [settings.token or "", *(environ.get(name, "").strip() for name in names)]
     for value in [*values]:  # `user:password`
         values += value.split(":", 1) if ":" in value else []
-    for replica in replicas:
-        values += _password(replica.url or "")
-        if replica.process is not None:
-            values += [value for name, value in replica.process.env.items() if is_secret_name(name)]
-            values += secret_options(replica.process.extra_args)
-    return Secrets(names, values)
-
-
-def _password(url: str) -> list[str]:
-    found = urlsplit(url)
-    return [] if found.password is None else [found.password, unquote(found.password)]
+    return Secrets(names, [*values, *written_secrets(settings)])
 
 
 def pool_spec(pool: PoolSettings, profiles: dict[str, Sampling]) -> PoolSpec:

@@ -71,7 +71,16 @@ class Ticket(Protocol):
 
 
 class JournalUnavailable(Exception):
-    """The journal could not make the fact durable; it is as if it had never been appended."""
+    """The journal could not make the fact durable; it is as if it had never been appended.
+
+    Where the store failed, `reason` is what the system calls that (ENOSPC, SQLITE_FULL) and `remedy` what an operator
+    does about it; neither quotes a fact.
+    """
+
+    def __init__(self, message: str, *, reason: str = "", remedy: str = "") -> None:
+        self.reason = reason
+        self.remedy = remedy
+        super().__init__(message)
 
 
 class CatalogStore(Protocol):
@@ -121,6 +130,11 @@ class Journal(CatalogStore, Protocol):
     @property
     def healthy(self) -> bool:
         """False from a failed commit until the store accepts writes again."""
+
+    def watch(self, changed: Callable[[JournalUnavailable | None], object]) -> None:
+        """Have `changed` called on the loop from now on: with why, whenever the store stops accepting writes after it
+        was opened, and with None when it accepts them again.
+        """
 
     @property
     def backlog(self) -> int:

@@ -83,6 +83,10 @@ def outage(daemon: DaemonProcess, broken: Callable[[], None], mended: Callable[[
 
         wait_for(refusing, "admission says that the disk is broken", 30)
         assert session.get("/readyz").status_code == 503
+        failed = daemon.says("journal_failed")
+        assert failed["level"] == "error", failed
+        assert failed["reason"].isupper(), failed
+        assert "set data_dir" in failed["human"], failed
         assert session.get("/healthz").status_code == 200
         assert session.get(f"/v1/tasks/{waiting}").status_code == 200
         answer = session.post(f"/v1/tasks/{queued}/cancel")
@@ -92,6 +96,7 @@ def outage(daemon: DaemonProcess, broken: Callable[[], None], mended: Callable[[
         began = time.monotonic()
         wait_for(lambda: session.get("/readyz").status_code == 200, "ready again by itself", 30)
         took = since(began)
+        assert daemon.says("journal_recovered")["outage_ms"] >= 0
         again = submit(session)
         wait_for(lambda: session.get(f"/v1/tasks/{again}").json()["state"] == "ended", "work is done again", 30)
         before = session.get(f"/v1/tasks/{queued}").json()

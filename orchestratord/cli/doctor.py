@@ -19,6 +19,7 @@ from typing import Literal, NamedTuple
 
 from orchestratord import config
 from orchestratord.cli.common import FAILED, Commands, command, show
+from orchestratord.cli.exposure import exposed
 from orchestratord.cli.serve import config_file, environment
 from orchestratord.client import Client, ServerError
 from orchestratord.infra.secrets import secret_options
@@ -70,6 +71,8 @@ def examine(given: Path | None) -> Iterator[Finding]:
         yield Finding("configuration", "ok", where)
         if not settings.pools:
             yield Finding("pools", "warn", "no pool is configured", "add one: docs/configuration.md has examples")
+        for _, seen, fix in exposed(settings, path, os.environ):
+            yield Finding("secrets", "warn", seen, fix)
     except config.ConfigError as error:
         yield Finding(
             "configuration", "fail", str(error), "correct it; `orchestratord config schema` has every setting"
@@ -149,10 +152,7 @@ def _is_ours(host: str, port: int) -> bool:
 
 
 def _token(settings: config.Settings) -> Iterator[Finding]:
-    path = os.environ.get("AUTH_TOKEN_FILE")
-    if path and Path(path).exists() and Path(path).stat().st_mode & 0o044:
-        yield Finding("token", "warn", f"others can read {path}", f"chmod 600 {path}")
-    elif settings.token is None:
+    if settings.token is None:
         yield Finding("token", "ok", "none: everybody on this machine may use the daemon")
     elif len(settings.token) < 16:
         yield Finding(

@@ -47,13 +47,15 @@ def environment() -> dict[str, str]:
 
 def _serve(arguments: argparse.Namespace) -> int:
     from orchestratord import config
+    from orchestratord.cli.exposure import exposed
 
     environ = environment()
     if arguments.port is not None:
         environ["ORCHD_SERVER__PORT"] = str(arguments.port)
+    file = config_file(arguments.config)
     try:
         with lean.making():
-            settings = config.load(config_file(arguments.config), environ)
+            settings = config.load(file, environ)
             lean.import_connexion()
             from orchestratord.app import Daemon
             from orchestratord.infra import strays
@@ -62,6 +64,8 @@ def _serve(arguments: argparse.Namespace) -> int:
             daemon = Daemon(settings)
             strays.capture(daemon.telemetry)
             strays.no_core_dump()
+            for path, seen, fix in exposed(settings, file, environ):
+                daemon.telemetry.event("secret_exposed", f"{seen}: {fix}", path=str(path))
             server = make_server(daemon)
     except config.ConfigError as error:
         return complain(str(error), BAD_CONFIG)

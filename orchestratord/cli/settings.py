@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import warnings
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -12,7 +11,9 @@ from typing import Any
 import msgspec
 
 from orchestratord import config
+from orchestratord.cli import lean
 from orchestratord.cli.common import BAD_CONFIG, Commands, command, complain, show, table
+from orchestratord.cli.exposure import exposed
 from orchestratord.cli.serve import config_file, environment
 from orchestratord.infra.secrets import HIDDEN, hide_options, is_secret_name
 
@@ -41,19 +42,21 @@ def _check(arguments: argparse.Namespace) -> int:
     path = config_file(arguments.file)
     try:
         settings = config.load(path, environment())
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)  # Connexion's, not ours
-            from orchestratord.app import drivers
-            from orchestratord.mapping import tracing
+        lean.import_connexion()
+        from orchestratord.app import drivers
+        from orchestratord.mapping import tracing
 
         drivers(settings)
         tracing(settings)
     except config.ConfigError as error:
         return complain(str(error), BAD_CONFIG)
+    warnings = [f"{found.seen}: {found.fix}" for found in exposed(settings, path, environment())]
+    for warning in warnings:
+        complain(f"warning: {warning}", 0)
     answer = {"ok": True, "file": str(path) if path else None, "pools": len(settings.pools)}
     return show(
         arguments,
-        {**answer, "data_dir": str(settings.data_path)},
+        {**answer, "data_dir": str(settings.data_path), "warnings": warnings},
         lambda: f"ok: {path or 'no file'}, {len(settings.pools)} pools, data in {settings.data_path}",
     )
 

@@ -20,34 +20,35 @@ class Lines:
         self._pending = b""
         self._dropped = 0
         self._stream = stream
-        self._send = _without_waiting(stream)
+        self._send = _sender(stream)
 
     def write(self, line: str) -> None:
-        with suppress(OSError, ValueError):  # closed, or a full disk: nobody is left who could be told
-            if self._send is None:
+        if self._send is None:
+            with suppress(OSError, ValueError):  # closed: nobody is left who could be told
                 self._stream.write(f"{line}\n")
                 self._stream.flush()
-                return
-            self._flush()
-            if len(self._pending) > PENDING_BYTES:
-                self._dropped += 1
-                return
-            if self._dropped:
-                line, self._dropped = f"{self._notice(self._dropped)}\n{line}", 0
-            self._pending += f"{line}\n".encode(errors="backslashreplace")
-            self._flush()
+            return
+        self._flush()
+        if len(self._pending) > PENDING_BYTES:
+            self._dropped += 1
+            return
+        if self._dropped:
+            line, self._dropped = f"{self._notice(self._dropped)}\n{line}", 0
+        self._pending += f"{line}\n".encode(errors="backslashreplace")
+        self._flush()
 
     def _flush(self) -> None:
         assert self._send is not None
-        with suppress(BlockingIOError):
+        with suppress(OSError):  # it would wait, or the disk is full: what is left goes on where it stopped
             while self._pending:
                 self._pending = self._pending[self._send(self._pending) :]
 
 
-def _without_waiting(stream: TextIO) -> Callable[[bytes], int] | None:
-    """A way to write to a pipe or socket that raises BlockingIOError where it would wait; None: it never does so long.
+def _sender(stream: TextIO) -> Callable[[bytes], int] | None:
+    """A way past the stream's buffer, which would lose count of what a full disk took; None for one without a file.
 
-    A description of its own for a pipe: others that have the same one (a shell) must not find it changed.
+    To a pipe or socket it raises BlockingIOError where it would wait. A description of its own for a pipe: others that
+    have the same one (a shell) must not find it changed.
     """
     try:
         fd = stream.fileno()
@@ -58,6 +59,7 @@ def _without_waiting(stream: TextIO) -> Callable[[bytes], int] | None:
         if stat.S_ISSOCK(mode):
             peer = socket.socket(fileno=os.dup(fd))
             return lambda data: peer.send(data, socket.MSG_DONTWAIT)
+        return lambda data: os.write(fd, data)
     except (OSError, ValueError):
         pass
     return None

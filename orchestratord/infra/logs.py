@@ -139,12 +139,12 @@ def _json(record: Record) -> str:
 
 
 def _gap_json(count: int) -> str:
-    human = "the reader of this log was too slow"
+    human = "the reader of this log was too slow, or its disk was full"
     return json.dumps({"event": "log_lines_dropped", "level": "warning", "human": human, "count": count})
 
 
 def _gap_text(count: int) -> str:
-    return f"... {count} lines were dropped: the reader of this log was too slow"
+    return f"... {count} lines were dropped: the reader of this log was too slow, or its disk was full"
 
 
 def _console(*, colors: bool) -> Callable[[Record], str]:

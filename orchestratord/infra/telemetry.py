@@ -29,4 +29,4 @@ class StandardTelemetry:
 
 
 _ERRORS = ("failed", "broke")
-_WARNINGS = frozenset({"replica_down", "slot_quarantined", "artifact_corrupt", "library_warned"})
+_WARNINGS = frozenset({"replica_down", "slot_quarantined", "artifact_corrupt", "library_warned", "secret_exposed"})

@@ -73,16 +73,11 @@ replicas = [
     ]
 
 
-def test_an_open_data_directory_and_token_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_open_data_directory(tmp_path: Path) -> None:
     (tmp_path / "data").mkdir()
     os.chmod(tmp_path / "data", 0o755)
-    token = tmp_path / "token"
-    token.write_text("x" * 40)
-    token.chmod(0o644)
-    monkeypatch.setenv("AUTH_TOKEN_FILE", str(token))
     found = look(tmp_path, server(free_port()))
     assert (found["data"].level, found["data"].fix) == ("warn", f"chmod 700 {tmp_path / 'data'}")
-    assert (found["token"].level, found["token"].fix) == ("warn", f"chmod 600 {token}")
 
 
 def test_old_and_new_sqlite(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -20,6 +20,7 @@ from typing import Any
 import pytest
 import uvloop
 
+from orchestratord.domain.diagnosis import diagnose
 from orchestratord.infra.engines import llamacpp_process, triton_process, vllm_process
 from orchestratord.infra.process import Child, ProcessHost
 from orchestratord.ports import ProcessSpec
@@ -356,6 +357,23 @@ def test_the_triton_command(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(shutil, "which", lambda name: None)
     with pytest.raises(FileNotFoundError, match="no tritonserver found"):
         triton_process.command(ProcessSpec("triton", "m", 1, 1, 1, None, (), {}, None), 1)
+
+
+@pytest.mark.parametrize(
+    ("content", "says"), [(None, "failed to open GGUF file: No such file"), (b"<!DOCTYPE html>", "invalid magic")]
+)
+def test_a_model_that_is_none_is_named_before_anything_is_loaded(
+    tmp_path: Path, content: bytes | None, says: str
+) -> None:
+    """By our own words on the way out: the library's come from a thread, and its last ones get lost."""
+    model = tmp_path / "m.gguf"
+    if content is not None:
+        model.write_bytes(content)
+    command = [sys.executable, "-m", "orchestratord.infra.engines.llamacpp_server", "-m", str(model)]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=LIMIT_S, check=False)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr.startswith(f"cannot serve {model}: {says}")
+    assert diagnose(done.returncode, done.stderr.splitlines()).code == "MODEL_INVALID"
 
 
 def test_which_llama_server(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import tempfile
 from collections.abc import Callable
 from dataclasses import replace
@@ -28,7 +29,7 @@ from orchestratord.domain.operation import Fault, Model, Operation, OperationSta
 from orchestratord.infra.journal.memory import MemoryJournal, MemoryStore
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import Artifact, Journal, JournalUnavailable
-from tests.ports.journal_samples import admitted, archive, chat, finished, started, within
+from tests.ports.journal_samples import admitted, archive, chat, eventually, finished, started, within
 
 Make = Callable[..., Journal]  # each call: another journal on the same store
 
@@ -395,3 +396,42 @@ def test_memory_and_sqlite_load_the_same(steps: list[tuple[str, str, str]]) -> N
         memory, sqlite = asyncio.run(run(both["memory"])), asyncio.run(run(both["sqlite"]))
     assert memory == sqlite
     assert all(isinstance(task.admitted, Admitted) for task in sqlite[-1][0])
+
+
+def test_who_watches_is_told_of_an_outage_and_of_its_end(make: Make, request: pytest.FixtureRequest) -> None:
+    """OD-28: once each, on the loop; neither the start nor the stop of a journal is an outage."""
+    disk = OSError(errno.ENOSPC, "No space left on device")
+
+    def full(point: str) -> None:
+        if broken and point == "before_commit":
+            raise disk
+
+    broken = False
+    memory = "memory" in request.node.name
+
+    async def body() -> None:
+        nonlocal broken
+        journal = make() if memory else make(fault=full)
+        told: list[JournalUnavailable | None] = []
+        journal.watch(told.append)
+        await journal.open()
+        await write(journal, admitted(1))
+        assert told == []
+        broken = True
+        if isinstance(journal, MemoryJournal):
+            journal.broken = "ENOSPC"
+        with pytest.raises(JournalUnavailable):
+            await within(journal.append(admitted(2)))
+        await eventually(lambda: told)
+        with pytest.raises(JournalUnavailable):
+            await within(journal.append(admitted(3)))
+        assert [why.reason for why in told if why is not None] == ["ENOSPC"]
+        broken = False
+        if isinstance(journal, MemoryJournal):
+            journal.broken = None
+        await eventually(lambda: journal.healthy)
+        assert told[1:] == [None]
+        await journal.close()
+        assert len(told) == 2
+
+    asyncio.run(body())

@@ -9,8 +9,11 @@ import json
 import os
 import pty
 import re
+import subprocess
+import sys
 import unicodedata
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import msgspec
@@ -22,6 +25,7 @@ from orchestratord.infra.prometheus import Metrics
 from orchestratord.infra.secrets import Secrets
 from orchestratord.infra.telemetry import StandardTelemetry
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
+from tests.http.daemon import ROOT
 from tests.http.support import RawConnection
 from tests.services.support import submit, task
 
@@ -194,6 +198,32 @@ def test_a_reader_that_stalls_does_not_stall_the_daemon_and_is_told_what_it_miss
     assert kept == list(range(len(kept)))
     assert lost > 0
     assert PENDING_BYTES / 1000 < len(kept) == count - lost
+
+
+def test_a_log_on_a_full_disk_tears_no_line_and_tells_how_many_it_lost(tmp_path: Path) -> None:
+    """A limit on the size of a file stands for the disk. What fitted in part is completed when there is room again."""
+    program = """
+import resource, signal, sys
+from orchestratord.infra.logs import make_sink, stamp
+signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+sink = make_sink(form="json")
+def log(**fields):
+    sink({"event": "it_happened", "level": "info", "timestamp": stamp(), **fields})
+_, hard = resource.getrlimit(resource.RLIMIT_FSIZE)
+resource.setrlimit(resource.RLIMIT_FSIZE, (5000, hard))
+for number in range(2000):
+    log(number=number, filling="x" * 500)
+resource.setrlimit(resource.RLIMIT_FSIZE, (hard, hard))
+log(number=-1)
+log(number=-2)
+"""
+    with (tmp_path / "log").open("w") as file:
+        subprocess.run([sys.executable, "-c", program], stderr=file, env={"PYTHONPATH": str(ROOT)}, check=True)
+    records = [json.loads(line) for line in (tmp_path / "log").read_text().splitlines()]
+    kept = [record["number"] for record in records if record["event"] == "it_happened"]
+    (lost,) = [record["count"] for record in records if record["event"] == "log_lines_dropped"]
+    assert kept == [*range(2000 - lost), -1, -2]
+    assert lost > 0
 
 
 def test_a_shared_description_stays_as_it_was() -> None:

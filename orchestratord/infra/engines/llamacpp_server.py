@@ -16,6 +16,8 @@ import signal
 import sys
 from typing import Any
 
+MAGIC = b"GGUF"
+
 
 def _options() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(prog="llamacpp_server", allow_abbrev=False)
@@ -84,8 +86,19 @@ def _settings(given: argparse.Namespace) -> Any:
     return settings
 
 
+def _no_model(path: str) -> str | None:
+    """What is plainly wrong with the file. The library says it too, in a thread whose last lines an exit may lose."""
+    try:
+        with open(path, "rb") as file:
+            return None if file.read(len(MAGIC)) == MAGIC else "invalid magic: it is no GGUF file"
+    except OSError as error:
+        return f"failed to open GGUF file: {error.strerror}"
+
+
 def main() -> None:
     given = _options().parse_args()
+    if (wrong := _no_model(given.model)) is not None:
+        sys.exit(f"cannot serve {given.model}: {wrong}")
     ending = {signal.SIGTERM, signal.SIGINT}
     # Before the library starts its threads, so that all of them leave the signals to the wait below.
     signal.pthread_sigmask(signal.SIG_BLOCK, ending)

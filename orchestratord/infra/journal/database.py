@@ -36,6 +36,7 @@ from orchestratord.domain.facts import (
 )
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
+from orchestratord.infra.journal.remedy import remedy
 from orchestratord.infra.journal.seal import Damaged, seal, unseal
 from orchestratord.ports import Artifact, JournalUnavailable
 
@@ -139,15 +140,18 @@ class Database:
         except (Damaged, TypeError, sqlite3.DatabaseError) as error:
             self.close()
             broken = not isinstance(error, sqlite3.OperationalError)
-            advice = ". Put back a copy, or move the file away to start empty" if broken else ""
-            raise JournalUnavailable(f"cannot open the journal {self._path}: {error}{advice}") from error
+            advice = "Put back a copy, or move the file away to start empty"
+            raise self._unopened(error, advice if broken else remedy(error, self._path.parent)) from error
         except (OSError, ValueError, sqlite3.Error) as error:
             self.close()
-            raise JournalUnavailable(f"cannot open the journal {self._path}: {error}") from error
+            raise self._unopened(error, remedy(error, self._path.parent)) from error
         except BaseException:
             self.close()
             raise
         return loaded
+
+    def _unopened(self, error: Exception, advice: str) -> JournalUnavailable:
+        return JournalUnavailable(f"cannot open the journal {self._path}: {error}. {advice}")
 
     def _take_lock(self) -> None:
         self._lock = os.open(f"{self._path}.lock", os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW, 0o600)

@@ -23,7 +23,7 @@ from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
 from orchestratord.infra.journal.intake import BACKLOG_LIMIT, Intake
 from orchestratord.infra.journal.tickets import TicketFuture, fail, resolve, transcripts_by
-from orchestratord.ports import Artifact
+from orchestratord.ports import Artifact, JournalUnavailable
 
 
 @dataclass(slots=True)
@@ -87,7 +87,8 @@ class MemoryJournal:
         backlog_limit: int = BACKLOG_LIMIT,
     ) -> None:
         self.store = store or MemoryStore()
-        self.broken: str | None = "it is not open"
+        self._broken: str | None = "it is not open"
+        self._changed: Callable[[JournalUnavailable | None], object] = lambda _: None
         self._archive = archive
         self._intake = Intake(backlog_limit)
         self._pending: list[tuple[Fact, int, TicketFuture]] = []
@@ -99,7 +100,7 @@ class MemoryJournal:
     async def open(self) -> list[JournaledTask]:
         self._loop = asyncio.get_running_loop()
         self._transcript = transcripts_by(self._archive, self._loop)
-        self.broken = None
+        self._broken = None
         tasks = sorted(self.store.tasks.values(), key=lambda task: task.admitted.order)
         oldest = tasks[0].admitted.order if tasks else None
         for deleted in list(self.store.deleted.values()):
@@ -117,9 +118,9 @@ class MemoryJournal:
 
     def append(self, fact: Fact) -> TicketFuture:
         ticket: TicketFuture = self._loop.create_future()
-        if self.broken is not None:
+        if self._broken is not None:
             self._intake.lost(fact)
-            return fail(ticket, f"the journal cannot be written: {self.broken}")
+            return fail(ticket, f"the journal cannot be written: {self._broken}")
         verdict = self._intake.judge(fact)
         if verdict == "skip":
             return resolve(ticket)
@@ -139,9 +140,9 @@ class MemoryJournal:
         pending, self._pending = self._pending, []
         for fact, size, ticket in pending:
             self._intake.backlog -= size
-            if self.broken is not None:
+            if self._broken is not None:
                 self._intake.lost(fact)
-                fail(ticket, f"the journal cannot be written: {self.broken}")
+                fail(ticket, f"the journal cannot be written: {self._broken}")
                 continue
             transcript = self._transcript(fact)
             self.store.apply(fact, transcript)
@@ -160,8 +161,21 @@ class MemoryJournal:
         return self._catalog
 
     @property
+    def broken(self) -> str | None:
+        return self._broken
+
+    @broken.setter
+    def broken(self, reason: str | None) -> None:
+        before, self._broken = self._broken, reason
+        if (before is None) is not (reason is None):
+            self._changed(None if reason is None else JournalUnavailable(reason, reason=reason))
+
+    @property
     def healthy(self) -> bool:
-        return self.broken is None
+        return self._broken is None
+
+    def watch(self, changed: Callable[[JournalUnavailable | None], object]) -> None:
+        self._changed = changed
 
     @property
     def backlog(self) -> int:
@@ -169,4 +183,4 @@ class MemoryJournal:
 
     async def close(self) -> None:
         self._flush()
-        self.broken = "it is closed"
+        self._broken = "it is closed"

@@ -32,6 +32,7 @@ from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
 from orchestratord.infra.journal.database import Database, Durability, Loaded
 from orchestratord.infra.journal.intake import BACKLOG_LIMIT, Intake
+from orchestratord.infra.journal.remedy import named, remedy
 from orchestratord.infra.journal.seal import Damaged
 from orchestratord.infra.journal.tickets import TicketFuture, fail, resolve, transcripts_by
 from orchestratord.ports import Artifact, JournalUnavailable
@@ -79,6 +80,7 @@ class SqliteJournal:
         self._closing = False
         self._nudging = False  # on the loop
         self._refusal: JournalUnavailable | None = JournalUnavailable("the journal is not open")
+        self._changed: Callable[[JournalUnavailable | None], object] = lambda _: None
 
     # -- on the event loop -------------------------------------------------------------------------------
     async def open(self) -> list[JournaledTask]:
@@ -152,6 +154,9 @@ class SqliteJournal:
     def healthy(self) -> bool:
         return self._refusal is None
 
+    def watch(self, changed: Callable[[JournalUnavailable | None], object]) -> None:
+        self._changed = changed
+
     @property
     def backlog(self) -> int:
         return self._intake.backlog
@@ -179,8 +184,10 @@ class SqliteJournal:
     def _restore(self, refusal: JournalUnavailable) -> None:
         # On the loop, behind the `_refuse` of the same outage: before that, a task's gap would not be known.
         with self._wake:
-            if self._refusal is refusal:
-                self._refusal = None
+            if self._refusal is not refusal:
+                return
+            self._refusal = None
+        self._changed(None)
 
     # -- on the writer thread ----------------------------------------------------------------------------
     def _tell(self, callback: Callable[..., object], *arguments: object) -> None:
@@ -243,13 +250,15 @@ class SqliteJournal:
             return batch
 
     def _outage(self, unsettled: list[_Entry], error: Exception) -> None:
-        refusal = JournalUnavailable(f"the journal {self._path} cannot be written: {error}")
+        message = f"the journal {self._path} cannot be written: {error}"
+        refusal = JournalUnavailable(message, reason=named(error), remedy=remedy(error, self._path.parent))
         with self._wake:
             if not self._closing:
                 self._refusal = refusal
             lost, self._queue = unsettled + self._queue, []
             asked, self._asked = self._asked, []
         self._tell(self._refuse, lost, str(refusal))
+        self._tell(self._changed, refusal)
         for _, answer in asked:
             self._tell(fail, answer, str(refusal))
         pause, longest = RETRY_S
