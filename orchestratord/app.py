@@ -7,7 +7,7 @@ import inspect
 import os
 import random
 import secrets
-from collections.abc import AsyncIterator, Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine
 from contextlib import asynccontextmanager
 from functools import cached_property, partial
 from typing import Any
@@ -378,9 +378,9 @@ class Daemon:
         return reasons + self.pools.not_ready()
 
     # -- parts -------------------------------------------------------------------------------------------
-    async def _run(self, lease: Any) -> None:
+    def _run(self, lease: Any) -> Coroutine[Any, Any, None]:
         self.sweeps.leased()
-        await self.runs.run(lease)
+        return self.runs.run(lease)
 
     async def _vet(self, pool: Pool, spec: ReplicaSpec) -> str | None:
         assert spec.process is not None, "only files of this machine can be looked at"

@@ -14,6 +14,7 @@ from functools import partial
 from types import FrameType
 from typing import Any
 
+import httptools
 import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
@@ -62,12 +63,12 @@ class Protocol(HttpToolsProtocol):
         "_head_size",
         "_head_timer",
         "_lingering",
-        "_outlet",
         "_refused",
         "_working",
     )
 
     crowd: Crowd  # the server's; see make_server
+    parser: Any  # none while a stream is all there is
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
@@ -79,7 +80,6 @@ class Protocol(HttpToolsProtocol):
         self._head_timer: asyncio.TimerHandle | None = None
         self._bound: Body | None = None  # what the answer goes on with
         self._lingering: int | None = None  # bytes that came since the last answer; None while more are wanted
-        self._outlet = Outlet(transport, self._close)
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
             self.crowd.prepare(sock)
@@ -109,7 +109,10 @@ class Protocol(HttpToolsProtocol):
             self._lingering += len(data)
             if self._lingering > LINGER_BYTES:
                 self.transport.pause_reading()
-        elif self.parser is not None and self._refused is None and not self.transport.is_closing():
+        elif self._refused is None and not self.transport.is_closing():
+            if self.parser is None:
+                self.parser = httptools.HttpRequestParser(self)
+                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
             super().data_received(data)
 
     def eof_received(self) -> None:
@@ -182,7 +185,7 @@ class Protocol(HttpToolsProtocol):
 
     def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
         self._working = cycle
-        cycle.transport = self._outlet  # type: ignore[assignment]
+        cycle.transport = Outlet(self.transport, self._close)  # type: ignore[assignment]
         cycle.scope["extensions"] = {WIRE: self}  # type: ignore[dict-item]
         task = self.loop.create_task(self._serve(cycle, app))
         task.add_done_callback(self.tasks.discard)
@@ -194,12 +197,12 @@ class Protocol(HttpToolsProtocol):
             await app(cycle.scope, cycle.receive, cycle.send)
         except BaseException:  # the app has told of it
             if cycle.response_started:
-                cycle.transport.close()
+                self._close()
             else:
                 await cycle.send_500_response()
         else:
             if self._bound is None and not cycle.response_complete and not cycle.disconnected:
-                cycle.transport.close()
+                self._close()
         finally:
             if self._bound is None:
                 cycle.on_response = _nothing
@@ -261,9 +264,12 @@ class Protocol(HttpToolsProtocol):
         # Nobody needs the request any more, and a stream may last for long.
         working.scope = _ANSWERED  # type: ignore[assignment]
         working.message_event = SET
+        working.transport = None  # type: ignore[assignment]
         if working is self.cycle and not self._head_size:  # what it keeps is not of the next request
             self.scope = _ANSWERED  # type: ignore[assignment]
             self.headers, self.url = [], b""
+            if not working.more_body:
+                self.parser = None  # made anew for what may follow
         self.flow.resume_reading()  # else nobody would notice that the client has left
 
     def write(self, data: bytes) -> bool:
@@ -280,7 +286,7 @@ class Protocol(HttpToolsProtocol):
             self.transport.write(b"0\r\n\r\n")
         working.response_complete = True
         if not working.keep_alive:
-            working.transport.close()
+            self._close()
         working.on_response()
         working.on_response = _nothing  # no circle is left, as uvicorn does it
 

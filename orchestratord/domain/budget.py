@@ -28,6 +28,9 @@ class Amounts:
         return Amounts(min(self.tokens, most.tokens), min(self.time, most.time), min(self.cost, most.cost))
 
 
+NOTHING = Amounts()
+
+
 @dataclass(frozen=True, slots=True)
 class Budget:
     """What one session may spend; None is no limit."""
@@ -57,8 +60,7 @@ class Account:
 
     def __init__(self, budget: Budget) -> None:
         self.budget = budget
-        self.held = Amounts()
-        self.spent = Amounts()
+        self.held = self.spent = NOTHING
 
     def remaining(self) -> dict[str, int]:
         """What could still be held, of each budget that is configured."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Literal
 
 Priority = Literal["interactive", "batch"]
@@ -53,6 +53,10 @@ class PlacementHints:
     allow_fallback: bool = True
 
 
+AS_THE_PROFILE = Sampling()  # one for all requests that name no knob
+ANYWHERE = PlacementHints()  # and for all that do not care
+
+
 @dataclass(frozen=True, slots=True)
 class TaskRequest:
     """The TaskRequest of the contract, field for field. Durations are milliseconds from receipt."""
@@ -76,8 +80,8 @@ class TaskRequest:
     kv_hint: Literal["reuse", "cold"] | None = None
     output_mode: str | None = None
     on_disconnect: Literal["cancel", "continue"] = "cancel"
-    placement: PlacementHints = field(default_factory=PlacementHints)
-    sampling: Sampling = field(default_factory=Sampling)
+    placement: PlacementHints = ANYWHERE
+    sampling: Sampling = AS_THE_PROFILE
 
     @property
     def cold(self) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import replace
 
-from orchestratord.domain.pool import Lease, Pool
+from orchestratord.domain.pool import Lease
 from orchestratord.domain.request import TaskRequest
 from orchestratord.ports import Engine, EngineError
 
@@ -36,10 +36,8 @@ def unknown_knob(request: TaskRequest, honoured: frozenset[str] | set[str]) -> s
 
 
 async def prepared(engine: Engine, lease: Lease) -> TaskRequest:
-    """The task's request as the engine can take it. Raises Unfit and EngineError."""
+    """The request of a task that is not `sized`, as the engine can take it. Raises Unfit and EngineError."""
     request, replica = lease.task.request, lease.replica
-    if not _unsized(lease.pool, lease):
-        return request
     if (knob := unknown_knob(request, set(replica.features))) is not None:
         raise Unfit("unsupported_sampling", f"{request.model_ref} cannot honour sampling.{knob}. Leave it out.")
     if request.messages is not None:
@@ -59,7 +57,7 @@ async def prepared(engine: Engine, lease: Lease) -> TaskRequest:
     return request
 
 
-def _unsized(pool: Pool, lease: Lease) -> bool:
-    """Whether the task may have been admitted while no engine could be asked about it."""
+def sized(lease: Lease) -> bool:
+    """Whether admission has asked an engine of this pool all there is to ask."""
     task = lease.task
-    return pool.spec.on_demand or task.request.messages is not None or task.pool_id != task.admitted.pool_id
+    return not (lease.pool.spec.on_demand or task.request.messages is not None or task.pool_id != task.admitted.pool_id)

@@ -12,10 +12,10 @@ from orchestratord.domain.core import Core
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
 from orchestratord.domain.pool import Lease, Replica
-from orchestratord.domain.request import Sampling, TaskRequest
+from orchestratord.domain.request import AS_THE_PROFILE, Sampling, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Chunk, Clock, Engine, EngineError, Job, JobEnd, Telemetry
-from orchestratord.services.late import prepared
+from orchestratord.services.late import prepared, sized
 from orchestratord.services.tracing import Tracing
 
 ATTEMPTS = 3  # leases a task may have as long as no output of it was seen
@@ -32,6 +32,26 @@ FAILURES: dict[str, tuple[str, bool]] = {
     "protocol": ("WORKER_RESET", True),
     "failed": ("WORKER_RESET", True),
 }
+
+
+class _Passage:
+    """The way of an engine's output into the log of one lease's task. `end`: once the engine has said that it is done.
+
+    There is one for each open stream, and `deliver` is called for each token.
+    """
+
+    __slots__ = ("_epoch_s", "_lease", "_now", "_output", "end")
+
+    def __init__(self, core: Core, lease: Lease, clock: Clock) -> None:
+        self._output, self._now = core.output, clock.now
+        self._lease = lease
+        self._epoch_s = clock.wall_ms() / 1000 - clock.now()  # of the monotonic clock: looked up once, not per token
+        self.end: JobEnd | None = None
+
+    def deliver(self, chunk: Chunk) -> bool:
+        self.end, moment = chunk.end, self._now()
+        wall_ms = round((self._epoch_s + moment) * 1000)
+        return self._output(self._lease, chunk.texts, chunk.results, chunk.tokens_out, moment, wall_ms)
 
 
 class Runs:
@@ -56,6 +76,7 @@ class Runs:
         self._tracing = tracing
         self._given_up = False
         self._proving: Counter[Replica] = Counter()
+        self._defaults: dict[tuple[str, tuple[str, ...]], Sampling] = {}  # by profile and features of the engine
 
     def bind(self, core: Core) -> None:
         self._core = core
@@ -66,36 +87,49 @@ class Runs:
 
     async def run(self, lease: Lease) -> None:
         """Stream the lease's task into its log, then settle once, whatever happened."""
-        outcome: dict[str, Any] = {"failure": self._failure(lease.task, "INTERNAL", "A bug ended the run.")}
+        task = lease.task
+        outcome: dict[str, Any] | None = None
         again = False
         engine = self._engine_of(lease)
         try:
             if engine is None:
                 raise EngineError("lost", "the replica went away before the task reached it")
-            outcome = await self._stream(engine, lease)
-            if lease.task.terminal:
-                outcome["slot_free"] = await self._freed(engine, lease)
+            request = task.request if sized(lease) else await prepared(engine, lease)
+            passage = _Passage(self._core, lease, self._clock)
+            if self._tracing is None:
+                await engine.run(self._job(lease, request), passage.deliver)
+            else:
+                job = self._job(lease, request)
+                await self._tracing.call(lease, job, engine.run, passage.deliver, lambda: passage.end)
+            if task.terminal:
+                outcome = {"slot_free": await self._freed(engine, lease)}
+            elif (end := passage.end) is None:
+                raise EngineError("lost", "the stream stopped before the engine said it was done")
+            else:
+                outcome = {"finish_reason": end.finish_reason, "usage": Usage(end.tokens_in, end.tokens_out)}
         except asyncio.CancelledError:
             # Aborted: the task is over already, only the slot is still to be proven free.
-            if engine is not None and lease.task.terminal:
-                outcome["slot_free"] = await self._freed_unless_cancelled(engine, lease)
+            if engine is not None and task.terminal:
+                outcome = {"slot_free": await self._freed_unless_cancelled(engine, lease)}
         except EngineError as error:
             code, retriable = FAILURES[error.kind]
             outcome = {
-                "failure": self._failure(lease.task, code, error.message, retriable, getattr(error, "rule", None)),
+                "failure": self._failure(task, code, error.message, retriable, getattr(error, "rule", None)),
                 "slot_free": error.kind not in UNPROVEN,
             }
             if error.kind != "refused":
                 self._suspect(lease, str(error))
-                again = self._may_retry(lease.task)
+                again = self._may_retry(task)
             if error.kind not in ("refused", "full"):
                 self._blame(lease, str(error))
         except Exception as error:  # the last resort of the run: a bug must not leak a slot
-            self._telemetry.event("run_failed", "a bug ended a run", error=error, job_id=lease.task.task_id)
+            self._telemetry.event("run_failed", "a bug ended a run", error=error, job_id=task.task_id)
         finally:
-            if again:
+            if again and outcome is not None:
                 self._retry(lease, outcome["slot_free"])
-            elif not self._given_up or lease.task.terminal:
+            elif not self._given_up or task.terminal:
+                if outcome is None:
+                    outcome = {"failure": self._failure(task, "INTERNAL", "A bug ended the run.")}
                 self._core.finish(lease, self._clock.now(), self._clock.wall_ms(), **outcome)
         if engine is not None and lease.quarantined and await self._freed_unless_cancelled(engine, lease):
             self._core.release(lease)
@@ -137,44 +171,32 @@ class Runs:
                 replica_id=lease.replica.id,
             )
 
-    async def _stream(self, engine: Engine, lease: Lease) -> dict[str, Any]:
-        output, now = self._core.output, self._clock.now
-        end: JobEnd | None = None
-        request = await prepared(engine, lease)
-        epoch_s = self._clock.wall_ms() / 1000 - now()  # of the monotonic clock: looked up once, not per token
-
-        def deliver(chunk: Chunk) -> bool:
-            nonlocal end
-            end, moment = chunk.end, now()
-            return output(lease, chunk.texts, chunk.results, chunk.tokens_out, moment, round((epoch_s + moment) * 1000))
-
-        job = self._job(lease, request)
-        if self._tracing is None:
-            await engine.run(job, deliver)
-        else:
-            await self._tracing.call(lease, job, engine.run, deliver, lambda: end)
-        if lease.task.terminal:
-            return {}
-        if end is None:
-            raise EngineError("lost", "the stream stopped before the engine said it was done")
-        return {"finish_reason": end.finish_reason, "usage": Usage(end.tokens_in, end.tokens_out)}
-
     def _job(self, lease: Lease, request: TaskRequest) -> Job:
-        task = lease.task
-        profile = self._profiles[lease.pool.spec.profile_of(request)]
-        # A default that this engine has no knob for is none; what the client asked for was checked at admission.
-        foreign = {k: None for k in Sampling.__slots__ if k not in lease.replica.features}
-        given = {k: v for k in Sampling.__slots__ if (v := getattr(request.sampling, k)) is not None}
         return Job(
             workload=request.workload,
             max_tokens=request.max_tokens,
-            seed=task.admitted.seed,
+            seed=lease.task.admitted.seed,
             prompt=request.prompt or "",
             inputs=request.inputs or (),
-            sampling=replace(profile, **{**foreign, **given}),
+            sampling=self._sampling(lease, request),
             keep_cache=not request.cold,
             slot=lease.slot,
         )
+
+    def _sampling(self, lease: Lease, request: TaskRequest) -> Sampling:
+        """The profile's values as far as this engine has knobs for them, and what the client asked for on top.
+
+        A default that it has no knob for is none; what the client asked for was checked at admission.
+        """
+        profile, features = lease.pool.spec.profile_of(request), lease.replica.features
+        defaults = self._defaults.get((profile, features))
+        if defaults is None:
+            foreign = {knob: None for knob in Sampling.__slots__ if knob not in features}
+            defaults = self._defaults[profile, features] = replace(self._profiles[profile], **foreign)
+        asked = request.sampling
+        if asked is AS_THE_PROFILE or not (given := asked.given):
+            return defaults
+        return replace(defaults, **{knob: getattr(asked, knob) for knob in given})
 
     @staticmethod
     def _failure(task: Task, code: str, message: str, retriable: bool = False, rule: str | None = None) -> Failure:
