@@ -8,10 +8,9 @@ from pathlib import Path
 import pytest
 
 from orchestratord.infra.journal.sqlite import SqliteJournal
-from orchestratord.services.artifacts import transcript
 from orchestratord.services.outages import PAUSE_S
 from orchestratord.testing.live import LiveApp
-from orchestratord.wire import canonical, sse
+from orchestratord.wire.transcript import transcript
 from tests.http.support import wait_for
 from tests.services.support import BreakingJournal, records, submit, task
 
@@ -78,10 +77,7 @@ def test_what_failed_is_named_and_not_quoted(tmp_path: Path, error: Exception, r
         if broken and point == "before_commit":
             raise broken[0]
 
-    def archive(source: object) -> object:
-        return transcript(source, sse.decode, canonical.artifact_id)  # type: ignore[arg-type]
-
-    journal = SqliteJournal(tmp_path / "j.db", archive, fault=fault)  # type: ignore[arg-type]
+    journal = SqliteJournal(tmp_path / "j.db", transcript, fault=fault)
     with LiveApp(journal=journal, manual=False) as app, app.session() as session:
         wait_for(lambda: session.get("/readyz").status_code == 200, "it is ready")
         broken.append(error)
