@@ -234,4 +234,22 @@ def compile_schema(schema: Mapping[str, Any]) -> jsonschema_rs.Draft4Validator:
     )
 
 
+def compile_quick(schema: Mapping[str, Any]) -> jsonschema_rs.Draft4Validator:
+    """Says whether a value is valid in half the time `compile_schema` takes, and has no good word for why it is not.
+
+    What Python would be asked for each time, whether a text is a UUID, is a pattern here.
+    """
+
+    def patterned(node: Any) -> Any:
+        if isinstance(node, list):
+            return [patterned(item) for item in node]
+        if not isinstance(node, dict):
+            return node
+        if node.get("format") == "uuid" and "pattern" not in node:
+            return {**{key: value for key, value in node.items() if key != "format"}, "pattern": f"^{_UUID.pattern}$"}
+        return {key: patterned(value) for key, value in node.items()}
+
+    return jsonschema_rs.Draft4Validator(patterned(to_json_schema(schema)), validate_formats=True, formats=FORMATS)
+
+
 RULES: frozenset[str] = frozenset(load("data")["components"]["schemas"]["Rule"]["enum"])

@@ -558,3 +558,6 @@ class Telemetry(Protocol):
 
     def observe(self, series: str, value: float, /, **labels: str) -> None:
         """Add an observation to a histogram of the metrics table, or set a gauge to the value."""
+
+    def meter(self, series: str, /, **labels: str) -> Callable[[float], None]:
+        """What `count` or `observe` would do with the values it is called with: for whoever does so often."""

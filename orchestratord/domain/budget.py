@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from orchestratord.domain.record import record
 from orchestratord.domain.request import TaskRequest
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Amounts:
     """Tokens, milliseconds on a slot, millionths of a cost unit."""
 
@@ -38,6 +39,10 @@ class Budget:
     tokens: int | None = None
     time: int | None = None
     cost: int | None = None
+
+    @property
+    def unlimited(self) -> bool:
+        return self.tokens is None and self.time is None and self.cost is None
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,7 +84,7 @@ class Account:
         return next((name for name, left in self.remaining().items() if getattr(amounts, name) > left), None)
 
     def hold(self, amounts: Amounts) -> None:
-        self.held = self.held.plus(amounts)
+        self.held = amounts if self.held is NOTHING else self.held.plus(amounts)
 
     def release(self, held: Amounts) -> None:
         """The task came to nothing."""

@@ -14,10 +14,11 @@ from orchestratord.domain.entry import CatalogChanged, CatalogRemoved
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import Admission, Failure, TaskState, Usage
 from orchestratord.domain.placement import Decision
+from orchestratord.domain.record import record
 from orchestratord.domain.request import Caller, DeterminismClass, TaskRequest
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Admitted:
     """A task was accepted. `request` holds the prompt: the journal erases it in the transaction of `Finished`."""
 

@@ -10,6 +10,7 @@ from orchestratord.domain.budget import Budget, Tariff
 from orchestratord.domain.facts import Fact
 from orchestratord.domain.outcome import CancelReason
 from orchestratord.domain.pool import Lease
+from orchestratord.domain.record import record
 from orchestratord.domain.request import Caller, TaskRequest
 from orchestratord.domain.task import Task
 
@@ -51,7 +52,7 @@ class Limits:
     transcripts: bool = True
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Sized:
     """A request with what was found out about it before the decision."""
 

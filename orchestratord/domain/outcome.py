@@ -6,6 +6,8 @@ from dataclasses import dataclass
 from enum import StrEnum
 from typing import Any, Literal
 
+from orchestratord.domain.record import record
+
 FinishReason = Literal["stop", "length", "canceled"]
 CancelReason = Literal["client", "disconnect", "session_deleted", "shutdown", "deadline", "watchdog"]
 
@@ -30,7 +32,7 @@ MOVES: dict[TaskState, frozenset[TaskState]] = {
 }
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Admission:
     """What the 202 said; an idempotent replay says it again."""
 

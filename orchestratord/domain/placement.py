@@ -7,13 +7,14 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready, Refusal, ReplicaExhausted
+from orchestratord.domain.record import record
 
 if TYPE_CHECKING:
     from orchestratord.domain.pool import Replica
     from orchestratord.domain.request import TaskRequest
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Decision:
     """Where a task goes and how that was found: stored with the task and shown in its TaskStatus."""
 
@@ -61,7 +62,8 @@ def static_obstacle(job: TaskRequest, pool: PoolSnapshot) -> tuple[str, str] | N
         return "unsupported_workload", f"does not serve {job.workload}"
     if pool.ctx is not None and job.ctx > pool.ctx:
         return "ctx_exceeds_model", f"ctx {pool.ctx} < {job.ctx}"
-    lacking = [knob for knob in job.sampling.given if pool.features is not None and knob not in pool.features]
+    given = job.sampling.given if pool.features is not None else ()
+    lacking = [knob for knob in given if knob not in (pool.features or ())]
     if lacking:
         return "unsupported_sampling", f"cannot honour sampling.{lacking[0]}"
     mask = job.placement.require_device_mask

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any, Literal
 
+from orchestratord.domain.record import record
+
 Priority = Literal["interactive", "batch"]
 PRIORITIES: tuple[Priority, ...] = ("interactive", "batch")
 Workload = Literal["completion", "embedding", "rerank"]
@@ -38,6 +40,8 @@ class Sampling:
     @property
     def given(self) -> tuple[str, ...]:
         """The knobs that are set."""
+        if self is AS_THE_PROFILE:
+            return ()
         return tuple(knob for knob in self.__slots__ if getattr(self, knob) is not None)
 
 
@@ -57,7 +61,7 @@ AS_THE_PROFILE = Sampling()  # one for all requests that name no knob
 ANYWHERE = PlacementHints()  # and for all that do not care
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class TaskRequest:
     """The TaskRequest of the contract, field for field. Durations are milliseconds from receipt."""
 
@@ -99,7 +103,7 @@ class TaskRequest:
         return self.max_tokens if self.workload == "completion" else len(self.inputs or ())
 
 
-@dataclass(frozen=True, slots=True)
+@record
 class Caller:
     """Who sent a request: its correlation id, and `localhost` or `token:<6 hex>`, never the token."""
 

@@ -85,6 +85,8 @@ class Sessions:
                 retriable=False,
                 retry_after_ms=int(self.ttl_left(session, now) * 1000),
             )
+        if self.budget.unlimited:
+            return
         account = Account(self.budget) if session is None else session.account
         short = account.exceeded_by(amounts)
         if short is not None:

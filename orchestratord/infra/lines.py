@@ -7,6 +7,7 @@ import socket
 import stat
 from collections.abc import Callable
 from contextlib import suppress
+from functools import partial
 from typing import TextIO
 
 PENDING_BYTES = 256 * 1024  # kept for a reader that is slow; what comes on top is dropped, and counted
@@ -28,7 +29,8 @@ class Lines:
                 self._stream.write(f"{line}\n")
                 self._stream.flush()
             return
-        self._flush()
+        if self._pending:
+            self._flush()
         if len(self._pending) > PENDING_BYTES:
             self._dropped += 1
             return
@@ -39,9 +41,11 @@ class Lines:
 
     def _flush(self) -> None:
         assert self._send is not None
-        with suppress(OSError):  # it would wait, or the disk is full: what is left goes on where it stopped
+        try:
             while self._pending:
                 self._pending = self._pending[self._send(self._pending) :]
+        except OSError:  # it would wait, or the disk is full: what is left goes on where it stopped
+            pass
 
 
 def _sender(stream: TextIO) -> Callable[[bytes], int] | None:
@@ -59,7 +63,7 @@ def _sender(stream: TextIO) -> Callable[[bytes], int] | None:
         if stat.S_ISSOCK(mode):
             peer = socket.socket(fileno=os.dup(fd))
             return lambda data: peer.send(data, socket.MSG_DONTWAIT)
-        return lambda data: os.write(fd, data)
+        return partial(os.write, fd)
     except (OSError, ValueError):
         pass
     return None

@@ -67,7 +67,7 @@ def stamp() -> datetime:
 
 # -- values --------------------------------------------------------------------------------------------------
 def _bounded(secrets: Secrets) -> Callable[[Record], Record]:
-    """Fields that are plain, of bounded size and without what is known to be secret."""
+    """Fields that are plain, of bounded size and without what is known to be secret. One that is None is left out."""
     hide, hiding = secrets.hide, secrets.known
 
     def text(value: str) -> str:
@@ -91,16 +91,24 @@ def _bounded(secrets: Secrets) -> Callable[[Record], Record]:
 
     def bounded(record: Record) -> Record:
         error = record.pop("exc_info", None)
+        shown: Record = {}
+        texts = []
         for name, value in record.items():
             kind = type(value)
-            if kind is str:
-                if hiding or len(value) > TEXT_CHARS:
-                    record[name] = text(value)
-            elif kind is not int and kind is not datetime:
-                record[name] = plain(value, DEPTH)
+            if kind is str and len(value) <= TEXT_CHARS:
+                texts.append(value)
+                shown[name] = value
+            elif kind is int or kind is datetime:
+                shown[name] = value
+            elif value is not None:
+                shown[name] = plain(value, DEPTH)
+        if hiding and secrets.within("\n".join(texts)):  # one look at them all: nearly always there is nothing
+            for name, value in shown.items():
+                if type(value) is str:
+                    shown[name] = hide(value)
         if isinstance(error, BaseException):
-            record["exception"] = [text(line) for line in trace(error)]
-        return record
+            shown["exception"] = [text(line) for line in trace(error)]
+        return shown
 
     return bounded
 

@@ -189,6 +189,14 @@ class Metrics:
         else:
             child.observe(value)
 
+    def meter(self, series: str, labels: dict[str, str]) -> Callable[[float], None]:
+        """What adds to a counter or a histogram, or sets a gauge."""
+        child = self.families[series].child(labels)
+        if isinstance(child, Gauge):
+            return child.set
+        meter: Callable[[float], None] = child.inc if isinstance(child, Counter) else child.observe
+        return meter
+
     def render(self) -> bytes:
         """The Prometheus text format."""
         return generate_latest(self._registry)

@@ -50,6 +50,10 @@ class Secrets:
     def known(self) -> bool:
         return bool(self._values)
 
+    def within(self, text: str) -> bool:
+        """Whether one of them is part of the text."""
+        return any(value in text for value in self._values)
+
     def hide(self, text: str) -> str:
         """The text without any of them."""
         for value in self._values:

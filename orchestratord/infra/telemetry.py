@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from orchestratord.infra.logs import Sink, stamp
@@ -9,7 +10,7 @@ from orchestratord.infra.prometheus import Metrics
 
 
 class StandardTelemetry:
-    """What a daemon uses. Fields that are None are left out of the line."""
+    """What a daemon uses."""
 
     def __init__(self, metrics: Metrics, sink: Sink) -> None:
         self.metrics = metrics
@@ -17,15 +18,16 @@ class StandardTelemetry:
 
     def event(self, name: str, human: str = "", /, **fields: Any) -> None:
         level = "error" if name.endswith(_ERRORS) else "warning" if name in _WARNINGS else "info"
-        record = {"event": name, "level": level, "timestamp": stamp(), "human": human}
-        record.update([(key, value) for key, value in fields.items() if value is not None])
-        self._sink(record)
+        self._sink({"event": name, "level": level, "timestamp": stamp(), "human": human, **fields})
 
     def count(self, series: str, amount: float = 1, /, **labels: str) -> None:
         self.metrics.count(series, amount, labels)
 
     def observe(self, series: str, value: float, /, **labels: str) -> None:
         self.metrics.observe(series, value, labels)
+
+    def meter(self, series: str, /, **labels: str) -> Callable[[float], None]:
+        return self.metrics.meter(series, labels)
 
 
 _ERRORS = ("failed", "broke")

@@ -13,7 +13,7 @@ from orchestratord.domain.errors import InvalidParams, Overloaded, PoolUnready, 
 from orchestratord.domain.hooks import Sized
 from orchestratord.domain.pool import Pool
 from orchestratord.domain.ratelimit import RateLimit
-from orchestratord.domain.request import Caller, Sampling, TaskRequest
+from orchestratord.domain.request import Caller, TaskRequest
 from orchestratord.domain.task import Task
 from orchestratord.ports import Clock, Engine, EngineError, Journal
 from orchestratord.services.durability import durable
@@ -24,7 +24,6 @@ T = TypeVar("T")
 
 TOKENIZE_LIMIT_S = 1.0
 CACHED_COUNTS = 1024
-NO_SAMPLING = Sampling()
 
 
 class Admission:
@@ -156,7 +155,7 @@ class Admission:
 
     def _check_knobs(self, request: TaskRequest, serving: list[Pool]) -> None:
         """Engines ignore what they do not know, in silence: a knob that would be dropped is refused."""
-        if request.sampling == NO_SAMPLING:
+        if not request.sampling.given:
             return
         honoured = {f for p in serving for r in p.known_replicas for f in r.features}
         if not honoured or any(p.dormant and not p.known_replicas for p in serving):

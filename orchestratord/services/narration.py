@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from orchestratord.domain.errors import Refusal
@@ -12,6 +13,11 @@ from orchestratord.domain.task import Task
 from orchestratord.ports import Telemetry
 from orchestratord.services.tracing import Tracing
 
+REPLICA = ("engine", "engine_version", "pool_id", "replica_id")
+PRIORITIZED = (*REPLICA, "priority")
+POOL = (*REPLICA[:3], "priority")
+ENDED = ("engine", "pool_id", "phase", "outcome", "code")
+METERS = 4096  # at most so many are kept: clients cannot bring forth new ones, engines can
 _UNPLACED = {"INVALID_PARAMS": "infeasible", "POOL_UNREADY": "unready"}
 
 
@@ -51,14 +57,22 @@ class Narrator:
         self._t = telemetry
         self._tracing = tracing
         self._pools = pools
+        self._meters: dict[tuple[str, tuple[str, ...]], Callable[[float], None]] = {}
 
-    def _labels(self, task: Task) -> dict[str, str]:
-        return {
-            "engine": task.request.engine,
-            "engine_version": task.engine_version or self._version(task.pool_id),
-            "pool_id": task.pool_id,
-            "replica_id": task.replica_id or "none",
-        }
+    def _meter(self, series: str, names: tuple[str, ...], values: tuple[str, ...]) -> Callable[[float], None]:
+        """`Telemetry.meter`, looked up once for each series and set of labels."""
+        key = (series, values)
+        meter = self._meters.get(key)
+        if meter is None:
+            if len(self._meters) >= METERS:
+                self._meters.clear()
+            meter = self._meters[key] = self._t.meter(series, **dict(zip(names, values, strict=True)))
+        return meter
+
+    def _labels(self, task: Task) -> tuple[str, str, str, str]:
+        """REPLICA of a task."""
+        version = task.engine_version or self._version(task.pool_id)
+        return task.request.engine, version, task.pool_id, task.replica_id or "none"
 
     def _version(self, pool_id: str) -> str:
         pool = self._pools.get(pool_id)
@@ -68,17 +82,13 @@ class Narrator:
         if self._tracing is not None:
             self._tracing.admitted(task)
         d = task.admitted.decision
-        self._t.count("tasks_enqueued_total", **self._labels(task), priority=task.request.priority)
+        self._meter("tasks_enqueued_total", PRIORITIZED, (*self._labels(task), task.request.priority))(1)
         if task.recovered:  # counted by this process now; decided and told by the one before
             self._t.event("task_requeued", "waits again after a restart, at its old place", **log_fields(task))
             return
-        self._t.count(
-            "placement_decisions_total",
-            outcome="placed",
-            pinned=str(d.pinned).lower(),
-            fallback=str(d.fallback_used).lower(),
-        )
-        self._t.observe("placement_candidates_considered", d.considered)
+        how = ("placed", "true" if d.pinned else "false", "true" if d.fallback_used else "false")
+        self._meter("placement_decisions_total", ("outcome", "pinned", "fallback"), how)(1)
+        self._meter("placement_candidates_considered", (), ())(d.considered)
         fields = log_fields(task)
         self._t.event(
             "task_placed",
@@ -123,7 +133,7 @@ class Narrator:
         if self._tracing is not None:
             self._tracing.started(lease)
         task = lease.task
-        self._t.count("tasks_started_total", **self._labels(task), priority=task.request.priority)
+        self._meter("tasks_started_total", PRIORITIZED, (*self._labels(task), task.request.priority))(1)
         waited = int((task.started - task.created) * 1000) if task.started is not None else 0
         self._t.event(
             "task_started",
@@ -141,7 +151,7 @@ class Narrator:
         if code == "QUEUE_FULL_DROP_LRU":
             self._t.count("admission_backpressure_events_total", engine=task.request.engine, policy="drop-lru")
         if reason is not None:
-            self._t.count("tasks_canceled_total", **self._labels(task), reason=reason)
+            self._meter("tasks_canceled_total", (*REPLICA, "reason"), (*self._labels(task), reason))(1)
         human = f"finished: {task.finish_reason}" if task.failure is None else f"failed: {code}"
         name = "task_canceled" if task.state is TaskState.CANCELED else "task_ended"
         self._t.event(
@@ -153,22 +163,14 @@ class Narrator:
         )
 
     def _count_end(self, task: Task, phase: str, outcome: str, code: str) -> None:
-        self._t.count(
-            "orchestratord_tasks_ended_total",
-            engine=task.request.engine,
-            pool_id=task.pool_id,
-            phase=phase,
-            outcome=outcome,
-            code=code,
-        )
+        request = task.request
+        self._meter("orchestratord_tasks_ended_total", ENDED, (request.engine, task.pool_id, phase, outcome, code))(1)
         labels = self._labels(task)
         if task.tokens_in:
-            self._t.count("tokens_in_total", task.tokens_in, **labels)
+            self._meter("tokens_in_total", REPLICA, labels)(task.tokens_in)
         if task.tokens_out:
-            self._t.count("tokens_out_total", task.tokens_out, **labels)
-        del labels["replica_id"]
-        labels["priority"] = task.request.priority
+            self._meter("tokens_out_total", REPLICA, labels)(task.tokens_out)
         if task.first_token is not None and task.ended is not None:
-            first_ms = (task.first_token - task.created) * 1000
-            self._t.observe("latency_first_token_ms", first_ms, **labels)
-            self._t.observe("latency_decode_ms", (task.ended - task.first_token) * 1000, **labels)
+            pool = (*labels[:3], request.priority)
+            self._meter("latency_first_token_ms", POOL, pool)((task.first_token - task.created) * 1000)
+            self._meter("latency_decode_ms", POOL, pool)((task.ended - task.first_token) * 1000)

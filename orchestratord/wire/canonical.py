@@ -16,6 +16,7 @@ from orchestratord.ports import Artifact
 LARGE = 16 * 1024
 FEW = 24  # values of a level that are quicker looked at one by one
 _KINDS = frozenset({str, int, bool, type(None), dict, list, tuple})
+_FLAT = _KINDS - {dict, list, tuple}
 _OPTIONS = (
     orjson.OPT_SORT_KEYS
     | orjson.OPT_STRICT_INTEGER
@@ -58,6 +59,8 @@ def canonical_fast(value: Any) -> bytes | None:
 def _plain(value: Any) -> bool:
     """Whether it holds nothing but what `_KINDS` names, under ASCII keys. Level by level: going through a whole one
     costs a few calls, which is little for each of many values, and much for each of few."""
+    if type(value) is dict and _FLAT.issuperset(map(type, value.values())):
+        return "".join(value).isascii()
     level = [value]
     while level:
         if len(level) < FEW:

@@ -8,18 +8,27 @@ import msgspec
 
 from orchestratord.domain.budget import Account
 from orchestratord.domain.outcome import Admission, Failure
-from orchestratord.domain.request import TaskRequest
+from orchestratord.domain.request import Message, PlacementHints, Sampling, TaskRequest
 from orchestratord.domain.session import Session
 from orchestratord.domain.task import Task
 from orchestratord.domain.views import decision_view
 
 MICRO = 1_000_000
+_SHAPED: dict[str, Any] = {  # fields that are no plain values; the others need no conversion
+    "messages": tuple[Message, ...] | None,
+    "inputs": tuple[str, ...] | None,
+    "placement": PlacementHints,
+    "sampling": Sampling,
+}
 
 
 def parse_request(body: dict[str, Any]) -> TaskRequest:
     """A body the contract's schema has accepted, as the one parsed shape. Ids are kept in lower case (RFC 9562 4)."""
-    ids = {"task_id": body["task_id"].lower(), "session_id": body["session_id"].lower()}
-    return msgspec.convert({**body, **ids}, TaskRequest)
+    given = body.copy()
+    given["task_id"], given["session_id"] = body["task_id"].lower(), body["session_id"].lower()
+    for name in _SHAPED.keys() & given.keys():
+        given[name] = msgspec.convert(given[name], _SHAPED[name])
+    return TaskRequest(**given)
 
 
 def admission_body(task_id: str, admission: Admission) -> dict[str, Any]:
