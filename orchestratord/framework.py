@@ -150,7 +150,7 @@ class Front(AsyncASGIApp):  # type: ignore[misc]
         if endpoint.wants_caller:
             arguments["caller"] = Caller(exchange.correlation_id.decode(), identity)
         answer = await endpoint.handler(**arguments)
-        if endpoint.audited and answer.status < 300:
+        if endpoint.audited:  # and granted: a refusal was raised
             audit.tell(self._telemetry, scope, answer.status, identity, exchange.correlation_id.decode())
         return answer
 

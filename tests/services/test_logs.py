@@ -27,7 +27,7 @@ from orchestratord.infra.telemetry import StandardTelemetry
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from tests.http.daemon import ROOT
 from tests.http.support import RawConnection
-from tests.services.support import submit, task
+from tests.services.support import BreakingJournal, records, running, submit, task
 
 HOSTILE: dict[str, Any] = {
     "newline": "a\nb\r\nc",
@@ -332,6 +332,20 @@ def test_who_changed_what_is_told_and_what_was_refused_is_not() -> None:
         ]
         named = [line for line in lines if line["event"] in ("change_granted", "task_admitted", "task_ended")]
         assert {(line["identity"], line["correlation_id"]) for line in named} == {(f"token:{digest}", "follow-me")}
+
+
+def test_what_could_not_be_journaled_was_not_granted() -> None:
+    """AUTH-1008: a drain and a cancel that end in 503 are no changes that anybody was granted."""
+    journal = BreakingJournal()
+    with LiveApp(journal=journal) as app, app.session() as session:
+        task_id = running(app, session)
+        app.call(lambda: setattr(journal, "broken", "no space left on device"))
+        for path, body in ((f"/v1/tasks/{task_id}/cancel", None), ("/v1/pools/home/drain", {"deadline_ms": 1})):
+            assert session.post(path, json=body).status_code == 503
+        assert not list(records(app, "change_granted"))
+        app.call(journal.mend)
+        assert session.post("/v1/pools/home/drain", json={"deadline_ms": 1}).status_code == 202
+        assert [record["status"] for record in records(app, "change_granted")] == [202]
 
 
 # -- secrets ---------------------------------------------------------------------------------------------------

@@ -92,30 +92,104 @@ def test_new_tasks_are_refused_and_everything_else_goes_on() -> None:
 
 
 # -- where the limit comes from ------------------------------------------------------------------------------
-def group(folder: Path, **files: Any) -> Path:
-    folder.mkdir(parents=True, exist_ok=True)
-    for name, value in files.items():
-        (folder / name.replace("_", ".", 1)).write_text(f"{value}\n")
-    return folder
+UNLIMITED = 9_223_372_036_854_771_712  # what version 1 says instead of `max`
 
 
-def test_a_control_group_counts_without_files_that_nobody_uses(tmp_path: Path) -> None:
-    own = group(tmp_path, memory_max=1000, memory_current=950, memory_stat="anon 600\ninactive_file 300\n")
-    assert memory._cgroup(own) == 0.65
+class Machine:
+    """The trees in which Linux tells of control groups: version 2 at the top, version 1 below `memory`."""
+
+    def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.tree = folder / "cgroup"
+        self.membership = folder / "membership"
+        monkeypatch.setattr(memory, "CGROUPS", self.tree)
+        monkeypatch.setattr(memory, "MEMBERSHIP", self.membership)
+        monkeypatch.setattr(memory, "_address_space", lambda: None)
+
+    def member(self, *lines: str) -> None:
+        self.membership.write_text("".join(f"{line}\n" for line in lines))
+
+    def _write(self, path: str, files: dict[str, Any]) -> None:
+        folder = self.tree / path
+        folder.mkdir(parents=True, exist_ok=True)
+        for name, value in files.items():
+            (folder / name).write_text(f"{value}\n")
+
+    def v2(self, path: str, limit: Any, used: int, cached: int = 0) -> None:
+        stat = f"anon 1\nfile 2\ninactive_anon 999\ninactive_file {cached}\nactive_file 3"
+        self._write(path, {"memory.max": limit, "memory.current": used, "memory.stat": stat})
+
+    def v1(self, path: str, limit: int, used: int, cached: int = 0) -> None:
+        stat = f"cache 1\ninactive_file 999\nhierarchical_memory_limit {limit}\ntotal_inactive_file {cached}"
+        files = {"memory.limit_in_bytes": limit, "memory.usage_in_bytes": used, "memory.stat": stat}
+        self._write(f"memory/{path}", files)
+
+    def taken(self) -> float | None:
+        return ProcMemory().taken()
+
+
+@pytest.fixture
+def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
+    return Machine(tmp_path, monkeypatch)
+
+
+def test_a_control_group_counts_without_files_that_nobody_uses(machine: Machine) -> None:
+    """OD-16: of either version."""
+    machine.member("0::/service")
+    machine.v2("service", 1000, 950, cached=300)
+    assert machine.taken() == 0.65
+    machine.member("4:memory:/service")
+    machine.v1("service", 1000, 850, cached=300)
+    assert machine.taken() == 0.55
 
 
 @pytest.mark.parametrize("limit", ["max", "0", "", "odd"])
-def test_a_group_without_a_limit_has_none(tmp_path: Path, limit: str) -> None:
-    assert memory._cgroup(group(tmp_path, memory_max=limit, memory_current=950, memory_stat="")) is None
-    assert memory._cgroup(tmp_path / "nothing") is None
+def test_a_group_without_a_limit_has_none(machine: Machine, limit: str) -> None:
+    machine.member("0::/service")
+    machine.v2("service", limit, 950)
+    assert machine.taken() is None
 
 
-def test_the_tightest_limit_above_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    outer = group(tmp_path / "outer", memory_max=1000, memory_current=900, memory_stat="inactive_file 0\n")
-    inner = group(outer / "inner", memory_max=4000, memory_current=800, memory_stat="inactive_file 0\n")
-    monkeypatch.setattr(memory, "_groups", lambda: [inner, outer])
-    monkeypatch.setattr(memory, "_address_space", lambda: 0.1)
-    assert ProcMemory().taken() == 0.9
+def test_version_1_has_a_number_for_no_limit(machine: Machine) -> None:
+    machine.member("4:memory:/service")
+    machine.v1("service", UNLIMITED, 950)
+    assert machine.taken() is None
+
+
+def test_the_tightest_limit_above_counts(machine: Machine) -> None:
+    machine.member("0::/outer/inner")
+    machine.v2("outer", 1000, 900)
+    machine.v2("outer/inner", 4000, 800)
+    assert machine.taken() == 0.9
+    machine.member("7:memory:/outer/inner", "3:cpu,cpuacct:/elsewhere")
+    machine.v1("outer", 1000, 700)
+    machine.v1("outer/inner", UNLIMITED, 600)
+    assert machine.taken() == 0.7
+
+
+def test_a_machine_may_have_both_versions(machine: Machine) -> None:
+    """As systemd's hybrid hierarchy: limits of memory are in version 1 then; whichever has one counts."""
+    machine.member("12:pids:/a", "5:memory:/a", "1:name=systemd:/a", "0::/a")
+    machine.v1("a", 1000, 930)
+    assert machine.taken() == 0.93
+    machine.v2("a", 1000, 950)
+    assert machine.taken() == 0.95
+
+
+@pytest.mark.parametrize("line", ["0::/docker/0123abcd", "9:memory:/docker/0123abcd", "0::/../../elsewhere"])
+def test_in_a_container_the_topmost_group_is_its_own(machine: Machine, line: str) -> None:
+    """The path is the host's, and nothing is there."""
+    machine.member(line)
+    if line.startswith("0:"):
+        machine.v2("", 1000, 940)
+    else:
+        machine.v1("", 1000, 940)
+    assert machine.taken() == 0.94
+
+
+def test_where_nothing_is_told_there_is_no_limit(machine: Machine) -> None:
+    assert machine.taken() is None
+    machine.member("0::/nothing/there", "4:memory:/nothing", "2:cpu:/")
+    assert machine.taken() is None
 
 
 def test_a_limit_of_the_address_space_counts(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -1,0 +1,107 @@
+"""The daemon itself: where it listens, who may come in, what it keeps and for how long."""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+from msgspec import Meta, field
+
+from orchestratord.config.section import MAX_AGE_MS, Millis, Positive, Section
+
+
+class ServerSettings(Section, frozen=True):
+    """Where the daemon listens and what it accepts."""
+
+    host: str = "127.0.0.1"
+    port: Annotated[int, Meta(ge=0, le=65535)] = 8080
+    shutdown_grace_ms: Millis = 10_000
+    max_body_bytes: Annotated[int, Meta(ge=1024, le=64 * 1024 * 1024)] = 1024 * 1024
+    connections: Positive | None = None  # None: half of the descriptors the process may have
+    connections_per_client: Positive | None = None
+
+
+class LogSettings(Section, frozen=True):
+    """How the daemon tells what happens, on standard error. `auto`: readable on a terminal, else JSON."""
+
+    format: Literal["auto", "json", "console"] = "auto"
+    level: Literal["debug", "info", "warning", "error"] = "info"
+
+
+class RateLimitSettings(Section, frozen=True):
+    """How fast one caller may submit tasks: `per_s` on average, `burst` at once; 0 is no limit."""
+
+    per_s: Annotated[float, Meta(ge=0)] = 0.0
+    burst: Positive = 10
+
+
+class AuthSettings(Section, frozen=True):
+    """Who may come in, and how often. The token itself comes from the environment only."""
+
+    public: tuple[Literal["healthz", "readyz", "docs", "openapi"], ...] = ()
+    allowed_hosts: tuple[str, ...] = ()
+    allowed_origins: tuple[str, ...] = ()
+    rate_limit: RateLimitSettings = field(default_factory=RateLimitSettings)
+
+
+class JournalSettings(Section, frozen=True):
+    """Where facts are kept. `process` survives the daemon's death, `power` the machine's."""
+
+    kind: Literal["sqlite", "memory"] = "sqlite"
+    durability: Literal["process", "power"] = "process"
+
+
+class ArtifactSettings(Section, frozen=True):
+    """Where artifacts are kept, and how much of a task its transcript tells."""
+
+    kind: Literal["filesystem", "memory"] = "filesystem"
+    transcripts: Literal["full", "metadata", "off"] = "full"
+
+
+class BudgetSettings(Section, frozen=True):
+    """What one session may spend; a budget that is not set does not limit."""
+
+    tokens: Positive | None = None
+    time_ms: Positive | None = None
+    cost: Annotated[float, Meta(gt=0, le=9e9)] | None = None
+
+
+class TariffSettings(Section, frozen=True):
+    """What work costs, in the unit of `budgets.cost`."""
+
+    per_task: Annotated[float, Meta(ge=0)] = 0.0
+    per_1k_tokens_in: Annotated[float, Meta(ge=0)] = 0.0
+    per_1k_tokens_out: Annotated[float, Meta(ge=0)] = 0.0
+
+
+class SessionSettings(Section, frozen=True):
+    """One conversation's life and means. The TTL runs only while no task of it is live."""
+
+    ttl_ms: Millis = 600_000
+    turns_max: Positive = 8
+    budgets: BudgetSettings = field(default_factory=BudgetSettings)
+    tariff: TariffSettings = field(default_factory=TariffSettings)
+
+
+class StreamSettings(Section, frozen=True):
+    metrics_ms: Millis = 1000
+    metrics_queued_ms: Millis = 5000
+    keep_alive_ms: Millis = 15_000
+    stall_ms: Millis = 30_000
+    disconnect_grace_ms: Millis = 30_000
+
+
+class RetentionSettings(Section, frozen=True):
+    """How long finished tasks are kept for replay, and how long their transcripts."""
+
+    tasks_ms: Millis = 3_600_000
+    tasks: Positive = 10_000
+    log_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
+    transcripts_ms: Annotated[int, Meta(ge=1, le=MAX_AGE_MS)] = 7 * 86_400_000
+    transcripts_bytes: Annotated[int, Meta(ge=0)] = 2 * 1024**3
+    sweep_ms: Millis = 600_000
+
+
+class TracingSettings(Section, frozen=True):
+    """Spans of requests and tasks; where they go is up to the OTEL_* variables."""
+
+    enabled: bool = False
