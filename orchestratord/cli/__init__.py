@@ -12,7 +12,7 @@ import importlib
 import sys
 
 from orchestratord import __version__
-from orchestratord.cli.common import INTERRUPTED
+from orchestratord.cli.command import INTERRUPTED
 
 GROUPS = {
     "serve": ("serve", "demo"),

@@ -8,7 +8,8 @@ from datetime import UTC, datetime
 from typing import Any
 from urllib.parse import quote
 
-from orchestratord.cli.common import Commands, client_command, items, show, table
+from orchestratord.cli.command import Commands, client_command, items
+from orchestratord.cli.output import show, table
 from orchestratord.client import Client
 
 

@@ -6,7 +6,7 @@ import argparse
 
 import shtab
 
-from orchestratord.cli.common import Commands, command
+from orchestratord.cli.command import Commands, command
 
 
 def register(commands: Commands) -> None:

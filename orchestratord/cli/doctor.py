@@ -18,8 +18,9 @@ from pathlib import Path
 from typing import Literal, NamedTuple
 
 from orchestratord import config
-from orchestratord.cli.common import FAILED, Commands, command, show
+from orchestratord.cli.command import FAILED, Commands, command
 from orchestratord.cli.exposure import exposed
+from orchestratord.cli.output import show
 from orchestratord.cli.serve import config_file, environment
 from orchestratord.client import Client, ServerError
 from orchestratord.infra.secrets import secret_options

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import Any
 
-from orchestratord.cli.common import Commands, client_command, items, show, table
+from orchestratord.cli.command import Commands, client_command, items
+from orchestratord.cli.output import show, table
 from orchestratord.client import Client
 
 PATH = "/v1/catalog/models"

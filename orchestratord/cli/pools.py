@@ -6,7 +6,8 @@ import argparse
 import threading
 from typing import Any
 
-from orchestratord.cli.common import FAILED, Commands, client_command, complain, show, table
+from orchestratord.cli.command import FAILED, Commands, client_command
+from orchestratord.cli.output import complain, show, table
 from orchestratord.client import Client
 
 POLL_S = 0.25

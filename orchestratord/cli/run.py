@@ -8,7 +8,8 @@ import sys
 import time
 from typing import Any
 
-from orchestratord.cli.common import FAILED, INTERRUPTED, TRY_LATER, Commands, client_command, complain, show
+from orchestratord.cli.command import FAILED, INTERRUPTED, TRY_LATER, Commands, client_command
+from orchestratord.cli.output import complain, show
 from orchestratord.client import Client, Event, ServerError
 
 

@@ -11,7 +11,8 @@ from pathlib import Path
 import platformdirs
 
 from orchestratord.cli import lean
-from orchestratord.cli.common import BAD_CONFIG, UNAVAILABLE, USAGE, Commands, command, complain
+from orchestratord.cli.command import BAD_CONFIG, UNAVAILABLE, USAGE, Commands, command
+from orchestratord.cli.output import complain
 
 NOT_SETTINGS = ("ORCHD_URL", "ORCHD_CONFIG")  # of the environment, for the command line itself
 

@@ -12,8 +12,9 @@ import msgspec
 
 from orchestratord import config
 from orchestratord.cli import lean
-from orchestratord.cli.common import BAD_CONFIG, Commands, command, complain, show, table
+from orchestratord.cli.command import BAD_CONFIG, Commands, command
 from orchestratord.cli.exposure import exposed
+from orchestratord.cli.output import complain, show, table
 from orchestratord.cli.serve import config_file, environment
 from orchestratord.infra.secrets import HIDDEN, hide_options, is_secret_name
 

@@ -6,7 +6,8 @@ import argparse
 import threading
 from typing import Any
 
-from orchestratord.cli.common import Commands, client_command, show, table
+from orchestratord.cli.command import Commands, client_command
+from orchestratord.cli.output import show, table
 from orchestratord.cli.pools import overview
 from orchestratord.client import Client
 

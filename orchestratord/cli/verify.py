@@ -7,7 +7,8 @@ import importlib
 import os
 from pathlib import Path
 
-from orchestratord.cli.common import FAILED, UNAVAILABLE, USAGE, Commands, command, complain
+from orchestratord.cli.command import FAILED, UNAVAILABLE, USAGE, Commands, command
+from orchestratord.cli.output import complain
 
 
 def register(commands: Commands) -> None:

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from orchestratord import cli, contract
-from orchestratord.cli.common import UNAVAILABLE, USAGE
+from orchestratord.cli.command import UNAVAILABLE, USAGE
 from orchestratord.testing import live, provider
 from orchestratord.testing.ledger import Message, Receive, Send, ServedLedger
 from orchestratord.testing.live import LiveApp, mock_settings
