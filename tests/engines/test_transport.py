@@ -14,7 +14,7 @@ import pytest
 from orchestratord.infra.engines.transport import MIB, Transport
 from orchestratord.ports import EngineError
 from tests.engines.faults import HastyClock
-from tests.engines.support import CLOCK, RawServer, raw_server, response, run, turn
+from tests.engines.support import CLOCK, RawServer, raw_server, response, run, stream, turn
 
 KEY = "sesame-open-up"
 OK = response(b'{"a": 1}')
@@ -166,19 +166,74 @@ def test_a_callers_own_timeout_is_not_the_engines() -> None:
 
 
 def test_connections_are_kept() -> None:
-    """Requests one after the other share a connection; one that is not to be kept gets a connection to itself."""
+    """Requests one after the other share a connection."""
 
     async def body() -> None:
-        async with raw_server(OK, OK, OK, OK, keep=True) as raw, to(raw.url) as transport:
+        async with raw_server(OK, OK, keep=True) as raw, to(raw.url) as transport:
             await get(transport)
             await get(transport)
             assert raw.connections == 1
-            async with transport.post("/x", b"{}", keep=False) as reply:
-                assert await reply.body(MIB) == b'{"a": 1}'
-            assert b"connection: close" in raw.requests[2].lower()
+
+    run(body())
+
+
+async def first_event(transport: Transport, *, satisfied: bool) -> bytes:
+    """Ask for a stream and leave at its first event, `satisfied` with that or not."""
+    got = bytearray()
+
+    def take(data: bytes) -> bool:
+        got.extend(data)
+        return False
+
+    async with transport.post("/x", b"{}", stream=True) as reply:
+        await reply.each(take)
+        reply.satisfied = satisfied
+    return bytes(got)
+
+
+LAST = stream(b"data: 1\n\n", end=False)
+
+
+@pytest.mark.parametrize("satisfied", [True, False])
+def test_the_connection_of_a_stream_is_kept_once_the_reader_has_what_it_wanted(satisfied: bool) -> None:
+    """The end of the body comes after the last event. Whoever leaves before that closes the connection: an abort."""
+
+    async def body() -> None:
+        whole = LAST + b"0\r\n\r\n"
+        async with raw_server(whole, whole, keep=True, step=len(LAST)) as raw, to(raw.url) as transport:
+            for _ in range(2):
+                assert await first_event(transport, satisfied=satisfied) == b"data: 1\n\n"
+                while satisfied and not raw.answered:
+                    await turn()
+                await turn()
+                raw.answered = 0
+            assert raw.connections == (1 if satisfied else 2)
+
+    run(body())
+
+
+def test_a_stream_whose_end_has_not_come_is_no_connection_for_the_next_request() -> None:
+    async def body() -> None:
+        async with raw_server(LAST, OK, keep=True) as raw, to(raw.url) as transport:
+            await first_event(transport, satisfied=True)
+            assert (await get(transport))[1] == {"a": 1}
             assert raw.connections == 2
+
+    run(body())
+
+
+def test_an_engine_that_closes_behind_streams_gets_a_connection_for_each() -> None:
+    """It announces that it keeps them. That is believed once; the request that found it out is made again."""
+
+    async def body() -> None:
+        whole = stream(b"data: 1\n\n")
+        async with raw_server(whole, None, whole, whole, OK, keep=True) as raw, to(raw.url) as transport:
+            for _ in range(3):
+                await first_event(transport, satisfied=True)
+                await turn()
+            assert (len(raw.requests), raw.connections) == (4, 3), "the third stream took a connection of its own"
             await get(transport)
-            assert raw.connections == 2
+            assert raw.connections == 4
 
     run(body())
 

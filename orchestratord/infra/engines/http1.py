@@ -41,6 +41,7 @@ class Reply:
         self.headers: dict[str, str] = {}
         self.begun = False  # a byte of it has come
         self.complete = False
+        self.satisfied = False  # the reader has what it wanted: nothing but the end of the body is still to come
         self._connection = connection
         self._loop = loop
         self._where = where
@@ -147,7 +148,7 @@ class Connection(asyncio.Protocol):
         self._head_size = self._fruitless = 0
         self._clean = True  # nothing came that nobody had asked for
         self._paused = False
-        self.used = False
+        self.used = self.streamed = False  # a request was answered on it; the last one with a stream
         self.idle_since = 0.0
         self.on_lost: Callable[[], object] | None = None
 
@@ -158,6 +159,11 @@ class Connection(asyncio.Protocol):
         reply = self._reply
         free = reply is None or (reply.complete and self._keep_alive)
         return self._clean and free and not self._transport.is_closing()
+
+    @property
+    def ending(self) -> bool:
+        """Whether a body is still coming."""
+        return self._reply is not None and not self._reply.complete
 
     def ask(self, request: bytes) -> Reply:
         """Send a request; the reply is on its way."""

@@ -217,14 +217,15 @@ class LlamaCpp:
         if pooled:
             await llamacpp_pooled.run(self._http, job, deliver)
             return
-        # Not kept: newer builds close a stream's connection while announcing that they keep it.
-        async with self._http.post("/completion", _request(job), keep=False, extra=job.trace) as reply:
+        async with self._http.post("/completion", _request(job), stream=True, extra=job.trace) as reply:
             if reply.status != 200:
                 raise await self._failure(reply)
             kind = reply.headers.get("content-type", "")
             if not kind.lower().startswith("text/event-stream"):
                 raise EngineError("protocol", f"llama-server answers /completion with {kind or 'no type'!r}")
-            await relay(reply, _Stream(job.max_tokens), deliver, "llama-server")
+            frames = _Stream(job.max_tokens)
+            await relay(reply, frames, deliver, "llama-server")
+            reply.satisfied = frames.end is not None
 
     async def _failure(self, reply: Reply) -> EngineError:
         try:

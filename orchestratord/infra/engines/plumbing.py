@@ -114,7 +114,7 @@ class Server:
 
     async def stream(self, path: str, fields: Any, job: Job, frames: Frames, deliver: Deliver) -> None:
         """Run a streamed job to its end, as `Engine.run` does. Raises EngineError."""
-        async with self._http.post(path, msgspec.json.encode(fields), keep=False, extra=job.trace) as reply:
+        async with self._http.post(path, msgspec.json.encode(fields), stream=True, extra=job.trace) as reply:
             kind = reply.headers.get("content-type", "")
             events = kind.lower().startswith("text/event-stream")
             if reply.status != 200:
@@ -122,6 +122,7 @@ class Server:
             if not events:
                 raise EngineError("protocol", f"{self.who} answers {path} with {kind or 'no type'!r}")
             await relay(reply, frames, deliver, self.who)
+            reply.satisfied = frames.end is not None
 
     async def close(self) -> None:
         await self._http.close()

@@ -20,11 +20,12 @@ import msgspec
 
 from orchestratord.infra.engines import http1
 from orchestratord.infra.engines.http1 import HIDDEN, Connection, Reply
-from orchestratord.ports import Clock, EngineError
+from orchestratord.ports import Clock, EngineError, Timer
 
 __all__ = ["MIB", "ErrorKind", "Reply", "Transport"]
 
 CONNECT_S = 5.0
+ENDING_S = 0.5  # between the last event of a stream and the end of its body, which follows at once
 KEEPALIVE_S = 2.0  # below every engine's own: llama-server drops an idle connection after 5 s, uvicorn too
 MIB = 1 << 20
 NOTHING: Mapping[str, str] = MappingProxyType({})
@@ -40,8 +41,10 @@ class Transport:
         self._where = base_url.rstrip("/").rpartition("@")[2]  # an URL may carry a password
         self._clock = clock
         self._api_key = api_key
-        self._idle: list[Connection] = []
+        self._idle: dict[Connection, None] = {}  # the longest unused first
         self._open: set[Connection] = set()
+        self._look: Timer | None = None
+        self._drops_streams = False  # it closes a stream's connection, whatever it says
 
     def __repr__(self) -> str:
         return f"Transport({self._where!r})"
@@ -77,29 +80,50 @@ class Transport:
         except ValueError as error:
             raise EngineError("protocol", f"{self._where}: the request could not be made: {error}") from None
         self._open.add(connection)
-        connection.on_lost = partial(self._open.discard, connection)
+        connection.on_lost = partial(self._lost, connection)
         return connection
+
+    def _lost(self, connection: Connection) -> None:
+        self._open.discard(connection)
+        self._idle.pop(connection, None)
 
     @cached_property
     def _tls(self) -> ssl.SSLContext:
         return ssl.create_default_context()
 
     def _kept(self) -> Connection | None:
-        """A connection that served a request not long ago; older ones are closed."""
+        """A connection that served a request not long ago, the last one first; older ones are closed."""
         fresh = self._clock.now() - KEEPALIVE_S
-        while self._idle:
-            connection = self._idle.pop()
-            if connection.idle and connection.idle_since > fresh:
-                return connection
-            connection.abort()
-        return None
+        while self._idle and (oldest := next(iter(self._idle))).idle_since <= fresh:
+            del self._idle[oldest]
+            oldest.abort()
+        connection = next((each for each in reversed(self._idle) if each.idle), None)
+        if connection is not None:
+            del self._idle[connection]
+        return connection
 
-    def _give_back(self, connection: Connection, reply: Reply | None, keep: bool) -> None:
-        if keep and reply is not None and reply.complete and connection.idle:
+    def _keeps(self, stream: bool) -> bool:
+        return not (stream and self._drops_streams)
+
+    def _give_back(self, connection: Connection, reply: Reply | None, stream: bool) -> None:
+        if self._keeps(stream) and reply is not None and (connection.idle if reply.complete else reply.satisfied):
             connection.idle_since = self._clock.now()
-            self._idle.append(connection)
+            self._idle[connection] = None
+            if not reply.complete and self._look is None:
+                self._look = self._clock.call_at(connection.idle_since + ENDING_S, self._lose_patience)
         else:
             connection.abort()
+
+    def _lose_patience(self) -> None:
+        """Close connections whose reader was satisfied, where the end of the body does not come."""
+        waiting = [connection for connection in self._idle if connection.ending]
+        late = self._clock.now() - ENDING_S
+        for connection in waiting:
+            if connection.idle_since <= late:
+                del self._idle[connection]
+                connection.abort()
+        young = [connection.idle_since for connection in waiting if connection.idle_since > late]
+        self._look = self._clock.call_at(young[0] + ENDING_S, self._lose_patience) if young else None
 
     # -- requests ------------------------------------------------------------------------------------------
     @cached_property
@@ -118,13 +142,11 @@ class Transport:
             fields["Authorization"] = f"Basic {base64.b64encode(pair.encode()).decode()}"
         return fields
 
-    def _request(self, method: str, path: str, body: bytes | None, keep: bool, extra: Mapping[str, str]) -> bytes:
+    def _request(self, method: str, path: str, body: bytes | None, extra: Mapping[str, str]) -> bytes:
         """The bytes of a request. Raises EngineError(protocol) for a key that no header can carry."""
         fields = {**self._fields, **extra}
         if body is not None:
             fields |= {"Content-Type": "application/json", "Content-Length": str(len(body))}
-        if not keep:
-            fields["Connection"] = "close"
         try:
             return http1.head(method, self._url.path + path, fields) + (body or b"")
         except ValueError as error:  # `from None`: the exception may hold the key
@@ -132,16 +154,18 @@ class Transport:
 
     @asynccontextmanager
     async def _reply(
-        self, method: str, path: str, body: bytes | None, keep: bool, extra: Mapping[str, str] = NOTHING
+        self, method: str, path: str, body: bytes | None, stream: bool = False, extra: Mapping[str, str] = NOTHING
     ) -> AsyncIterator[Reply]:
         """The reply to one request, once its head is there.
 
         A kept connection may have been closed by the engine just as we took it. Then nothing was answered and the
-        request goes out once more, on a new one; anything else is for the caller to judge.
+        request goes out once more, on a new one; anything else is for the caller to judge. An engine that does so
+        behind a stream (newer builds of llama.cpp say that they keep the connection, and close it) gets a connection
+        for each stream from then on.
         """
-        request = self._request(method, path, body, keep, extra)
+        request = self._request(method, path, body, extra)
         del body  # a stream may last for minutes, and a prompt may be long
-        connection = (self._kept() if keep else None) or await self._connect()
+        connection = (self._kept() if self._keeps(stream) else None) or await self._connect()
         reply = None
         try:
             reply = connection.ask(request)
@@ -150,11 +174,12 @@ class Transport:
             except EngineError as error:
                 if error.kind != "lost" or not connection.used or reply.begun:
                     raise
+                self._drops_streams |= connection.streamed
                 connection = await self._connect()
                 reply = connection.ask(request)
                 await reply.head()
             del request
-            connection.used = True
+            connection.used, connection.streamed = True, stream
             if 300 <= reply.status < 400:
                 raise EngineError("protocol", f"{path} answers with a redirect; give the engine's own URL")
             if reply.headers.get("content-encoding", "identity").lower() != "identity":
@@ -163,7 +188,7 @@ class Transport:
         except EngineError as error:
             raise EngineError(error.kind, self._hidden(error.message)) from None  # it may quote the engine
         finally:
-            self._give_back(connection, reply, keep)
+            self._give_back(connection, reply, stream)
 
     def _hidden(self, text: str) -> str:
         for secret in self._secrets:
@@ -171,16 +196,16 @@ class Transport:
         return text
 
     def post(
-        self, path: str, body: bytes, *, keep: bool = True, extra: Mapping[str, str] = NOTHING
+        self, path: str, body: bytes, *, stream: bool = False, extra: Mapping[str, str] = NOTHING
     ) -> AbstractAsyncContextManager[Reply]:
         """POST a JSON document: an async context manager that gives the `Reply` once its head has arrived.
 
         There is no time limit beyond the connect: the caller's watchdogs decide. Leaving the context before the end
-        of the body closes the connection at once. keep: whether a connection may serve several requests. extra: more
-        header fields.
+        of the body closes the connection at once, unless the reply is `satisfied`. stream: the reply may last, and what
+        was learnt of the connections of this engine's streams counts. extra: more header fields.
         Raises EngineError.
         """
-        return self._reply("POST", path, body, keep, extra)
+        return self._reply("POST", path, body, stream, extra)
 
     async def request_json(
         self, method: str, path: str, body: bytes | None = None, *, limit_s: float, max_bytes: int = MIB
@@ -190,7 +215,7 @@ class Transport:
         Raises EngineError; no status is an error here.
         """
         try:
-            async with self._clock.limit(limit_s), self._reply(method, path, body, True) as reply:
+            async with self._clock.limit(limit_s), self._reply(method, path, body) as reply:
                 raw = await reply.body(max_bytes)
         except TimeoutError:
             raise EngineError("timeout", f"{self._where}: no answer in time") from None
@@ -203,6 +228,9 @@ class Transport:
     async def close(self) -> None:
         """Close every connection. Idempotent."""
         self._idle.clear()
+        if self._look is not None:
+            self._look.cancel()
+            self._look = None
         for connection in tuple(self._open):
             connection.abort()
 
