@@ -6,6 +6,7 @@ import asyncio
 from typing import Any
 
 from uvicorn.protocols.http.flow_control import FlowControl
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol, RequestResponseCycle
 
 SET = asyncio.Event()  # of every connection that takes what is written to it, or is streamed to; nobody clears it
 SET.set()
@@ -26,6 +27,54 @@ class Flow(FlowControl):
         if not self.write_paused:
             self._is_writable_event = asyncio.Event()
         super().pause_writing()
+
+
+class Bell:
+    """An Event for one who waits, and who seldom has to."""
+
+    __slots__ = ("_event", "_rung")
+
+    def __init__(self) -> None:
+        self._rung = False
+        self._event: asyncio.Event | None = None
+
+    def set(self) -> None:
+        self._rung = True
+        if self._event is not None:
+            self._event.set()
+
+    def clear(self) -> None:
+        self._rung = False
+        self._event = None
+
+    async def wait(self) -> None:
+        while not self._rung:
+            self._event = self._event or asyncio.Event()
+            await self._event.wait()
+
+
+class Cycle(RequestResponseCycle):
+    """uvicorn's, made in a third of the time."""
+
+    def __init__(self, protocol: HttpToolsProtocol, scope: Any, keep_alive: bool) -> None:
+        self.scope = scope
+        self.transport = protocol.transport
+        self.flow = protocol.flow
+        self.logger = protocol.logger
+        self.access_logger = protocol.access_logger
+        self.access_log = protocol.access_log
+        self.default_headers = protocol.server_state.default_headers
+        self.message_event: Any = Bell()
+        self.on_response = protocol.on_response_complete
+        self.disconnected = False
+        self.keep_alive = keep_alive
+        self.waiting_for_100_continue = protocol.expect_100_continue
+        self.body = bytearray()
+        self.more_body = True
+        self.response_started = False
+        self.response_complete = False
+        self.chunked_encoding = None
+        self.expected_content_length = 0
 
 
 class Pipeline(list[Any]):

@@ -8,6 +8,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import errno
+import re
 import signal
 import socket
 import threading
@@ -15,16 +16,19 @@ from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
 from typing import Any
+from urllib.parse import unquote
 
 import httptools
 import uvicorn
-from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
+from uvicorn.protocols.http.flow_control import HIGH_WATER_LIMIT
+from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from orchestratord.app import Daemon
 from orchestratord.crowd import UNACKED_MS, WRITE_BUFFER, Crowd
-from orchestratord.frugal import SET, Flow, Pipeline
+from orchestratord.frugal import SET, Cycle, Flow, Pipeline
 from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
+from orchestratord.infra.steps import Steps
 from orchestratord.middleware import correlation_id
 from orchestratord.wire.errors import HttpError, render
 from orchestratord.wire.limits import CONNECTIONS, HEAD_BYTES, HEAD_FIELDS, URL_BYTES
@@ -35,11 +39,23 @@ PIPELINED = 16  # requests waiting behind the one being answered
 NOT_HTTP = "This is not a valid HTTP/1.1 request."
 LINGER_S = 2.0  # for a client that still sends to read its answer, before what it sends is met with a reset
 LINGER_BYTES = 64 * 1024  # of what it still sends
+_ASGI: Any = {"version": "3.0", "spec_version": "2.3"}
+_PLAIN = re.compile(rb"(/[A-Za-z0-9._~-]+)+")  # a URL that is a path, and says what it means
 _ANSWERED: dict[str, Any] = {}  # the scope of a request whose answer needs none any more
 
 
 def _nothing() -> None:
     pass
+
+
+def _parts(url: bytes) -> tuple[str, bytes, bytes]:
+    """Path, path as it was sent, query."""
+    if _PLAIN.fullmatch(url):
+        return url.decode("ascii"), url, b""
+    parsed = httptools.parse_url(url)
+    raw = parsed.path
+    path = raw.decode("ascii")
+    return (unquote(path) if "%" in path else path), raw, parsed.query or b""
 
 
 class CannotListen(Exception):
@@ -62,14 +78,17 @@ class Protocol(HttpToolsProtocol):
 
     __slots__ = (  # beside what uvicorn keeps: no more names than share their keys, or each would have them all
         "_bound",
+        "_fresh",
         "_head_size",
         "_head_timer",
+        "_idle_since",
         "_lingering",
         "_refused",
         "_working",
     )
 
-    crowd: Crowd  # the server's; see make_server
+    crowd: Crowd  # the server's, and where requests go; see make_server
+    entry: Any
     parser: Any  # none while a stream is all there is
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
@@ -78,10 +97,12 @@ class Protocol(HttpToolsProtocol):
         self.flow = Flow(transport)
         self.pipeline = Pipeline()  # type: ignore[assignment]
         self._refused: HttpError | None = None  # nothing more is read; this is the last answer
-        self._working: RequestResponseCycle | None = None  # uvicorn's `cycle` is the newest, perhaps still queued
+        self._working: Cycle | None = None  # uvicorn's `cycle` is the newest, perhaps still queued
         self._head_size = 0
         self._head_timer: asyncio.TimerHandle | None = None
         self._bound: Body | None = None  # what the answer goes on with
+        self._fresh: Cycle | None = None  # to be begun when all that was read has been parsed
+        self._idle_since = 0.0
         self._lingering: int | None = None  # bytes that came since the last answer; None while more are wanted
         sock = transport.get_extra_info("socket")
         if sock is not None and sock.family != socket.AF_UNIX:
@@ -95,6 +116,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_lost(self, exc: Exception | None) -> None:
         self._stop_timer()
+        self._unset_keepalive_if_required()
         working = self._working
         if working is not None and not working.response_complete:
             working.disconnected = True
@@ -116,7 +138,18 @@ class Protocol(HttpToolsProtocol):
             if self.parser is None:
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            super().data_received(data)
+            head = self._head_size
+            try:
+                self.parser.feed_data(data)
+            except httptools.HttpParserError:
+                self._refuse(HttpError("INVALID_PARAMS", NOT_HTTP))
+            except httptools.HttpParserUpgrade:
+                pass  # to nothing that is served here
+            if self._head_size and not head:
+                self._expect_head()
+            if self._fresh is not None:
+                fresh, self._fresh = self._fresh, None
+                self._begin(fresh)
 
     def eof_received(self) -> None:
         if self._lingering is not None:
@@ -148,12 +181,13 @@ class Protocol(HttpToolsProtocol):
             self.transport.close()
 
     def on_message_begin(self) -> None:
-        super().on_message_begin()
+        self.url = b""
+        self.expect_100_continue = False
+        self.headers = []
         self._head_size = 1
-        self._expect_head()
 
     def on_url(self, url: bytes) -> None:
-        super().on_url(url)
+        self.url = self.url + url if self.url else url
         if len(self.url) > URL_BYTES:
             self._refuse(HttpError("URI_TOO_LONG", f"A URL may have at most {URL_BYTES} bytes."))
 
@@ -163,41 +197,74 @@ class Protocol(HttpToolsProtocol):
             limits = f"at most {HEAD_BYTES} bytes and {HEAD_FIELDS} fields"
             self._refuse(HttpError("HEADERS_TOO_LARGE", f"A request head may have {limits}."))
         else:
-            super().on_header(name, value.rstrip(b" \t"))  # RFC 9110 5.5; the parser cuts only what is in front
+            name = name.lower()
+            if name == b"expect" and value.lower() == b"100-continue":
+                self.expect_100_continue = True
+            self.headers.append((name, value.rstrip(b" \t")))  # RFC 9110 5.5; the parser cuts only what is in front
 
     def on_headers_complete(self) -> None:
         self._stop_timer()
         self.crowd.busy(self)
         self._head_size = 0
-        if self.parser.get_http_version() not in ("1.0", "1.1"):
+        version = self.parser.get_http_version()
+        if version not in ("1.0", "1.1"):
             self._refuse(HttpError("INVALID_PARAMS", NOT_HTTP))
         if self._refused is None:
-            super().on_headers_complete()
+            self._take(version)
             if len(self.pipeline) > PIPELINED:
                 self._refuse(HttpError("OVERLOADED", "Too many requests at once on this connection.", retriable=True))
             elif self.pipeline:
                 self.flow.resume_reading()  # else nobody would notice that the client has left
 
+    def _take(self, version: str) -> None:
+        """A request whose head is complete: begun after what was read with it, or behind those before it."""
+        path, raw_path, query = _parts(self.url)
+        keep_alive = version != "1.0" and self.parser.should_keep_alive()
+        self.scope = {
+            "type": "http",
+            "asgi": _ASGI,
+            "http_version": version,
+            "server": self.server,
+            "client": self.client,
+            "scheme": self.scheme,  # type: ignore[typeddict-item]
+            "method": self.parser.get_method().decode("ascii"),
+            "root_path": "",
+            "path": path,
+            "raw_path": raw_path,
+            "query_string": query,
+            "headers": self.headers,
+            "state": self.app_state.copy(),
+            "extensions": {WIRE: self},  # type: ignore[dict-item]
+        }
+        before = self.cycle
+        self.cycle = cycle = Cycle(self, self.scope, keep_alive)
+        if before is None or before.response_complete:
+            self._working = self._fresh = cycle
+        else:
+            self.flow.pause_reading()
+            self.pipeline.appendleft(cycle)  # type: ignore[arg-type]
+
     def on_body(self, body: bytes) -> None:
-        if self._refused is None:
-            super().on_body(body)
+        if self._refused is None and not self.cycle.response_complete:
+            self.cycle.body += body
+            if len(self.cycle.body) > HIGH_WATER_LIMIT:
+                self.flow.pause_reading()
+            self.cycle.message_event.set()
 
     def on_message_complete(self) -> None:
-        if self._refused is None:
-            super().on_message_complete()
+        if self._refused is None and not self.cycle.response_complete:
+            self.cycle.more_body = False
+            self.cycle.message_event.set()
 
-    def _start_asgi_task(self, cycle: RequestResponseCycle, app: Any) -> None:
+    def _begin(self, cycle: Cycle) -> None:
         self._working = cycle
         cycle.transport = Outlet(self.transport, self._close)  # type: ignore[assignment]
-        cycle.scope["extensions"] = {WIRE: self}  # type: ignore[dict-item]
-        task = self.loop.create_task(self._serve(cycle, app))
-        task.add_done_callback(self.tasks.discard)
-        self.tasks.add(task)
+        Steps(self._serve(cycle), self.loop, self.tasks).begin()
 
-    async def _serve(self, cycle: RequestResponseCycle, app: Any) -> None:
+    async def _serve(self, cycle: Cycle) -> None:
         """`RequestResponseCycle.run_asgi`, but an answer may go on when the app has returned (`bind`)."""
         try:
-            await app(cycle.scope, cycle.receive, cycle.send)
+            await self.entry(cycle.scope, cycle.receive, cycle.send)
         except BaseException:  # the app has told of it
             if cycle.response_started:
                 self._close()
@@ -211,13 +278,33 @@ class Protocol(HttpToolsProtocol):
                 cycle.on_response = _nothing
 
     def on_response_complete(self) -> None:
-        super().on_response_complete()
+        self.server_state.total_requests += 1
+        if self.transport.is_closing():
+            return
         if self.unread:
             self._close()
-        elif self._idle:
-            self.crowd.idle(self, self.loop.time())
-            if self._refused is not None:
-                self._answer(self._refused)
+            return
+        self.flow.resume_reading()
+        if self.pipeline:
+            self._begin(self.pipeline.pop())  # type: ignore[arg-type]
+            return
+        self._idle_since = now = self.loop.time()
+        self.crowd.idle(self, now)
+        if self.timeout_keep_alive_task is None:
+            self.timeout_keep_alive_task = self.loop.call_later(self.timeout_keep_alive, self._still_idle)
+        if self._refused is not None:
+            self._answer(self._refused)
+
+    def _still_idle(self) -> None:
+        """One timer for all the requests of a connection: set for the first, it looks how long ago the last was."""
+        self.timeout_keep_alive_task = None
+        if not self._idle or self._head_size or self.transport.is_closing():
+            return
+        left = self._idle_since + self.timeout_keep_alive - self.loop.time()
+        if left > 0:
+            self.timeout_keep_alive_task = self.loop.call_later(left, self._still_idle)
+        else:
+            self.transport.close()
 
     @property
     def unread(self) -> bool:
@@ -431,11 +518,12 @@ def make_server(daemon: Daemon, app: Any = None, *, loop: str = "uvloop") -> Ser
     # The kernel must not give up a slow reader before we do.
     unacked_ms = max(UNACKED_MS, daemon.settings.streams.stall_ms + 15_000)
     crowd = Crowd(most, settings.connections_per_client, unacked_ms)
+    entry = staticmethod(app or daemon.asgi.requests)
     config = uvicorn.Config(
         app or daemon.asgi,
         host=settings.host,
         port=settings.port,
-        http=type("Protocol", (Protocol,), {"crowd": crowd, "__slots__": ()}),
+        http=type("Protocol", (Protocol,), {"crowd": crowd, "entry": entry, "__slots__": ()}),
         loop=loop,
         ws="none",
         lifespan="on",

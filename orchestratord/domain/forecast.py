@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Any
 
 from orchestratord.domain import eta
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.placement import PoolSnapshot, suits
 from orchestratord.domain.pool import Pool
+from orchestratord.domain.queue import NEAR
 from orchestratord.domain.request import Priority, TaskRequest
 from orchestratord.domain.task import Task
-
-NEAR = 16  # tasks ahead that are looked at one by one; of those behind them only the number counts
 
 
 def position(pool: Pool, priority: Priority, task: Task | None = None, now: float | None = None) -> int:
@@ -30,12 +30,28 @@ def start_ms(pool: Pool, priority: Priority, task: Task | None = None, now: floa
     Batch work is also overtaken by interactive work that is still to come: it gets what that leaves of the slots.
     A model that is not in memory has to be loaded first; without `now` that is taken to begin only then.
     """
-    near = [other.admitted.request for other in islice(pool.queue.ahead_of(priority, task, now), NEAR)]
-    ahead = pool.service.estimates_ms(near)
-    rest = _rest_ms(priority, position(pool, priority, task, now), near, ahead) if len(near) == NEAR else 0.0
+    aging = pool.queue.spec.batch_age_s and now is not None
+    ahead, mean = _look(pool, priority, task, now) if aging or task is not None else _newcomers_near(pool, priority)
+    rest = (position(pool, priority, task, now) - NEAR) * mean if len(ahead) == NEAR else 0.0
     start = eta.start_ms(pool.slots_when_loaded, _running(pool), ahead, rest)
     share = 1 - pool.service.interactive_load if priority == "batch" else 1.0
     return opening_ms(pool, now) + start / share
+
+
+def _look(pool: Pool, priority: Priority, task: Task | None, now: float | None) -> tuple[list[float], float]:
+    """Estimates of the tasks ahead, the first `NEAR` of them, and what one behind those takes on average."""
+    near = [other.admitted.request for other in islice(pool.queue.ahead_of(priority, task, now), NEAR)]
+    ahead = pool.service.estimates_ms(near)
+    return ahead, _mean_ms(priority, near, ahead) if len(near) == NEAR else 0.0
+
+
+def _newcomers_near(pool: Pool, priority: Priority) -> tuple[list[float], float]:
+    """`_look` for a newcomer. In a long queue it is the same for one after the other."""
+    known = pool.queue, pool.queue.changes, pool.service, pool.service.observations
+    kept = pool.near.get(priority)
+    if kept is None or kept[0] != known:
+        kept = pool.near[priority] = known, _look(pool, priority, None, None)
+    return kept[1]
 
 
 def expected_ms(pool: Pool, task: Task, now: float) -> float | None:
@@ -75,10 +91,10 @@ def _running(pool: Pool) -> list[float]:
     )
 
 
-def _rest_ms(priority: Priority, place: int, near: list[TaskRequest], ahead: list[float]) -> float:
-    """Work ahead beyond the near tasks: as many times the mean of those of this priority, or of all without one."""
+def _mean_ms(priority: Priority, near: list[TaskRequest], ahead: list[float]) -> float:
+    """What each task beyond the near ones takes: the mean of those of this priority, or of all without one."""
     own = [ms for request, ms in zip(near, ahead, strict=True) if request.priority == priority] or ahead
-    return (place - NEAR) * sum(own) / len(own)
+    return sum(own) / len(own)
 
 
 def room_ms(pool: Pool, priority: Priority) -> float:
@@ -114,20 +130,26 @@ def on_time_probability(pool: Pool, task: Task, now: float) -> float:
     return eta.on_time_probability((task.deadline - now) * 1000, needed, pool.service.spread(task.request), spent)
 
 
+def _union(sets: list[frozenset[Any]]) -> frozenset[Any] | None:
+    """Of one set that set: nearly always there is one replica, or all are alike."""
+    return None if not sets else sets[0] if len(sets) == 1 else sets[0].union(*sets[1:])
+
+
 def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) -> PoolSnapshot:
     """What placement may know of `pool` for `request`."""
     spec, stay = pool.spec, pool.stay
     if not spec.serves(request.engine, request.model_ref):
         return PoolSnapshot(pool.id, spec.engine, serves=False)
-    replicas, dormant, mask = pool.replicas.values(), pool.dormant, request.placement.require_device_mask
-    there = [r for r in replicas if mask is None or r.device_mask == mask]
+    replicas, dormant, mask = list(pool.replicas.values()), pool.dormant, request.placement.require_device_mask
+    there = replicas if mask is None else [r for r in replicas if r.device_mask == mask]
     known = [r for r in there if r.ctx]
     fit = [r for r in there if r.state == "ready" and suits(r, request)]
     able = [r.ctx for r in known if request.workload in r.workloads]
-    available = any(r.available for r in fit)
+    available = [r for r in fit if r.available]
+    loading = [r for r in replicas if r.state == "loading"]
     probes = [] if available else [r.breaker.open_until for r in fit if r.breaker.open_until is not None]
     opens_at = stay.not_before if stay.shut else pool.opens_at
-    if opens_at is None and any(r.state == "loading" and r.kind == "process" for r in there):
+    if opens_at is None and any(r.kind == "process" for r in loading if r in there):
         up_at = stay.since + stay.load_s
         opens_at = up_at if up_at > now else None  # overdue: nobody knows
     hinted = request.expected_tokens is not None or pool.service.observations > 0
@@ -136,21 +158,21 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
         id=pool.id,
         engine=spec.engine,
         serves=True,
-        ready=dormant or available,
+        ready=dormant or bool(available),
         resident=not spec.on_demand or stay.phase == "in",
         probe_in_ms=max(1, int((min(probes) - now) * 1000)) if probes else None,
-        loading=any(r.state == "loading" for r in replicas),
+        loading=bool(loading),
         draining=pool.draining,
         ctx=max(able, default=None),
-        workloads=frozenset().union(*(r.workloads for r in known)) if known else None,
-        features=frozenset().union(*(r.features for r in known)) if known else None,
-        device_masks=frozenset(r.device_mask for r in replicas if r.device_mask),
-        exact=any(r.strict for r in fit or known) or (dormant and not known),
+        workloads=_union([r.workloads for r in known]),
+        features=_union([frozenset(r.features) for r in known]),
+        device_masks=frozenset([r.device_mask for r in replicas if r.device_mask]),
+        exact=True in [r.strict for r in fit or known] or (dormant and not known),
         predicted_start_ms=start,
         predicted_end_ms=start + pool.service.estimate_ms(request) if start is not None else None,
         holds_session=holds_session,
         load=(len(pool.queue) + len(pool.leases)) / max(1, pool.slots_when_loaded),
-        vram_free=sum(r.vram_free for r in fit),
+        vram_free=sum([r.vram_free for r in fit]),
         tokens_per_s=pool.service.units_per_s or 0.0,
         pinned_profile=spec.pins.profile,
         opens_ms=max(1, int((opens_at - now) * 1000)) if opens_at is not None else None,

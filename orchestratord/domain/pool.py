@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from orchestratord.domain.breaker import Breaker
 from orchestratord.domain.device import Device
@@ -13,7 +13,7 @@ from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.operation import Fault, Model, Operation
 from orchestratord.domain.pins import Pins
 from orchestratord.domain.queue import QueueSpec, TaskQueue
-from orchestratord.domain.request import DEFAULT_PROFILE, TaskRequest, Workload
+from orchestratord.domain.request import DEFAULT_PROFILE, Priority, TaskRequest, Workload
 from orchestratord.domain.stay import Stay
 from orchestratord.domain.task import Task
 
@@ -218,6 +218,7 @@ class Pool:
     last_error: Fault | None = None
     on_release: list[Callable[[], object]] = field(default_factory=list)  # called when a slot is no longer worked on
     stay: Stay = field(init=False)
+    near: dict[Priority, Any] = field(default_factory=dict)  # what forecasts found at the front of the queue
 
     def __post_init__(self) -> None:
         self.stay = Stay(self.spec.prior.load_ms / 1000)

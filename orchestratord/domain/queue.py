@@ -12,6 +12,7 @@ from orchestratord.domain.request import PRIORITIES, Priority
 from orchestratord.domain.task import Task
 
 FullPolicy = Literal["reject", "drop-lru", "shed-low-priority"]
+NEAR = 16  # tasks at the front that forecasts look at one by one
 SHED_FROM = 0.8  # share of the seats from which `shed-low-priority` refuses batch work
 
 
@@ -32,13 +33,14 @@ class TaskQueue:
     latest with the first slot that comes free afterwards, behind older ones that have aged too.
     """
 
-    __slots__ = ("_again", "_lanes", "_marked", "spec")
+    __slots__ = ("_again", "_lanes", "_marked", "changes", "spec")
 
     def __init__(self, spec: QueueSpec) -> None:
         self.spec = spec
         self._lanes: dict[Priority, OrderedDict[str, Task]] = {p: OrderedDict() for p in PRIORITIES}
         self._again: OrderedDict[str, Task] = OrderedDict()  # started once, waiting for another lease; no seat
         self._marked: set[str] = set()  # victims that give up their seat once the newcomer is durable
+        self.changes = 0  # to the first `NEAR` tasks of the order; ageing is none
 
     def __len__(self) -> int:
         return len(self._lanes["interactive"]) + len(self._lanes["batch"])
@@ -71,10 +73,14 @@ class TaskQueue:
         return len(self._lanes[priority])
 
     def push(self, task: Task) -> None:
-        self._lanes[task.request.priority][task.task_id] = task
+        lane = self._lanes[task.request.priority]
+        if len(lane) < NEAR:
+            self.changes += 1
+        lane[task.task_id] = task
 
     def again(self, task: Task) -> None:
         """A task whose lease came to nothing: it goes before all others once its `not_before` has passed."""
+        self.changes += 1
         self._again[task.task_id] = task
 
     def retry_due(self, now: float) -> float | None:
@@ -86,6 +92,7 @@ class TaskQueue:
         for task in tasks:
             self.push(task)
         for priority, lane in self._lanes.items():
+            self.changes += 1
             ordered = sorted(lane.values(), key=lambda task: task.admitted.order)
             self._lanes[priority] = OrderedDict((task.task_id, task) for task in ordered)
 
@@ -93,6 +100,7 @@ class TaskQueue:
         return task.task_id in self._marked
 
     def remove(self, task: Task) -> bool:
+        self.changes += 1
         self._marked.discard(task.task_id)
         if self._again.pop(task.task_id, None) is not None:
             return True

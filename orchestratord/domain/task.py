@@ -49,21 +49,16 @@ class Task:
     transcript_id: str | None = None
     unsaved: bool = False  # its end could not be journaled, and will be as soon as the journal can be written
     pool_id: str = field(init=False)  # where it was admitted to, or moved to since
+    task_id: str = field(init=False)
+    session_id: str = field(init=False)
 
     def __post_init__(self) -> None:
         self.pool_id = self.admitted.pool_id
+        self.task_id, self.session_id = self.admitted.request.task_id, self.admitted.request.session_id
 
     @property
     def request(self) -> TaskRequest:
         return self.admitted.request
-
-    @property
-    def task_id(self) -> str:
-        return self.admitted.request.task_id
-
-    @property
-    def session_id(self) -> str:
-        return self.admitted.request.session_id
 
     @property
     def usage(self) -> Usage:

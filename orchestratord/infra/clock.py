@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from types import TracebackType
 
+from orchestratord.infra.steps import as_task
 from orchestratord.ports import Clock, Timer
 
 
@@ -21,6 +22,7 @@ class Limit:
         self._expired = False
 
     async def __aenter__(self) -> None:
+        await as_task()
         task = asyncio.current_task()
         assert task is not None
         self._task = task

@@ -35,6 +35,7 @@ FRAMES = 30
 _CONTROL = "\x7f-\x9f\u061c\u200b-\u200f\u2028-\u202e\u2060-\u206f\ufeff\ud800-\udfff"
 _UNSAFE_JSON = re.compile(f"[{_CONTROL}]")
 _UNSAFE_TEXT = re.compile(f"[\x00-\x1f{_CONTROL}]")
+_PLAIN = orjson.OPT_UTC_Z | orjson.OPT_PASSTHROUGH_SUBCLASS | orjson.OPT_PASSTHROUGH_DATACLASS
 _LEVELS = {"debug": 10, "info": 20, "warning": 30, "error": 40}
 
 # Their messages quote the data that was wrong: a key that was missing, the text that was no number.
@@ -50,12 +51,14 @@ def make_sink(
     readable = form == "console" or (form == "auto" and terminal)
     write = Lines(stream, _gap_text if readable else _gap_json).write
     render = _console(colors=terminal) if readable else _json
-    bounded = _bounded(secrets or Secrets())
+    secrets = secrets or Secrets()
+    bounded, secret = _bounded(secrets), secrets.in_json
     least = _LEVELS[level]
 
     def sink(record: Record) -> None:
         if _LEVELS[record["level"]] >= least:
-            write(render(bounded(record)))
+            line = None if readable else _as_it_is(record)
+            write(render(bounded(record)) if line is None or secret(line) else line.decode())
 
     return sink
 
@@ -136,6 +139,19 @@ def trace(error: BaseException) -> list[str]:
 
 
 # -- lines ---------------------------------------------------------------------------------------------------
+def _as_it_is(record: Record) -> bytes | None:
+    """The line of a record in which nothing has to be bounded or written otherwise: nearly always so. Else None."""
+    if None in record.values():
+        record = {name: value for name, value in record.items() if value is not None}
+    try:
+        line = orjson.dumps(record, option=_PLAIN)
+    except TypeError:
+        return None
+    # What is short as a whole, and holds no other object, no list but empty ones and no number that is none.
+    short = len(line) <= TEXT_CHARS and line.count(b"{") == 1 and line.count(b"[") == line.count(b"[]")
+    return line if short and line.isascii() and b"\x7f" not in line and b"null" not in line else None
+
+
 def _json(record: Record) -> str:
     try:
         line = orjson.dumps(record, option=orjson.OPT_UTC_Z).decode()

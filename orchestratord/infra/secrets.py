@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 
@@ -45,6 +46,7 @@ class Secrets:
     def __init__(self, names: Iterable[str] = (), values: Iterable[str] = ()) -> None:
         self._names = frozenset(names)
         self._values = sorted({value for value in values if len(value) >= SHORTEST}, key=len, reverse=True)
+        self._escaped = [json.dumps(v, ensure_ascii=False).encode(errors="replace")[1:-1] for v in self._values]
 
     @property
     def known(self) -> bool:
@@ -53,6 +55,10 @@ class Secrets:
     def within(self, text: str) -> bool:
         """Whether one of them is part of the text."""
         return any(value in text for value in self._values)
+
+    def in_json(self, line: bytes) -> bool:
+        """Whether one of them may stand in this line of JSON."""
+        return any(escaped in line for escaped in self._escaped)
 
     def hide(self, text: str) -> str:
         """The text without any of them."""

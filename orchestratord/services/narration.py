@@ -23,7 +23,7 @@ _UNPLACED = {"INVALID_PARAMS": "infeasible", "POOL_UNREADY": "unready"}
 
 def log_fields(task: Task) -> dict[str, Any]:
     """The fields every line about a task has, as far as they are known."""
-    request = task.request
+    request, admission, caller = task.request, task.admitted.admission, task.admitted.caller
     fields: dict[str, Any] = {
         "job_id": task.task_id,
         "session_id": task.session_id,
@@ -35,10 +35,10 @@ def log_fields(task: Task) -> dict[str, Any]:
         "model_id": request.model_ref,
         "ctx": request.ctx,
         "priority": request.priority,
-        "correlation_id": task.admitted.caller.correlation_id,
-        "identity": task.admitted.caller.identity,
-        "queue_position": task.admitted.admission.queue_position,
-        "predicted_start_ms": task.admitted.admission.predicted_start_ms,
+        "correlation_id": caller.correlation_id,
+        "identity": caller.identity,
+        "queue_position": admission.queue_position,
+        "predicted_start_ms": admission.predicted_start_ms,
         "tokens_in": task.tokens_in,
     }
     if task.started is not None:
@@ -47,7 +47,7 @@ def log_fields(task: Task) -> dict[str, Any]:
     if task.ended is not None:
         fields["tokens_out"] = task.tokens_out
         fields["decode_time_ms"] = task.decode_ms
-    return fields
+    return {name: value for name, value in fields.items() if value is not None}
 
 
 class Narrator:

@@ -16,7 +16,7 @@ from orchestratord.domain import eta, forecast
 from orchestratord.domain.eta import Prior, ServiceModel
 from orchestratord.domain.outcome import Usage
 from orchestratord.domain.pool import Pool, PoolSpec, Replica
-from orchestratord.domain.queue import QueueSpec
+from orchestratord.domain.queue import NEAR, QueueSpec
 from tests.domain.world import World
 
 times = st.floats(1, 10_000)
@@ -88,10 +88,39 @@ def test_what_lies_beyond_the_near_tasks_counts_as_their_mean(slots: int, queued
         ahead = [pool.service.estimate_ms(other.request) for other in pool.queue.ahead_of(lane, task)]
         with mock.patch.object(forecast, "NEAR", 1000):
             whole = forecast.start_ms(pool, lane, task)
-        beyond = max(0, len(ahead) - forecast.NEAR)
+        pool.near.clear()
+        beyond = max(0, len(ahead) - NEAR)
         bound = beyond * (max(ahead) - min(ahead)) / slots if ahead else 0.0
         assert abs(forecast.start_ms(pool, lane, task) - whole) <= bound + 1e-6
         assert forecast.position(pool, lane, task) == len(ahead)
+
+
+@settings(max_examples=60)
+@given(
+    st.lists(
+        st.tuples(st.sampled_from(["admit", "admit", "admit", "remove", "again", "observe"]), st.integers(0, 60)),
+        max_size=80,
+    )
+)
+def test_what_is_kept_of_the_front_of_a_queue_is_what_stands_there(steps: Any) -> None:
+    """Nothing that happens to a queue or its service model goes unnoticed."""
+    world = World(slots=1, queue=QueueSpec(100))
+    pool = world.core.pools["home"]
+    for number in range(NEAR):
+        world.admit(priority="batch", expected_tokens=number + 1)
+    for act, number in steps:
+        waiting = list(pool.queue)
+        if act == "admit":
+            world.admit(expected_tokens=1 + number % 16, priority="batch" if number % 3 else "interactive")
+        elif act == "observe":
+            observe(pool.service, 100.0 + number, 10)
+        elif waiting:
+            task = waiting[number % len(waiting)]
+            pool.queue.remove(task)
+            if act == "again":
+                pool.queue.again(task)
+        for lane in ("interactive", "batch"):
+            assert forecast._newcomers_near(pool, lane) == forecast._look(pool, lane, None, None)
 
 
 def test_batch_is_overtaken_by_interactive_work_that_is_still_to_come() -> None:
