@@ -23,7 +23,6 @@ from orchestratord.domain.trust import Findings, Signature, TrustPolicy
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import JournalUnavailable
 from tests.ports.journal_samples import admitted, archive, finished, within
-from tests.ports.old_stores import take_back
 from tests.ports.test_journal import Make, makers, write
 
 CHILD = Path(__file__).parent / "journal_child.py"
@@ -153,28 +152,6 @@ def test_any_history_leaves_its_last_word(kind: str, written: list[Fact], cut: i
 
 
 # -- SQLite alone --------------------------------------------------------------------------------------------
-def test_a_store_of_the_second_schema_is_brought_up_to_date(tmp_path: Path) -> None:
-    """It keeps its tasks and gets a place for entries."""
-    path = tmp_path / "j.db"
-
-    async def body() -> None:
-        first = SqliteJournal(path, archive)
-        await first.open()
-        await within(first.append(admitted(1)))
-        await first.close()
-        take_back(path, 2)
-        second = SqliteJournal(path, archive)
-        assert (len(await second.open()), second.catalog()) == (1, [])
-        await within(second.append(CatalogChanged(FULL)))
-        await second.close()
-        third = SqliteJournal(path, archive)
-        await third.open()
-        assert third.catalog() == [FULL]
-        await third.close()
-
-    asyncio.run(body())
-
-
 def test_kill_9_loses_no_acknowledged_change(tmp_path: Path) -> None:
     """ORCH-3060: what was acknowledged is there; what was removed stays gone."""
     path = tmp_path / "j.db"

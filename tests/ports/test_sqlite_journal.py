@@ -21,7 +21,6 @@ from orchestratord.infra.journal import codec, database, sqlite
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import JournalUnavailable
 from tests.ports.journal_samples import GUARD_S, admitted, archive, chat, eventually, finished, started, within
-from tests.ports.old_stores import take_back
 
 HERE = Path(__file__).parent
 
@@ -157,6 +156,28 @@ def test_a_commit_of_unknown_outcome_is_not_acknowledged_and_can_be_repeated(tmp
         await journal.close()
         assert [task.admitted for task in await load(tmp_path / "j.db")] == [admitted(2, "same")]
         assert b"the first attempt" not in files(tmp_path / "j.db")
+
+    asyncio.run(body())
+
+
+def test_what_a_failed_commit_left_all_the_same_is_gone_once_writes_work(tmp_path: Path) -> None:
+    """Its admissions were refused: no restart may bring them back. An end stays, for the prompt went with it."""
+
+    async def body() -> None:
+        fault = Fault()
+        journal = SqliteJournal(tmp_path / "j.db", archive, fault=fault)
+        await journal.open()
+        await within(journal.append(admitted(1)))
+        fault.point, fault.error = "after_commit", OSError(5, "Input/output error")
+        await failed(journal, admitted(2, prompt="REFUSED" * 200), started("task-2"), finished("task-1", b"frames"))
+        fault.error = None
+        await eventually(lambda: journal.healthy)
+        await within(journal.append(admitted(3, prompt="x" * 3000)))
+        await journal.close()
+        tasks = await load(tmp_path / "j.db")
+        assert [(task.admitted.order, task.finished is not None) for task in tasks] == [(1, True), (3, False)]
+        assert tasks[1].admitted == admitted(3, prompt="x" * 3000)
+        assert b"REFUSED" not in files(tmp_path / "j.db")
 
     asyncio.run(body())
 
@@ -303,24 +324,17 @@ def newer(path: Path) -> None:
     connection.close()
 
 
-def test_a_store_of_the_first_schema_is_brought_up_to_date(tmp_path: Path) -> None:
-    async def body() -> None:
-        first = SqliteJournal(tmp_path / "j.db", archive)
-        await first.open()
-        await within(first.append(admitted(1)))
-        await first.close()
-        take_back(tmp_path / "j.db", 1)
-        second = SqliteJournal(tmp_path / "j.db", archive)
-        assert (len(await second.open()), second.changed_pools()) == (1, [])
-        await second.close()
-
-    asyncio.run(body())
+def older(path: Path) -> None:
+    with sqlite3.connect(path) as connection:
+        connection.execute("PRAGMA user_version = 4")
+    connection.close()
 
 
 @pytest.mark.parametrize(
     ("spoil", "reason"),
     [
         (newer, "newer version"),
+        (older, "before the first release .schema 4.*move the file away"),
         (lambda path: path.write_bytes(b"not a database, but long enough" * 99), "not a database"),
         (lambda path: path.mkdir(), "directory"),
         (lambda path: path.symlink_to("elsewhere.db"), "symbolic link"),

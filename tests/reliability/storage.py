@@ -30,7 +30,7 @@ program(
 )
 tests(
     "E2",
-    "kill -9 at named points of a commit, a checkpoint, a migration and an artifact (reloads: I3)",
+    "kill -9 at named points of a commit, a checkpoint and an artifact (reloads: I3)",
     "all of it or nothing",
     "ports/test_sqlite_journal.py::test_a_crash_at_a_commit_leaves_all_of_it_or_nothing",
     "ports/test_sqlite_journal.py::test_kill_9_loses_no_acknowledged_fact",
@@ -174,9 +174,7 @@ tests(
     "E12",
     "data of older versions, and of a newer one",
     "brought up to date, or refused",
-    "ports/test_sqlite_journal.py::test_a_store_of_the_first_schema_is_brought_up_to_date",
     "ports/test_sqlite_journal.py::test_a_store_that_cannot_be_used_says_why",
-    "ports/test_journal_damage.py::test_a_store_without_seals_is_sealed_and_keeps_everything",
 )
 fault("E14", "E read-only disk at start", "a read-only disk at the start", "exit 69 with file and reason")
 fault("E15", "E artifacts on a full disk", "no room for artifacts, then room", "503, nothing partial; stored after")

@@ -1,4 +1,5 @@
-"""Facts as bytes, and the content of a task (prompt, messages, inputs) apart from the rest of its `Admitted`."""
+"""Facts as bytes: apart from the rest of an `Admitted` the content of its task (prompt, messages, inputs), and without
+the log's frames a `Finished`, whose transcript is made of what the journal holds anyway."""
 
 from __future__ import annotations
 
@@ -10,10 +11,9 @@ import msgspec
 from msgspec import defstruct
 
 from orchestratord.domain.entry import CatalogEntry
-from orchestratord.domain.facts import Admitted, Fact, Finished, Frames, Started
+from orchestratord.domain.facts import Admitted, Archived, Fact, Finished, Frames, Started
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.request import Message, TaskRequest
-from orchestratord.ports import Artifact, Encoded
 
 Content = tuple[str | None, tuple[Message, ...] | None, tuple[str, ...] | None]
 
@@ -22,13 +22,11 @@ _admitted = msgspec.json.Decoder(Admitted)
 _content = msgspec.json.Decoder(Content)
 _started = msgspec.json.Decoder(Started)
 _finished = msgspec.json.Decoder(Finished)
-_artifact = msgspec.json.Decoder(Artifact)
 _pool_changed = msgspec.json.Decoder(PoolChanged)
 _entry = msgspec.json.Decoder(CatalogEntry)
 
 decode_started = _started.decode
 decode_finished = _finished.decode
-decode_artifact = _artifact.decode
 decode_pool_changed = _pool_changed.decode
 encode_entry = _encode
 decode_entry = _entry.decode
@@ -41,6 +39,10 @@ _told = [field.name for field in fields(Admitted) if field.name != "request"]
 _Asked: Any = defstruct("_Asked", _asked)
 _Told: Any = defstruct("_Told", ["request", *_told])
 _asked_of, _told_of = attrgetter(*_asked), attrgetter(*_told)
+_ends = [field.name for field in fields(Finished) if field.name != "transcript"]
+_Ended: Any = defstruct("_Ended", [*_ends, "transcript"])
+_Source: Any = defstruct("_Source", ["frames", "tags", "metadata", "created_ms"])
+_ends_of = attrgetter(*_ends)
 
 
 def _encode_without_content(admitted: Admitted) -> bytes:
@@ -48,7 +50,7 @@ def _encode_without_content(admitted: Admitted) -> bytes:
 
 
 def encode(fact: Fact) -> tuple[bytes, bytes]:
-    """(body, content) of a fact; only `Admitted` has content. A `Finished` leaves its transcript out.
+    """(body, content) of a fact; only `Admitted` has content. A `Finished` leaves the frames of its transcript out.
 
     Raises ValueError or TypeError for what JSON cannot hold.
     """
@@ -57,9 +59,15 @@ def encode(fact: Fact) -> tuple[bytes, bytes]:
     if isinstance(fact, Admitted):
         asked = fact.request
         return _encode_without_content(fact), _encode((asked.prompt, asked.messages, asked.inputs))
-    if isinstance(fact, Finished) and fact.transcript is not None:
-        return _encode(replace(fact, transcript=None)), b""
+    if isinstance(fact, Finished) and (source := fact.transcript) is not None:
+        rest = _Source(b"", source.tags, source.metadata, source.created_ms)
+        return _encode(_Ended(*_ends_of(fact), rest)), b""
+    if isinstance(fact, Archived):
+        return b"", b""
     return _encode(fact), b""
+
+
+encode_whole = _encode  # of a `Finished`: with the frames of its transcript
 
 
 def decode_admitted(body: bytes, content: bytes | None) -> Admitted:
@@ -69,11 +77,6 @@ def decode_admitted(body: bytes, content: bytes | None) -> Admitted:
         return admitted
     prompt, messages, inputs = _content.decode(content)
     return replace(admitted, request=replace(admitted.request, prompt=prompt, messages=messages, inputs=inputs))
-
-
-def encode_artifact(artifact: Artifact) -> bytes:
-    content = artifact.content
-    return _encode(replace(artifact, content=msgspec.Raw(content)) if isinstance(content, Encoded) else artifact)
 
 
 def size(body: bytes, content: bytes) -> int:

@@ -4,10 +4,8 @@ One connection, and `locking_mode=EXCLUSIVE` so that no other program can add a 
 corrupt a WAL that two connections write and reset at the same time. All checkpoints are explicit, since the
 automatic one swallows its errors, and all of them truncate the WAL, which also erases what it held.
 
-The content of a task must leave no trace once it is erased. `secure_delete` overwrites freed cells and pages,
-but not the copies that SQLite leaves in the free space of a page when it moves rows between neighbours. Content
-therefore begins with a page of zeros: only the beginning of a long value sits in a shared page, the rest gets
-overflow pages of its own, which never move and are overwritten as a whole.
+A batch takes as few statements as can be, since the interpreter lock changes hands around each: all rows of a table go
+in one, which is the whole transaction where there is no other.
 """
 
 from __future__ import annotations
@@ -18,68 +16,45 @@ import os
 import sqlite3
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain, groupby
+from itertools import chain
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
-from orchestratord.domain.entry import CatalogChanged, CatalogEntry, CatalogRemoved
-from orchestratord.domain.facts import (
-    Admitted,
-    Archived,
-    Fact,
-    Finished,
-    Forgotten,
-    Frames,
-    JournaledTask,
-    SessionDeleted,
-    Started,
-)
+from orchestratord.domain.entry import CatalogEntry
+from orchestratord.domain.facts import JournaledTask, SessionDeleted
 from orchestratord.domain.operation import PoolChanged
-from orchestratord.infra.journal import codec
+from orchestratord.infra.journal import book, codec, contents
+from orchestratord.infra.journal.book import Book, Record, Transcript, Work
 from orchestratord.infra.journal.remedy import remedy
-from orchestratord.infra.journal.seal import Damaged, seal, unseal
+from orchestratord.infra.journal.seal import Damaged, unseal
 from orchestratord.ports import Artifact, JournalUnavailable
 
-SCHEMA_VERSION = 4
-SCHEMA = """
-CREATE TABLE tasks (ord INTEGER PRIMARY KEY, task_id TEXT NOT NULL UNIQUE, admitted BLOB NOT NULL,
-                    started BLOB, finished BLOB, transcript_id TEXT);
-CREATE TABLE contents (ord INTEGER PRIMARY KEY REFERENCES tasks ON DELETE CASCADE, content BLOB NOT NULL);
-CREATE TABLE frames (id INTEGER PRIMARY KEY, ord INTEGER NOT NULL REFERENCES tasks ON DELETE CASCADE,
-                     data BLOB NOT NULL);
-CREATE INDEX frames_of_task ON frames (ord);
-CREATE TABLE outbox (ord INTEGER PRIMARY KEY REFERENCES tasks ON DELETE CASCADE, artifact BLOB NOT NULL);
-CREATE TABLE sessions (session_id TEXT PRIMARY KEY, after_order INTEGER NOT NULL, sum BLOB NOT NULL);
+SCHEMA_VERSION = 5
+PROBE = """
 CREATE TABLE probe (id INTEGER PRIMARY KEY, writes INTEGER NOT NULL);
 INSERT INTO probe VALUES (1, 0);
 """
-POOLS = "CREATE TABLE IF NOT EXISTS pools (pool_id TEXT PRIMARY KEY, changed BLOB NOT NULL)"  # since schema 2
-CATALOG = "CREATE TABLE IF NOT EXISTS catalog (model_id TEXT PRIMARY KEY, entry BLOB NOT NULL)"  # since schema 3
-SEALS = """
-UPDATE tasks SET admitted = seal(admitted, ''), started = seal(started, task_id),
-                 finished = seal(finished, task_id || coalesce(transcript_id, ''));
-UPDATE contents SET content = CAST(substr(content, 1, 4096) || seal(substr(content, 4097), ord) AS BLOB);
-UPDATE frames SET data = seal(data, '');
-UPDATE outbox SET artifact = seal(artifact, '');
-UPDATE pools SET changed = seal(changed, pool_id);
-UPDATE catalog SET entry = seal(entry, model_id);
-ALTER TABLE sessions ADD COLUMN sum BLOB NOT NULL DEFAULT x'';
-UPDATE sessions SET sum = seal(x'', session_id || after_order);
-"""  # since schema 4: every row knows what it held
+SCHEMA = book.SCHEMA + contents.SCHEMA + PROBE
 PAGE = 4096
-SHARED = bytes(PAGE)  # what of a content may sit in a shared page: nothing but zeros
 
 Durability = Literal["process", "power"]
-Record = tuple[Fact, bytes, bytes]  # a fact with its body and content, as the codec made them
-Admission = tuple[Admitted, bytes, bytes]
+Statement = tuple[str, Sequence[object]]
 
-# Rows that one statement inserts: few statements, and few kinds of them to keep prepared.
-PORTIONS = (32, 16, 8, 4, 2, 1)
-# REPLACE: a task whose ticket failed may be here all the same; its rows in the other tables go with it.
-INTO_TASKS = "INSERT OR REPLACE INTO tasks (ord, task_id, admitted) VALUES "
-INTO_CONTENTS = "INSERT INTO contents VALUES "
-TASK_ROWS = {n: INTO_TASKS + ", ".join(["(?, ?, ?)"] * n) for n in PORTIONS}
-CONTENT_ROWS = {n: INTO_CONTENTS + ", ".join(["(?, ?)"] * n) for n in PORTIONS}
+# Rows of one statement; what is missing to the next of these is filled up with rows of NULL, which are left out.
+PORTIONS = (1, 2, 4, 8, 16, 32, 64)
+
+
+def _inserts(into: str, columns: int) -> dict[int, str]:
+    row = f"({', '.join('?' * columns)})"
+    return {
+        n: f"{into} SELECT * FROM (VALUES {', '.join([row] * n)}) WHERE column1 NOTNULL"  # noqa: S608 - fixed texts
+        for n in PORTIONS
+    }
+
+
+FACTS = _inserts("INSERT INTO facts", 4)
+CONTENTS = _inserts("INSERT OR REPLACE INTO contents", 2)
+GONE = {n: f"DELETE FROM facts WHERE id IN ({', '.join('?' * n)})" for n in PORTIONS}  # noqa: S608 - fixed texts
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,38 +68,19 @@ class Loaded:
     catalog: list[CatalogEntry]
 
 
-def _seal(data: bytes | None, place: str | int) -> bytes | None:
-    """`seal` for SQL."""
-    return None if data is None else seal(data, place)
-
-
 class Database:
     """`transcript` makes the artifact a fact brings; `fault` is called at named points so that tests can break it."""
 
     def __init__(
-        self,
-        path: Path,
-        durability: Durability,
-        transcript: Callable[[Fact], Artifact | None],
-        fault: Callable[[str], None],
+        self, path: Path, durability: Durability, transcript: Transcript, fault: Callable[[str], None]
     ) -> None:
         self._path = path
         self._synchronous = {"process": "NORMAL", "power": "FULL"}[durability]
-        self._transcript = transcript
         self._fault = fault
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
-        self._apply: dict[type, Callable[[Any, bytes, bytes], Artifact | None]] = {
-            Started: self._started,
-            Frames: self._frames,
-            Finished: self._finished,
-            Archived: self._archived,
-            SessionDeleted: self._session_deleted,
-            PoolChanged: self._pool_changed,
-            CatalogChanged: self._catalog_changed,
-            CatalogRemoved: self._catalog_removed,
-            Forgotten: self._forgotten,
-        }
+        self._book = Book(transcript)
+        self._doubt: int | None = None  # from this row on it is unknown what failed commits have left
 
     # -- opening and closing -----------------------------------------------------------------------------
     def open(self) -> Loaded:
@@ -172,7 +128,6 @@ class Database:
         os.fchmod(file, 0o600)
         os.close(file)
         self._connection = sqlite3.connect(self._path, isolation_level=None, timeout=5)
-        self._connection.create_function("seal", 2, _seal, deterministic=True)
         for pragma in (
             f"page_size = {PAGE}",
             "locking_mode = EXCLUSIVE",
@@ -181,7 +136,6 @@ class Database:
             "secure_delete = ON",
             "temp_store = MEMORY",  # statement journals hold page images too: never in a temporary file
             "wal_autocheckpoint = 0",
-            "foreign_keys = ON",
         ):
             self._run(f"PRAGMA {pragma}").fetchall()
         if self._run("PRAGMA journal_mode").fetchone() != ("wal",):
@@ -194,15 +148,16 @@ class Database:
                 f"the journal {self._path} was written by a newer version (schema {version}, this one knows "
                 f"{SCHEMA_VERSION}): install that version again, or move the file away to start empty"
             )
-        if version < SCHEMA_VERSION:
+        if version == 0:
             with self._transaction():
-                for statement in SCHEMA.split(";") if version == 0 else ():
-                    self._run(statement)
-                self._run(POOLS)
-                self._run(CATALOG)
-                for statement in SEALS.split(";") if version else ():
+                for statement in SCHEMA.split(";"):
                     self._run(statement)
                 self._run(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        elif version < SCHEMA_VERSION:
+            raise JournalUnavailable(
+                f"the journal {self._path} was written before the first release (schema {version}, this one knows "
+                f"{SCHEMA_VERSION}): move the file away to start empty"
+            )
 
     def _check_pages(self) -> None:
         """That the file's structure is whole; what is in its rows, their seals tell."""
@@ -212,22 +167,13 @@ class Database:
 
     def _load(self) -> Loaded:
         # Orders are not reused while a task of that age is left: a deletion older than all of them says nothing.
-        self._run("DELETE FROM sessions WHERE NOT EXISTS (SELECT 1 FROM tasks WHERE ord <= after_order)")
-        frames: dict[int, bytearray] = {}
-        for order, data in self._run("SELECT ord, data FROM frames ORDER BY id"):
-            frames.setdefault(order, bytearray()).extend(unseal(data))
-        tasks = [
-            self._task(bytes(frames.pop(row[0], b"")), *row)
-            for row in self._run(
-                "SELECT ord, task_id, admitted, content, started, finished, transcript_id"
-                " FROM tasks LEFT JOIN contents USING (ord) ORDER BY ord"
-            )
-        ]
-        outbox = self._run("SELECT task_id, artifact FROM outbox JOIN tasks USING (ord) ORDER BY ord").fetchall()
+        self._run("DELETE FROM sessions WHERE after_order < ifnull((SELECT min(ord) FROM facts), after_order + 1)")
+        self._run(contents.CLEAR)
+        tasks = self._read()
         deleted = self._run("SELECT session_id, after_order, sum FROM sessions ORDER BY after_order, session_id")
         return Loaded(
-            tasks,
-            [(task_id, codec.decode_artifact(unseal(artifact))) for task_id, artifact in outbox],
+            [task for task, _ in tasks],
+            [(task.admitted.task_id, made) for task, made in tasks if made is not None],
             [SessionDeleted(*row) for *row, sum_ in deleted if unseal(sum_, f"{row[0]}{row[1]}") == b""],
             [
                 codec.decode_pool_changed(unseal(changed, pool_id))
@@ -239,27 +185,12 @@ class Database:
             ],
         )
 
-    @staticmethod
-    def _task(
-        frames: bytes,
-        order: int,
-        task_id: str,
-        admitted: bytes,
-        content: bytes | None,
-        started: bytes | None,
-        finished: bytes | None,
-        transcript_id: str | None,
-    ) -> JournaledTask:
-        fact = codec.decode_admitted(unseal(admitted), None if content is None else unseal(content[PAGE:], order))
-        if (fact.order, fact.task_id) != (order, task_id):
-            raise Damaged("it is damaged (a task under another's name)")
-        return JournaledTask(
-            fact,
-            None if started is None else codec.decode_started(unseal(started, task_id)),
-            frames,
-            None if finished is None else codec.decode_finished(unseal(finished, task_id + (transcript_id or ""))),
-            transcript_id,
-        )
+    def _read(self) -> list[tuple[JournaledTask, Artifact | None]]:
+        """Take the book from what is stored."""
+        facts = self._run("SELECT id, ord, kind, body FROM facts ORDER BY id")
+        tasks, work = self._book.read(facts, self._run("SELECT slot, data FROM contents ORDER BY slot"))
+        self._commit(work)
+        return tasks
 
     def close(self) -> None:
         """Checkpoint if possible, and let go of everything. Idempotent."""
@@ -273,32 +204,54 @@ class Database:
 
     def log(self, task_id: str) -> bytes | None:
         """The event log of a finished task as far as it was written."""
-        columns = "SELECT ord, admitted, finished, transcript_id FROM tasks WHERE task_id = ?"
-        row = self._run(columns, (task_id,)).fetchone()
-        if row is None or row[2] is None:
-            return None
-        order, admitted, finished, transcript_id = row
-        frames = self._run("SELECT data FROM frames WHERE ord = ? ORDER BY id", (order,))
-        first = codec.decode_admitted(unseal(admitted), None).started_frame
-        last = codec.decode_finished(unseal(finished, task_id + (transcript_id or ""))).terminal_frame
-        return b"".join((first, *(unseal(data) for (data,) in frames), last))
+        one = "SELECT id, ord, kind, body FROM facts WHERE id = ?"
+        return book.log_of(self._run(one, (row,)).fetchone() for row in self._book.rows_of(task_id))
 
     # -- writing -----------------------------------------------------------------------------------------
     def write(self, batch: Sequence[Record]) -> list[Artifact | None]:
-        """Make a batch durable in one transaction; returns what each fact's ticket resolves to."""
-        with self._transaction():
-            results: list[Artifact | None] = []
-            for kind, group in groupby(batch, lambda record: type(record[0])):
-                if kind is Admitted:
-                    results += self._admitted(list(group))  # type: ignore[arg-type]
-                else:
-                    results += [self._apply[kind](*record) for record in group]
-            return results
+        """Make a batch durable in one transaction; returns what each fact's ticket resolves to.
+
+        After an exception the store must be probed before anything else.
+        """
+        first = self._book.next_id
+        try:
+            work, results = self._book.enter(batch)
+            self._commit(work)
+        except BaseException:
+            self._doubt = first if self._doubt is None else self._doubt
+            raise
+        return results
+
+    def _commit(self, work: Work) -> None:
+        statements = [
+            *_portions(FACTS, 4, work.facts),
+            *_portions(CONTENTS, 2, work.contents),
+            *_portions(GONE, 1, [(row,) for row in work.gone]),
+            *work.others,
+        ]
+        if len(statements) == 1:  # a transaction by itself
+            self._fault("before_commit")
+            self._run(*statements[0])
+            self._fault("after_commit")
+        elif statements:
+            with self._transaction():
+                for statement in statements:
+                    self._run(*statement)
 
     def probe(self) -> None:
-        """Find out whether the store accepts writes, by writing."""
+        """Find out whether the store accepts writes, by writing.
+
+        What failed commits have left all the same goes: they were refused. But ends stay, since the content of their
+        tasks went with them.
+        """
         with self._transaction():
             self._run("UPDATE probe SET writes = writes + 1")
+            if self._doubt is not None:
+                refused = "DELETE FROM facts WHERE ord IN (SELECT ord FROM facts WHERE kind = ? AND id >= ?)"
+                self._run(refused, (book.ADMITTED, self._doubt))
+        if self._doubt is not None:
+            self._read()
+            self._doubt = None
         self.checkpoint()
 
     def checkpoint(self) -> None:
@@ -330,64 +283,10 @@ class Database:
         assert self._connection is not None
         return self._connection.execute(statement, values)
 
-    # -- one method per fact; one about a task that is not here changes nothing ------------------------------
-    def _admitted(self, records: list[Admission]) -> list[None]:
-        # Many rows a statement: the interpreter lock changes hands once for each statement. Of two admissions of one
-        # id the later one stands.
-        for some in _portions(list({fact.task_id: (fact, body, content) for fact, body, content in records}.values())):
-            self._run(
-                TASK_ROWS[len(some)], [v for fact, body, _ in some for v in (fact.order, fact.task_id, seal(body))]
-            )
-            contents = [(fact.order, SHARED + seal(content, fact.order)) for fact, _, content in some]
-            self._run(CONTENT_ROWS[len(some)], list(chain.from_iterable(contents)))
-        return [None] * len(records)
 
-    def _started(self, fact: Started, body: bytes, _: bytes) -> None:
-        self._run("UPDATE tasks SET started = ? WHERE task_id = ?", (seal(body, fact.task_id), fact.task_id))
-
-    def _frames(self, fact: Frames, body: bytes, _: bytes) -> None:
-        into = "INSERT INTO frames (ord, data) SELECT ord, ? FROM tasks WHERE task_id = ?"
-        self._run(into, (seal(body), fact.task_id))
-
-    def _finished(self, fact: Finished, body: bytes, _: bytes) -> Artifact | None:
-        transcript = self._transcript(fact)
-        made = transcript.id if transcript else None
-        self._run(
-            "UPDATE tasks SET finished = ?, transcript_id = ? WHERE task_id = ?",
-            (seal(body, fact.task_id + (made or "")), made, fact.task_id),
-        )
-        self._run("DELETE FROM contents WHERE ord = (SELECT ord FROM tasks WHERE task_id = ?)", (fact.task_id,))
-        if transcript is not None:
-            self._run(
-                "INSERT OR REPLACE INTO outbox SELECT ord, ? FROM tasks WHERE task_id = ?",
-                (seal(codec.encode_artifact(transcript)), fact.task_id),
-            )
-        return transcript
-
-    def _archived(self, fact: Archived, *_: bytes) -> None:
-        self._run("DELETE FROM outbox WHERE ord = (SELECT ord FROM tasks WHERE task_id = ?)", (fact.task_id,))
-
-    def _session_deleted(self, fact: SessionDeleted, *_: bytes) -> None:
-        sum_ = seal(b"", f"{fact.session_id}{fact.after_order}")
-        self._run("INSERT OR REPLACE INTO sessions VALUES (?, ?, ?)", (fact.session_id, fact.after_order, sum_))
-
-    def _pool_changed(self, fact: PoolChanged, body: bytes, _: bytes) -> None:
-        self._run("INSERT OR REPLACE INTO pools VALUES (?, ?)", (fact.pool_id, seal(body, fact.pool_id)))
-
-    def _catalog_changed(self, fact: CatalogChanged, *_: bytes) -> None:
-        entry = seal(codec.encode_entry(fact.entry), fact.entry.id)
-        self._run("INSERT OR REPLACE INTO catalog VALUES (?, ?)", (fact.entry.id, entry))
-
-    def _catalog_removed(self, fact: CatalogRemoved, *_: bytes) -> None:
-        self._run("DELETE FROM catalog WHERE model_id = ?", (fact.model_id,))
-
-    def _forgotten(self, fact: Forgotten, *_: bytes) -> None:
-        self._run("DELETE FROM tasks WHERE task_id = ?", (fact.task_id,))
-
-
-def _portions(records: list[Admission]) -> Iterator[list[Admission]]:
-    start = 0
-    for size in PORTIONS:
-        while len(records) - start >= size:
-            yield records[start : start + size]
-            start += size
+def _portions(statements: dict[int, str], columns: int, rows: Sequence[tuple[object, ...]]) -> Iterator[Statement]:
+    most = PORTIONS[-1]
+    for start in range(0, len(rows), most):
+        some = rows[start : start + most]
+        size = next(size for size in PORTIONS if size >= len(some))
+        yield statements[size], [*chain.from_iterable(some), *[None] * (columns * (size - len(some)))]

@@ -67,6 +67,7 @@ class MemoryStore:
                     finished=replace(fact, transcript=None),
                     transcript_id=transcript.id if transcript else None,
                 )
+                self.outbox.pop(task_id, None)
                 if transcript is not None:
                     self.outbox[task_id] = transcript
             case Archived():

@@ -1,8 +1,9 @@
 """The journal in SQLite: group commit on one writer thread.
 
-`append` puts a fact in a list and returns. The writer takes everything that has gathered, commits it as one
-transaction, tells the loop once, and begins again at once: no timer, so a lone fact waits for nothing and a
-crowd shares one commit.
+`append` puts a fact in a list and returns. Everything that one turn of the loop brought, or that gathered while the
+writer was busy, goes to it as one batch and is committed as one transaction; then the loop is told once, and hands over
+what has come since. There is no timer: a lone fact waits for nothing and a crowd shares one commit. One batch is on its
+way at a time, so the two threads share nothing but a queue.
 
 The writer needs the interpreter lock for a moment between two statements. A loop that is busy without a pause and
 polls more often than `sys.getswitchinterval()` (5 ms) can keep it out for seconds: a process that hosts this
@@ -23,7 +24,9 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+from queue import Empty, SimpleQueue
 from typing import NamedTuple
 
 from orchestratord.domain.entry import CatalogEntry
@@ -72,13 +75,15 @@ class SqliteJournal:
         self._fault = fault
         self._loaded = Loaded([], [], [], [], [])
         self._thread: threading.Thread | None = None
-        # Only the loop uses the intake and the tickets; the rest is shared with the writer, under `_wake`.
+        self._inbox: SimpleQueue[Callable[[], object] | None] = SimpleQueue()  # what the writer is to do; None: stop
+        # The writer's: since when the WAL has held content that is erased, and why it cannot write.
+        self._erased: float | None = None
+        self._down: JournalUnavailable | None = None
+        # All of the rest is the loop's.
         self._intake = Intake(backlog_limit)
-        self._wake = threading.Condition()
         self._queue: list[_Entry] = []
-        self._asked: list[tuple[str, TicketFuture]] = []  # logs somebody wants to read
-        self._closing = False
-        self._nudging = False  # on the loop
+        self._writing: TicketFuture | None = None  # a batch is with the writer
+        self._nudging = False
         self._refusal: JournalUnavailable | None = JournalUnavailable("the journal is not open")
         self._changed: Callable[[JournalUnavailable | None], object] = lambda _: None
 
@@ -99,42 +104,41 @@ class SqliteJournal:
 
     def append(self, fact: Fact) -> TicketFuture:
         ticket: TicketFuture = self._loop.create_future()
-        with self._wake:
-            if self._refusal is not None:
-                return self._lose(fact, ticket, str(self._refusal))
-            verdict = self._intake.judge(fact)
-            if verdict == "skip":
-                return resolve(ticket)
-            if verdict == "refuse":
-                return fail(ticket, f"the journal {self._path} cannot keep up")
-            try:
-                entry = _Entry(fact, *codec.encode(fact), ticket)
-            except (TypeError, ValueError) as error:
-                return fail(ticket, f"this cannot be journaled: {error}")
-            self._intake.backlog += entry.size
-            self._queue.append(entry)
-        if not self._nudging:
+        if self._refusal is not None:
+            return self._lose(fact, ticket, str(self._refusal))
+        verdict = self._intake.judge(fact)
+        if verdict == "skip":
+            return resolve(ticket)
+        if verdict == "refuse":
+            return fail(ticket, f"the journal {self._path} cannot keep up")
+        try:
+            entry = _Entry(fact, *codec.encode(fact), ticket)
+        except (TypeError, ValueError) as error:
+            return fail(ticket, f"this cannot be journaled: {error}")
+        self._intake.backlog += entry.size
+        self._queue.append(entry)
+        if not self._nudging and self._writing is None:
             self._nudging = True
             self._loop.call_soon(self._nudge)
         return ticket
 
     def _nudge(self) -> None:
-        """Once for all that one turn of the loop appended: each wake of the writer costs both threads the lock."""
+        """Once for all that one turn of the loop appended."""
         self._nudging = False
-        with self._wake:
-            self._wake.notify()
+        if self._queue and self._writing is None:
+            batch, self._queue = self._queue, []
+            self._writing = self._loop.create_future()
+            self._inbox.put(partial(self._write, batch))
 
     def _lose(self, fact: Fact, ticket: TicketFuture, reason: str) -> TicketFuture:
         self._intake.lost(fact)
         return fail(ticket, reason)
 
     async def log(self, task_id: str) -> bytes | None:
+        if self._refusal is not None:
+            raise self._refusal
         answer: TicketFuture = self._loop.create_future()
-        with self._wake:
-            if self._refusal is not None:
-                raise self._refusal
-            self._asked.append((task_id, answer))
-            self._wake.notify()
+        self._inbox.put(partial(self._read, task_id, answer))
         found: bytes | None = await answer
         return found
 
@@ -164,30 +168,46 @@ class SqliteJournal:
     async def close(self) -> None:
         if self._thread is None:
             return
-        with self._wake:
-            self._closing = True
-            self._refusal = JournalUnavailable("the journal is closed")
-            self._wake.notify()
+        self._refusal = JournalUnavailable("the journal is closed")
+        self._nudge()
+        while self._writing is not None:
+            await asyncio.shield(self._writing)
+        self._inbox.put(None)
         await asyncio.shield(self._gone)
         self._thread.join()
 
-    def _acknowledge(self, batch: list[_Entry], results: list[Artifact | None]) -> None:
-        self._intake.backlog -= sum(entry.size for entry in batch)
+    def _written(self, batch: list[_Entry], results: list[Artifact | None]) -> None:
+        self._landed(batch)
+        self._nudge()
         for entry, result in zip(batch, results, strict=True):
             resolve(entry.ticket, result)
 
-    def _refuse(self, batch: list[_Entry], reason: str) -> None:
-        self._intake.backlog -= sum(entry.size for entry in batch)
-        for entry in batch:
-            self._lose(entry.fact, entry.ticket, reason)
+    def _failed(self, batch: list[_Entry], refusal: JournalUnavailable) -> None:
+        self._landed(batch)
+        self._refuse(batch, refusal)
+
+    def _refuse(self, batch: list[_Entry], refusal: JournalUnavailable) -> None:
+        """Refuse these, everything that waits behind them, and whatever comes."""
+        down = self._refusal is None
+        if down:
+            self._refusal = refusal
+        waiting, self._queue = self._queue, []
+        self._intake.backlog -= sum([entry.size for entry in waiting])
+        for entry in batch + waiting:
+            self._lose(entry.fact, entry.ticket, str(refusal))
+        if down:
+            self._changed(refusal)
+
+    def _landed(self, batch: list[_Entry]) -> None:
+        self._intake.backlog -= sum([entry.size for entry in batch])
+        assert self._writing is not None
+        resolve(self._writing)
+        self._writing = None
 
     def _restore(self, refusal: JournalUnavailable) -> None:
-        # On the loop, behind the `_refuse` of the same outage: before that, a task's gap would not be known.
-        with self._wake:
-            if self._refusal is not refusal:
-                return
+        if self._refusal is refusal:
             self._refusal = None
-        self._changed(None)
+            self._changed(None)
 
     # -- on the writer thread ----------------------------------------------------------------------------
     def _tell(self, callback: Callable[..., object], *arguments: object) -> None:
@@ -208,69 +228,76 @@ class SqliteJournal:
             self._tell(resolve, self._gone)
 
     def _serve(self) -> None:
-        erased: float | None = None  # since when the WAL has held content that is erased in the database
-        while (batch := self._take(None if erased is None else ERASE_IDLE_S)) is not None:
-            unsettled = batch
+        while True:
             try:
-                self._answer()
-                if batch:
-                    results = self._database.write([entry[:3] for entry in batch])
-                    self._tell(self._acknowledge, batch, results)
-                    unsettled = []
-                now = time.monotonic()
-                if erased is None and any(isinstance(entry.fact, Finished) for entry in batch):
-                    erased = now
-                due = erased is not None and (not batch or now - erased > ERASE_BUSY_S)
-                if due or self._database.wal_bytes() > WAL_LIMIT:
-                    self._database.checkpoint()
-                    erased = None
-            except Exception as error:  # whatever it is, a journal that stops without a word is worse
-                self._outage(unsettled, error)
+                work = self._inbox.get(timeout=None if self._erased is None else ERASE_IDLE_S)
+                if work is None:
+                    return
+                work()
+            except Empty:
+                self._checkpoint()
+            if self._down is not None and not self._recovered(self._down):
+                return
 
-    def _answer(self) -> None:
-        with self._wake:
-            asked, self._asked = self._asked, []
-        for place, (task_id, answer) in enumerate(asked):
-            try:
-                self._tell(resolve, answer, self._database.log(task_id))
-            except Damaged as error:  # this log alone cannot be had
-                self._tell(fail, answer, f"the journal {self._path}: {error}")
-            except Exception:
-                with self._wake:
-                    self._asked = asked[place:] + self._asked  # the outage that follows tells them
-                raise
+    def _write(self, batch: list[_Entry]) -> None:
+        if self._down is not None:
+            self._tell(self._failed, batch, self._down)
+            return
+        try:
+            results = self._database.write([entry[:3] for entry in batch])
+        except Exception as error:  # whatever it is, a journal that stops without a word is worse
+            self._down = self._unavailable(error)
+            self._tell(self._failed, batch, self._down)
+            return
+        self._tell(self._written, batch, results)
+        now = time.monotonic()
+        if self._erased is None and any(isinstance(entry.fact, Finished) for entry in batch):
+            self._erased = now
+        if (self._erased is not None and now - self._erased > ERASE_BUSY_S) or self._database.wal_bytes() > WAL_LIMIT:
+            self._checkpoint()
 
-    def _take(self, patience: float | None) -> list[_Entry] | None:
-        """Everything appended so far, waiting for the first; empty after `patience`, None when closed."""
-        with self._wake:
-            self._wake.wait_for(lambda: self._queue or self._asked or self._closing, patience)
-            if self._closing and not self._queue:
-                return None
-            batch, self._queue = self._queue, []
-            return batch
+    def _checkpoint(self) -> None:
+        try:
+            self._database.checkpoint()
+        except Exception as error:
+            self._down = self._unavailable(error)
+            self._tell(self._refuse, [], self._down)
+        else:
+            self._erased = None
 
-    def _outage(self, unsettled: list[_Entry], error: Exception) -> None:
+    def _read(self, task_id: str, answer: TicketFuture) -> None:
+        if self._down is not None:
+            self._tell(fail, answer, str(self._down))
+            return
+        try:
+            self._tell(resolve, answer, self._database.log(task_id))
+        except Damaged as error:  # this log alone cannot be had
+            self._tell(fail, answer, f"the journal {self._path}: {error}")
+        except Exception as error:
+            self._down = self._unavailable(error)
+            self._tell(fail, answer, str(self._down))
+            self._tell(self._refuse, [], self._down)
+
+    def _unavailable(self, error: Exception) -> JournalUnavailable:
         message = f"the journal {self._path} cannot be written: {error}"
-        refusal = JournalUnavailable(message, reason=named(error), remedy=remedy(error, self._path.parent))
-        with self._wake:
-            if not self._closing:
-                self._refusal = refusal
-            lost, self._queue = unsettled + self._queue, []
-            asked, self._asked = self._asked, []
-        self._tell(self._refuse, lost, str(refusal))
-        self._tell(self._changed, refusal)
-        for _, answer in asked:
-            self._tell(fail, answer, str(refusal))
+        return JournalUnavailable(message, reason=named(error), remedy=remedy(error, self._path.parent))
+
+    def _recovered(self, refusal: JournalUnavailable) -> bool:
+        """Try until the store takes a write again; False if the journal is closed before that."""
         pause, longest = RETRY_S
-        while not self._closed_within(pause):
+        while True:
+            until = time.monotonic() + pause
+            while (left := until - time.monotonic()) > 0:
+                with contextlib.suppress(Empty):
+                    work = self._inbox.get(timeout=left)
+                    if work is None:
+                        return False
+                    work()
             try:
                 self._database.probe()
             except Exception:
                 pause = min(2 * pause, longest)
             else:
-                self._tell(self._restore, refusal)
-                return
-
-    def _closed_within(self, seconds: float) -> bool:
-        with self._wake:
-            return self._wake.wait_for(lambda: self._closing, seconds)
+                self._down = self._erased = None
+                self._tell(self._restore, refusal)  # behind the refusals of this outage
+                return True
