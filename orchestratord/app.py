@@ -400,7 +400,8 @@ class Daemon:
     def _store(self) -> ArtifactStore:
         if self.settings.artifacts.kind == "memory":
             return MemoryArtifacts()
-        return FileArtifacts(self.settings.data_path / "artifacts", canonical.id_of)
+        flush = self.settings.journal.durability == "power"  # transcripts promise what the journal promises
+        return FileArtifacts(self.settings.data_path / "artifacts", canonical.id_of, flush=flush)
 
     def _models(self) -> Models:
         settings, fetch = self.settings, self.settings.models.fetch

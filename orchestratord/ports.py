@@ -200,6 +200,12 @@ class ArtifactStore(Protocol):
         and OSError when the store cannot be written.
         """
 
+    async def put_all(self, artifacts: Sequence[Artifact]) -> int:
+        """`put` of one or more automatic ones, in order and at the price of few; returns how many of them are stored.
+
+        Raises what `put` would if that is none.
+        """
+
     async def get(self, artifact_id: str) -> Artifact | None:
         """The artifact, or None. Raises ArtifactCorrupt when its bytes were damaged."""
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Callable, Iterable
 from dataclasses import replace
+from itertools import islice
 from typing import Any
 
 from orchestratord.domain.core import Core
@@ -12,6 +13,8 @@ from orchestratord.domain.errors import InvalidParams, NotFound, StorageUnavaila
 from orchestratord.ports import Artifact, ArtifactCorrupt, ArtifactStore, ArtifactTooLarge, Clock, Telemetry
 
 RETRY_S = 5.0
+TOGETHER = 64  # transcripts stored at once
+GATHER_S = 0.1  # until then more of them come; whoever asks for one finds it all the same
 
 Address = Callable[[str, Any, tuple[str, ...], str | None, dict[str, Any]], str]
 
@@ -94,18 +97,21 @@ class Artifacts:
         while True:
             await self._wanted.wait()
             self._wanted.clear()
+            await self._clock.sleep(GATHER_S)
             while self._outbox:
-                artifact_id, (artifact, task_id) = next(iter(self._outbox.items()))
+                some = list(islice(self._outbox.values(), TOGETHER))
                 try:
-                    await self._store.put(artifact, automatic=True)
+                    stored = await self._store.put_all([artifact for artifact, _ in some])
                 except OSError as error:
                     self._telemetry.event("archive_failed", "the artifact store refuses transcripts", error=str(error))
                     await self._clock.sleep(RETRY_S)
                     continue
                 except Exception as error:  # this one alone cannot be stored: the journal keeps it, the others go on
                     self._telemetry.event("archive_failed", "a transcript cannot be stored", error=error)
-                    self._outbox.pop(artifact_id, None)
+                    artifact, task_id = some[0]
+                    self._outbox.pop(artifact.id, None)
                     core.owes(task_id, owed=False)
                     continue
-                self._outbox.pop(artifact_id, None)
-                core.archived(task_id)
+                for artifact, task_id in some[:stored]:
+                    self._outbox.pop(artifact.id, None)
+                    core.archived(task_id)

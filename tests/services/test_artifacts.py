@@ -125,6 +125,7 @@ def test_one_that_cannot_be_stored_is_forgotten_in_time(tmp_path: Path) -> None:
         assert submit(session, task_id=tasks[0]) == tasks[0]
         app.settle()
         other = transcript_id(app, session)
+        app.advance(1)
         assert next(records(app, "archive_failed"))["error"] == "ArtifactTooLarge: too large"
         assert session.get(f"/v1/artifacts/{other}").status_code == 200
         app.advance(100)

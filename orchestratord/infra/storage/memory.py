@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import builtins
+from collections.abc import Sequence
 
 import msgspec
 
@@ -26,6 +27,16 @@ class MemoryArtifacts:
             size = known.size if known is not None else len(msgspec.json.encode(stored))
             self._index.add(Stored(stored, size, automatic))
         return stored
+
+    async def put_all(self, artifacts: Sequence[Artifact]) -> int:
+        for stored, artifact in enumerate(artifacts):
+            try:
+                await self.put(artifact, automatic=True)
+            except Exception:
+                if not stored:
+                    raise
+                return stored
+        return len(artifacts)
 
     async def get(self, artifact_id: str) -> Artifact | None:
         return self._whole.get(artifact_id)
