@@ -51,10 +51,7 @@ class _Entry(NamedTuple):
     body: bytes
     content: bytes
     ticket: TicketFuture
-
-    @property
-    def size(self) -> int:
-        return codec.size(self.body, self.content)
+    size: int
 
 
 class SqliteJournal:
@@ -112,11 +109,12 @@ class SqliteJournal:
         if verdict == "refuse":
             return fail(ticket, f"the journal {self._path} cannot keep up")
         try:
-            entry = _Entry(fact, *codec.encode(fact), ticket)
+            body, content = codec.encode(fact)
         except (TypeError, ValueError) as error:
             return fail(ticket, f"this cannot be journaled: {error}")
-        self._intake.backlog += entry.size
-        self._queue.append(entry)
+        size = codec.size(body, content)
+        self._intake.backlog += size
+        self._queue.append(_Entry(fact, body, content, ticket, size))
         if not self._nudging and self._writing is None:
             self._nudging = True
             self._loop.call_soon(self._nudge)
