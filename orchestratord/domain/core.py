@@ -305,11 +305,16 @@ class Core(Lives):
             self.fail(task, Failure("DEADLINE_UNMET", message, task.request.engine, True), now, wall_ms, "deadline")
 
     def forget(self, now: float) -> None:
-        """Drop finished tasks past retention, oldest first, what the others were asked, and sessions past their TTL."""
+        """Drop finished tasks past retention, and sessions past their TTL."""
+        self.forget_tasks(now)
+        self.sessions.expire(now)
+
+    def forget_tasks(self, now: float) -> None:
+        """Drop finished tasks past retention, oldest first, and what the others were asked. Costs nothing where
+        there is nothing to drop."""
         self.tasks.drop_content()
         for task_id in self.tasks.discard_stale(now - self.limits.retain_s, self.limits.retain_tasks):
             self._hooks.record(Forgotten(task_id))
-        self.sessions.expire(now)
 
     # -- sessions ----------------------------------------------------------------------------------------
     def session(self, session_id: str, now: float) -> Session:

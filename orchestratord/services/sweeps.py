@@ -101,6 +101,7 @@ class Sweeps:
                     self._blame(lease, why)
                 failure = Failure("DECODE_TIMEOUT", why, lease.task.request.engine, retriable=True)
                 self._core.fail(lease.task, failure, now, wall_ms, "watchdog")
+        self._core.forget_tasks(now)  # here too: what ends between two rare sweeps is bounded by nothing but its speed
         self._trim()
         if leases:
             self.leased()

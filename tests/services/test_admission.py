@@ -340,6 +340,15 @@ def test_a_refused_id_is_not_remembered(session: VerifyingSession) -> None:
     assert session.post("/v1/tasks", json={**body, "ctx": 500}).status_code == 202
 
 
+def test_a_crowd_of_finished_tasks_is_cut_down_while_it_comes() -> None:
+    """Not only every ten seconds, in which thousands may end: their number is what bounds the memory."""
+    settings = mock_settings(retention={"tasks": 3}, artifacts={"transcripts": "off"})
+    with LiveApp(settings) as app, app.session() as session:
+        ids = [submit(session) for _ in range(8)]
+        app.advance(1)
+        assert {item["task_id"] for item in session.get("/v1/tasks").json()["items"]} == set(ids[-3:])
+
+
 def test_past_retention_the_id_is_free_again() -> None:
     settings = mock_settings(retention={"tasks_ms": 60_000}, streams={"disconnect_grace_ms": 1000})
     with LiveApp(settings) as app, app.session() as session:

@@ -44,12 +44,12 @@ Transcript = Callable[[Fact], Artifact | None]
 
 
 def sealed(row_id: int, order: int, kind: int, body: bytes) -> FactRow:
-    return row_id, order, kind, seal(body, f"{row_id} {order} {kind}")
+    return row_id, order, kind, seal(body, b"%d %d %d" % (row_id, order, kind))
 
 
 def unsealed(row_id: int, order: int, kind: int, body: object) -> bytes:
     """Raises Damaged."""
-    return unseal(body, f"{row_id} {order} {kind}")
+    return unseal(body, b"%d %d %d" % (row_id, order, kind))
 
 
 @dataclass(slots=True)

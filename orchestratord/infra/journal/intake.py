@@ -23,6 +23,8 @@ class Intake:
 
     def judge(self, fact: Fact) -> Literal["take", "skip", "refuse"]:
         full = self.backlog >= self._limit
+        if not full and not self._gapped:
+            return "take"
         if isinstance(fact, Frames):
             if full:
                 self._gapped.add(fact.task_id)

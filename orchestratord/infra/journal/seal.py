@@ -11,12 +11,13 @@ class Damaged(Exception):
     """The journal does not hold what was written; the message says where, as far as that can be known."""
 
 
-def seal(data: bytes, place: str | int = "") -> bytes:
+def seal(data: bytes, place: str | int | bytes = "") -> bytes:
     """`data` with its checksum in front. `place` says where it belongs: elsewhere the seal is broken."""
-    return crc32(data, crc32(str(place).encode())).to_bytes(SIZE, "big") + data
+    where = place if isinstance(place, bytes) else str(place).encode()
+    return crc32(data, crc32(where)).to_bytes(SIZE, "big") + data
 
 
-def unseal(sealed: object, place: str | int = "") -> bytes:
+def unseal(sealed: object, place: str | int | bytes = "") -> bytes:
     """What was sealed. Raises Damaged."""
     # What a damaged row brings need not even be bytes.
     if not isinstance(sealed, bytes) or seal(data := sealed[SIZE:], place) != sealed:

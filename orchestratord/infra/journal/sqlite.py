@@ -1,9 +1,10 @@
 """The journal in SQLite: group commit on one writer thread.
 
-`append` puts a fact in a list and returns. Everything that one turn of the loop brought, or that gathered while the
-writer was busy, goes to it as one batch and is committed as one transaction; then the loop is told once, and hands over
-what has come since. There is no timer: a lone fact waits for nothing and a crowd shares one commit. One batch is on its
-way at a time, so the two threads share nothing but a queue.
+`append` puts a fact in a list and returns. What has gathered goes to the writer as one batch as soon as a turn of the
+loop brought nothing more, and is committed as one transaction; then the loop is told once. There is no timer: a lone
+fact waits for one turn of an idle loop, and a crowd shares one commit. Each commit makes two threads take the
+interpreter lock from each other several times, which costs more than to write. One batch is on its way at a time, so
+the two threads share nothing but a queue.
 
 The writer needs the interpreter lock for a moment between two statements. A loop that is busy without a pause and
 polls more often than `sys.getswitchinterval()` (5 ms) can keep it out for seconds: a process that hosts this
@@ -43,6 +44,7 @@ from orchestratord.ports import Artifact, JournalUnavailable
 WAL_LIMIT = 4 << 20
 ERASE_IDLE_S = 1.0  # the WAL still holds erased content: truncate it when nothing came for this long,
 ERASE_BUSY_S = 30.0  # or between two commits when this long has passed
+TURNS = 3  # of the loop, that a batch waits for more at most
 RETRY_S = (0.1, 5.0)  # after an outage: first and longest pause between probes
 
 
@@ -51,10 +53,7 @@ class _Entry(NamedTuple):
     body: bytes
     content: bytes
     ticket: TicketFuture
-
-    @property
-    def size(self) -> int:
-        return codec.size(self.body, self.content)
+    size: int
 
 
 class SqliteJournal:
@@ -83,7 +82,7 @@ class SqliteJournal:
         self._intake = Intake(backlog_limit)
         self._queue: list[_Entry] = []
         self._writing: TicketFuture | None = None  # a batch is with the writer
-        self._nudging = False
+        self._gathering = False
         self._refusal: JournalUnavailable | None = JournalUnavailable("the journal is not open")
         self._changed: Callable[[JournalUnavailable | None], object] = lambda _: None
 
@@ -112,19 +111,26 @@ class SqliteJournal:
         if verdict == "refuse":
             return fail(ticket, f"the journal {self._path} cannot keep up")
         try:
-            entry = _Entry(fact, *codec.encode(fact), ticket)
+            body, content = codec.encode(fact)
         except (TypeError, ValueError) as error:
             return fail(ticket, f"this cannot be journaled: {error}")
-        self._intake.backlog += entry.size
-        self._queue.append(entry)
-        if not self._nudging and self._writing is None:
-            self._nudging = True
-            self._loop.call_soon(self._nudge)
+        size = codec.size(body, content)
+        self._intake.backlog += size
+        self._queue.append(_Entry(fact, body, content, ticket, size))
+        if not self._gathering and self._writing is None:
+            self._gathering = True
+            self._loop.call_soon(self._gather, 0, TURNS)
         return ticket
 
-    def _nudge(self) -> None:
-        """Once for all that one turn of the loop appended."""
-        self._nudging = False
+    def _gather(self, seen: int, turns: int) -> None:
+        """Hand over what is there as soon as a turn of the loop brought nothing more, and after some in any case."""
+        if turns and len(self._queue) > seen:
+            self._loop.call_soon(self._gather, len(self._queue), turns - 1)
+        else:
+            self._gathering = False
+            self._hand_over()
+
+    def _hand_over(self) -> None:
         if self._queue and self._writing is None:
             batch, self._queue = self._queue, []
             self._writing = self._loop.create_future()
@@ -169,7 +175,7 @@ class SqliteJournal:
         if self._thread is None:
             return
         self._refusal = JournalUnavailable("the journal is closed")
-        self._nudge()
+        self._hand_over()
         while self._writing is not None:
             await asyncio.shield(self._writing)
         self._inbox.put(None)
@@ -178,9 +184,11 @@ class SqliteJournal:
 
     def _written(self, batch: list[_Entry], results: list[Artifact | None]) -> None:
         self._landed(batch)
-        self._nudge()
         for entry, result in zip(batch, results, strict=True):
             resolve(entry.ticket, result)
+        if self._queue and not self._gathering:
+            self._gathering = True
+            self._gather(0, TURNS)
 
     def _failed(self, batch: list[_Entry], refusal: JournalUnavailable) -> None:
         self._landed(batch)
