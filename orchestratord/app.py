@@ -199,6 +199,7 @@ class Daemon:
             self.core,
             self.clock,
             self.journal,
+            self.telemetry,
             StreamSettings(
                 metrics_s=s.metrics_ms / 1000,
                 metrics_queued_s=s.metrics_queued_ms / 1000,

@@ -15,6 +15,7 @@ EVICT_S = 1.0  # idle for less than this, a connection is about to be used
 UNACKED_MS = 45_000  # nothing of what was sent is acknowledged for so long: the peer is gone
 KEEPALIVE_S = (30, 10, 3)  # idle before the first probe, between two, and how many: for connections nothing is sent on
 SEND_BUFFER = 64 * 1024  # what a slow reader may leave in the kernel
+WRITE_BUFFER = 16 * 1024  # what it may leave with us before nothing more is written
 
 
 class Guest(Protocol):

@@ -131,10 +131,10 @@ class Front(AsyncASGIApp):  # type: ignore[misc]
             answer = await self._answer(exchange, fields, repeated)
             await answer.give(exchange)
         except Exception as error:  # the last resort: whatever it is, the client gets an envelope
-            refusal = self._refusal(error, scope, name.decode())
+            # What is refused gets no name here: its traceback leads to this frame, and both would keep the body.
+            status, headers, body = render(self._refusal(error, scope, name.decode()))
             if exchange.started:
                 raise  # bytes are out; the server closes the connection
-            status, headers, body = render(refusal)
             await exchange.reply(status, headers, body)
 
     async def _answer(self, exchange: Exchange, fields: dict[bytes, bytes], repeated: frozenset[bytes]) -> Answer:

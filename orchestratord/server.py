@@ -6,10 +6,12 @@ Follows uvicorn's httptools protocol closely, hence the pinned version.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import errno
+import signal
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 from types import FrameType
 from typing import Any
@@ -19,7 +21,7 @@ import uvicorn
 from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol, RequestResponseCycle
 
 from orchestratord.app import Daemon
-from orchestratord.crowd import UNACKED_MS, Crowd
+from orchestratord.crowd import UNACKED_MS, WRITE_BUFFER, Crowd
 from orchestratord.frugal import SET, Flow, Pipeline
 from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
@@ -72,6 +74,7 @@ class Protocol(HttpToolsProtocol):
 
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         super().connection_made(transport)
+        transport.set_write_buffer_limits(high=WRITE_BUFFER)
         self.flow = Flow(transport)
         self.pipeline = Pipeline()  # type: ignore[assignment]
         self._refused: HttpError | None = None  # nothing more is read; this is the last answer
@@ -381,6 +384,20 @@ class Server(uvicorn.Server):
     def port(self) -> int:
         """The port that is really listened on (the configured one may be 0)."""
         return int(self.servers[0].sockets[0].getsockname()[1])
+
+    @contextlib.contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        """A terminal that goes away ends the daemon as SIGTERM does, unless it was started to outlive it (nohup)."""
+        hangup = signal.getsignal(signal.SIGHUP)
+        with super().capture_signals():
+            ours = hangup == signal.SIG_DFL and threading.current_thread() is threading.main_thread()
+            if ours:
+                signal.signal(signal.SIGHUP, self.handle_exit)
+            try:
+                yield
+            finally:
+                if ours:
+                    signal.signal(signal.SIGHUP, hangup)
 
     def handle_exit(self, sig: int, frame: FrameType | None) -> None:
         if self.should_exit and self._loop is not None:

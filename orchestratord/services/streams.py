@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from math import inf
 from typing import Any
 
 from orchestratord.domain import forecast
@@ -13,10 +14,10 @@ from orchestratord.domain.errors import InvalidParams, NotFound, StorageUnavaila
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.task import Task
 from orchestratord.domain.views import waiting_for
-from orchestratord.ports import Clock, Journal, JournalUnavailable, Timer
+from orchestratord.ports import Clock, Journal, JournalUnavailable, Telemetry, Timer
 from orchestratord.services.durability import durable
 
-WRITE_BYTES = 256 * 1024  # at most this much is handed to the socket at once
+WRITE_BYTES = 64 * 1024  # at most this much is handed to the socket at once
 
 
 @dataclass(frozen=True, slots=True)
@@ -167,6 +168,8 @@ class Cursor:
         settings = self._streams.settings
         if self._blocked_since is not None:
             if now - self._blocked_since >= settings.stall_s and self._abort is not None:
+                self._blocked_since = inf  # once
+                self._streams.say_cut(self.task)
                 self._abort()
             return
         every = settings.metrics_queued_s if self.task.state is TaskState.QUEUED else settings.metrics_s
@@ -198,13 +201,20 @@ class Streams:
     """Every open cursor."""
 
     def __init__(
-        self, core: Core, clock: Clock, journal: Journal, settings: StreamSettings, frames: LiveFrames
+        self,
+        core: Core,
+        clock: Clock,
+        journal: Journal,
+        telemetry: Telemetry,
+        settings: StreamSettings,
+        frames: LiveFrames,
     ) -> None:
         self.clock = clock
         self.settings = settings
         self.frames = frames
         self._core = core
         self._journal = journal
+        self._telemetry = telemetry
         self._cursors: dict[str, set[Cursor]] = {}
         self._graces: dict[str, Timer] = {}
         self._sweep: Timer | None = None
@@ -309,6 +319,15 @@ class Streams:
         """Last words to a reader whose task outlives this process: why, and when to come back."""
         payload = {**self._metrics(task), "waiting_for": "restart"}
         return self.frames.live("metrics", payload) + self.frames.retry
+
+    def say_cut(self, task: Task) -> None:
+        self._telemetry.event(
+            "reader_cut",
+            f"a reader of this stream took nothing for {self.settings.stall_s:g} s and may come back",
+            job_id=task.task_id,
+            session_id=task.session_id,
+            pool_id=task.pool_id,
+        )
 
     # -- one sweep for every stream ------------------------------------------------------------------------
     def _arm(self) -> None:

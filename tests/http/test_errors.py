@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import uuid
 from collections.abc import Iterator
@@ -13,6 +14,7 @@ import requests
 from orchestratord import contract
 from orchestratord.testing.live import LiveApp, mock_settings
 from orchestratord.testing.session import VerifyingSession
+from orchestratord.wire.errors import HttpError
 from tests.http.support import Answer, RawConnection, envelope_of, submit, task
 
 JSON = {"Content-Type": "application/json"}
@@ -578,3 +580,17 @@ def test_int64_bounds_hold_in_queries(shared_session: VerifyingSession, after: s
     with shared_session.events(task_id, after=None) as events:
         assert [event.name for event in events][-1] == "end"
     refused(shared_session.get(f"/v1/tasks/{task_id}/stream?after={after}"), 400, "INVALID_PARAMS")
+
+
+def test_what_was_refused_is_forgotten_at_once() -> None:
+    """OD-16: also without the collector, which comes by after sixty such requests: a megabyte may be ten as objects."""
+    body = {**task(), **{f"unknown{number}": number for number in range(1000)}}
+    with LiveApp() as app, app.session() as session:
+        app.call(lambda: (gc.collect(), gc.disable()))
+        try:
+            for _ in range(3):
+                assert session.post("/v1/tasks", json=body).status_code == 400
+            kept = app.call(lambda: [one for one in gc.get_objects() if isinstance(one, HttpError)])
+        finally:
+            app.call(gc.enable)
+        assert kept == []

@@ -149,7 +149,7 @@ def test_a_second_signal_leaves_no_stream_without_an_end(tmp_path: Path, data: b
         assert b"event: error" in b"".join(stream.chunks())
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP])
 def test_an_idle_daemon_stops_at_once(tmp_path: Path, number: int) -> None:
     with DaemonProcess(write_config(tmp_path, data=tmp_path / "data", grace_ms=LONG_GRACE_MS)) as daemon:
         daemon.up()
