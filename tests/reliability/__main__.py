@@ -14,10 +14,11 @@ import re
 import sys
 import time
 
-from tests.reliability import admission, cancel, elsewhere, exhaustion, storage, streams, wire
+from tests.reliability import admission, cancel, engines, exhaustion, security, shutdown, storage, streams, wire
 from tests.reliability.rows import NOT_HERE, ROOT, ROWS, Skipped
+from tests.reliability.stage import Others
 
-PARTS = (admission, cancel, streams, storage, exhaustion, wire, elsewhere)
+PARTS = (admission, cancel, streams, engines, storage, exhaustion, wire, security, shutdown)
 DOCUMENT = ROOT / "docs" / "reliability.md"
 BEGIN, END = "<!-- rows: python -m tests.reliability --full --write -->", "<!-- end of rows -->"
 HEAD = "| row | what was done | times | seen | bar | |\n|---|---|---|---|---|---|\n"
@@ -52,7 +53,7 @@ def main(argv: list[str] | None = None) -> int:
         else:
             asked = ROWS[name]
             size = asked.full if arguments.full else asked.quick
-            began = time.monotonic()
+            began, others = time.monotonic(), Others()
             try:
                 seen = asked.run(size)
                 count, figure, verdict = f"{seen.count:,}", seen.figure, "pass"
@@ -61,6 +62,8 @@ def main(argv: list[str] | None = None) -> int:
             except Exception as error:
                 missed += 1
                 count, figure, verdict = "", f"{type(error).__name__}: {str(error)[:600]}".replace("\n", " "), "MISSED"
+            if asked.timed and verdict != "-":
+                figure += f" ({others})"
             line = f"| {name} | {asked.what} | {count} | {figure.replace('|', '/')} | {asked.bar} | {verdict} |"
             sys.stderr.write(f"{name}: {time.monotonic() - began:.1f} s\n")
         lines[name] = line

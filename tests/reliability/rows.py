@@ -1,16 +1,14 @@
 """The rows of the reliability table: what is broken, what must hold, and who looks.
 
-A row is one function that breaks something `size` times and returns what it saw, or a proof that lives elsewhere:
-tests, a row of `tests.faults`, or a program of `tests`. Rows that do not apply say why.
+A row is one function that breaks something `size` times and returns what it saw, or a proof that lives elsewhere: tests
+or a program of `tests`. Rows that do not apply say why.
 """
 
 from __future__ import annotations
 
-import argparse
 import re
 import subprocess
 import sys
-import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,16 +28,23 @@ class Seen:
     figure: str
 
 
+Run = Callable[[int], Seen]
+
+
 @dataclass(frozen=True, slots=True)
 class Row:
-    """`quick` and `full` are sizes: for every run of the table, and for the one the documentation shows."""
+    """`quick` and `full` are sizes: for every run of the table, and for the one the documentation shows.
+
+    timed: its bar is a time, so what else the machine did meanwhile belongs to the figure.
+    """
 
     id: str
     what: str
     bar: str
-    run: Callable[[int], Seen]
+    run: Run
     quick: int
     full: int
+    timed: bool
 
 
 ROWS: dict[str, Row] = {}
@@ -47,11 +52,11 @@ NOT_HERE: dict[str, str] = {}
 
 
 def row(
-    name: str, what: str, bar: str, quick: int = 1, full: int | None = None
-) -> Callable[..., Callable[[int], Seen]]:
-    def add(run: Callable[[int], Seen]) -> Callable[[int], Seen]:
+    name: str, what: str, bar: str, quick: int = 1, full: int | None = None, *, timed: bool = False
+) -> Callable[[Run], Run]:
+    def add(run: Run) -> Run:
         assert name not in ROWS, name
-        ROWS[name] = Row(name, what, bar, run, quick, full or quick)
+        ROWS[name] = Row(name, what, bar, run, quick, full or quick, timed)
         return run
 
     return add
@@ -72,19 +77,22 @@ def _run(command: list[str], what: str) -> str:
     return said.splitlines()[-1] if said else ""
 
 
+def passing(*nodes: str) -> Seen:
+    """Tests of pytest, as paths below `tests` or path::test: how many, and that all pass."""
+    report = _run(
+        ["pytest", "-q", "-rN", "--no-header", "-p", "no:warnings", *(f"tests/{node}" for node in nodes), "-vv"],
+        "pytest",
+    )
+    passed = re.search(r"(\d+) passed", report)
+    assert passed is not None, report
+    skipped = re.search(r"(\d+) skipped", report)
+    note = f", {skipped[1]} left out on this machine" if skipped else ""
+    return Seen(int(passed[1]), f"all pass{note}")
+
+
 def tests(name: str, what: str, bar: str, *nodes: str) -> None:
-    """A row that tests of pytest prove: paths, or path::test."""
-
-    def run(_: int) -> Seen:
-        paths = [node if node.startswith("tests/") else f"tests/{node}" for node in nodes]
-        report = _run(["pytest", "-q", "-rN", "--no-header", "-p", "no:warnings", *paths, "-vv"], "pytest")
-        passed = re.search(r"(\d+) passed", report)
-        assert passed is not None, report
-        skipped = re.search(r"(\d+) skipped", report)
-        note = f", {skipped[1]} left out on this machine" if skipped else ""
-        return Seen(int(passed[1]), f"all pass{note}")
-
-    row(name, what, bar)(run)
+    """A row that tests of pytest prove."""
+    row(name, what, bar)(lambda _: passing(*nodes))
 
 
 def program(name: str, what: str, bar: str, command: str, quick: int, full: int) -> None:
@@ -92,20 +100,5 @@ def program(name: str, what: str, bar: str, command: str, quick: int, full: int)
 
     def run(size: int) -> Seen:
         return Seen(size, _run(command.format(size).split(), command.split()[0]))
-
-    row(name, what, bar, quick, full)(run)
-
-
-def fault(name: str, broken: str, what: str, bar: str, quick: int = 1, full: int | None = None) -> None:
-    """A row of `tests.faults`."""
-
-    def run(size: int) -> Seen:
-        from tests import faults
-
-        try:
-            with tempfile.TemporaryDirectory() as folder:
-                return Seen(size, faults.ROWS[broken](Path(folder), argparse.Namespace(readers=size)))
-        except faults.Skipped as why:
-            raise Skipped(str(why)) from None
 
     row(name, what, bar, quick, full)(run)

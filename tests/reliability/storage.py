@@ -4,21 +4,29 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import os
+import resource
+import signal
 import sqlite3
 import subprocess
 import sys
+import time
+from collections.abc import Callable
 from pathlib import Path
 from random import Random
 from tempfile import TemporaryDirectory
 
+import psutil
 import pytest
 
 from orchestratord.domain.facts import Admitted
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from tests.http.daemon import DaemonProcess, write_config
 from tests.http.support import submit, task, wait_for
+from tests.ports.damage import trials
 from tests.ports.journal_samples import admitted, archive
-from tests.reliability.rows import Seen, fault, program, row, tests
+from tests.reliability.rows import Seen, program, row, tests
+from tests.reliability.stage import all_end, daemon, installed, small_disk, works
 
 program(
     "E1",
@@ -102,13 +110,104 @@ def torn(size: int) -> Seen:
     return Seen(size, f"all open; always the first n of 40 tasks, n from {shortest}; the whole log gives 40")
 
 
-fault(
-    "E6",
-    "E6 disk full",
-    "3 MB tmpfs full, then room again, then kill -9",
-    "503, not ready, reads work; back <= 5 s; nothing lost",
-)
-fault("E7", "E7 EIO on write and fsync", "EIO on every write and fsync (strace)", "no acknowledgement; back by itself")
+BACK_S = 5.0
+
+
+def outage(process: DaemonProcess, broken: Callable[[], object], mended: Callable[[], object]) -> str:
+    """What every outage of the journal looks like, and its end."""
+    with process.session() as session:
+        running = submit(session, max_tokens=200, on_disconnect="continue")
+        queued = submit(session)
+        broken()
+
+        def refusing() -> bool:
+            answer = session.post("/v1/tasks", json=task())
+            assert answer.status_code in (202, 429, 503), answer.text
+            return answer.status_code == 503 and bool(answer.json()["code"] == "STORAGE_UNAVAILABLE")
+
+        wait_for(refusing, "admission says that the disk is broken", 30)
+        assert session.get("/readyz").status_code == 503
+        failed = process.says("journal_failed")
+        assert failed["level"] == "error", failed
+        assert failed["reason"].isupper(), failed
+        assert "set data_dir" in failed["human"], failed
+        assert session.get("/healthz").status_code == 200
+        assert session.get(f"/v1/tasks/{running}").status_code == 200
+        answer = session.post(f"/v1/tasks/{queued}/cancel")
+        assert answer.status_code in (204, 503), answer.text
+        assert session.get(f"/v1/tasks/{queued}").json()["state"] in ("canceled", "ended")
+        mended()
+        began = time.monotonic()
+        wait_for(lambda: session.get("/readyz").status_code == 200, "ready again by itself", 30)
+        took = time.monotonic() - began
+        assert took <= BACK_S, f"ready {took:.1f} s after"
+        assert process.says("journal_recovered")["outage_ms"] >= 0
+        works(session)
+        before = session.get(f"/v1/tasks/{queued}").json()
+    process.kill()
+    with DaemonProcess(process.config) as restarted, restarted.up().session() as session:
+        after = session.get(f"/v1/tasks/{queued}").json()
+    kept = (before["state"], before["last_event_id"]) == (after["state"], after["last_event_id"])
+    assert kept, f"the end told in the outage was {before}, after a kill -9 it is {after}"
+    return f"as said; ready {took:.2f} s after; a kill -9 forgets nothing"
+
+
+OUTAGE = "503 STORAGE_UNAVAILABLE, not ready, reads and cancels work; back by itself <= 5 s; nothing lost"
+
+
+@row("E6", "3 MB tmpfs full, then room again, then kill -9", OUTAGE, 1, 5, timed=True)
+def disk_full(size: int) -> Seen:
+    figure = ""
+    for _ in range(size):
+        with TemporaryDirectory() as folder, small_disk(Path(folder)) as disk:
+            filler = disk / "filler"
+
+            def fill(filler: Path = filler) -> None:
+                file = os.open(filler, os.O_WRONLY | os.O_CREAT)
+                with contextlib.suppress(OSError):
+                    while True:
+                        os.write(file, bytes(4096))
+                os.close(file)
+
+            with daemon(data=disk / "data", token_ms=5) as process:
+                figure = outage(process, fill, filler.unlink)
+    return Seen(size, figure)
+
+
+def _file_limit(process: DaemonProcess, most: int) -> None:
+    psutil.Process(process.process.pid).rlimit(psutil.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
+
+
+@row("E16", "no file may grow (RLIMIT_FSIZE), then they may, then kill -9", OUTAGE, 1, 5, timed=True)
+def file_size(size: int) -> Seen:
+    figure = ""
+    for _ in range(size):
+        with daemon(journal=True, token_ms=5) as process:
+            figure = outage(
+                process, lambda: _file_limit(process, 4096), lambda: _file_limit(process, resource.RLIM_INFINITY)
+            )
+    return Seen(size, figure)
+
+
+@row("E7", "EIO on every write and fsync (strace), then none, then kill -9", OUTAGE, 1, 5, timed=True)
+def input_output_error(size: int) -> Seen:
+    figure, calls = "", "pwrite64,fdatasync,fsync"
+    command = [installed("strace"), "-f", "-qq", "-o", "/dev/null", "-e", f"trace={calls}"]
+    for _ in range(size):
+        with daemon(journal=True, token_ms=5) as process, contextlib.ExitStack() as stack:
+            pid = process.process.pid
+
+            def trace(pid: int = pid, stack: contextlib.ExitStack = stack) -> None:
+                tracer = subprocess.Popen(
+                    [*command, "-e", f"inject={calls}:error=EIO", "-p", str(pid)], stderr=subprocess.DEVNULL
+                )
+                stack.callback(tracer.wait, 10)
+                stack.callback(tracer.send_signal, signal.SIGINT)
+                status = Path(f"/proc/{pid}/status")
+                wait_for(lambda: "TracerPid:\t0\n" not in status.read_text(), "strace is attached", 10)
+
+            figure = outage(process, trace, stack.close)
+    return Seen(size, figure)
 
 
 @row(
@@ -124,11 +223,7 @@ def locked(size: int) -> Seen:
                 with contextlib.closing(other), pytest.raises(sqlite3.OperationalError, match="locked"):
                     other.execute("BEGIN IMMEDIATE")
                 ids = [submit(session) for _ in range(5)]
-                for task_id in ids:
-                    wait_for(
-                        lambda task_id=task_id: session.get(f"/v1/tasks/{task_id}").json()["state"] == "ended",
-                        "it ends",
-                    )
+                all_end(session, ids)
                 daemon.signal()
                 assert daemon.ended() == 0
             assert "locked" not in daemon.output()
@@ -147,8 +242,6 @@ def locked(size: int) -> Seen:
 
 @row("E9", "a byte flipped, bytes overwritten, the end cut off, in the journal", "wrong bytes served 0", 30, 1_000)
 def damaged(size: int) -> Seen:
-    from tests.ports.damage import trials
-
     with TemporaryDirectory() as folder:
         found = trials(Path(folder), size)
     assert found["WRONG"] == 0, found
@@ -178,8 +271,33 @@ tests(
     "ports/test_sqlite_journal.py::test_a_store_that_cannot_be_used_says_why",
     "ports/test_journal_damage.py::test_a_store_without_seals_is_sealed_and_keeps_everything",
 )
-fault("E14", "E read-only disk at start", "a read-only disk at the start", "exit 69 with file and reason")
-fault("E15", "E artifacts on a full disk", "no room for artifacts, then room", "503, nothing partial; stored after")
+
+
+@row("E14", "a read-only disk at the start", "exit 69 with file and reason")
+def read_only(_: int) -> Seen:
+    with TemporaryDirectory() as folder, small_disk(Path(folder), "ro") as disk:
+        refused = DaemonProcess(write_config(Path(folder), data=disk / "data"))
+        code, said = refused.ended(), refused.output().strip().splitlines()[-1]
+        assert code == 69, (code, said)
+        assert str(disk / "data" / "journal.db") in said, said
+        assert "Read-only file system" in said, said
+    return Seen(1, "exit 69, the journal's path and `Read-only file system`")
+
+
+@row("E15", "no room for artifacts, then room", "503, nothing partial; stored after")
+def artifacts_full(_: int) -> Seen:
+    with daemon(journal=True) as process, process.session() as session:
+        body = {"kind": "other", "content": {"text": "x" * 20_000}}
+        _file_limit(process, 4096)
+        answer = session.post("/v1/artifacts", json=body)
+        assert (answer.status_code, answer.json()["code"]) == (503, "STORAGE_UNAVAILABLE"), answer.text
+        assert session.get("/v1/artifacts").json()["items"] == []
+        _file_limit(process, resource.RLIM_INFINITY)
+        stored = session.post("/v1/artifacts", json=body).json()
+        assert session.get(f"/v1/artifacts/{stored['id']}").json()["content"] == body["content"]
+    return Seen(1, "503 STORAGE_UNAVAILABLE, nothing partial; the same artifact is stored once there is room")
+
+
 program(
     "E13",
     "transcripts dropped while clients store the same ones",

@@ -1,26 +1,21 @@
-"""G1 and H2: what needs more than a test of pytest."""
+"""G: HTTP and input."""
 
 from __future__ import annotations
 
 import contextlib
-import shutil
 import socket
-import statistics
 import subprocess
-import time
 from collections.abc import Iterator
 from pathlib import Path
-from random import Random
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from orchestratord import middleware
 from orchestratord.testing.live import LiveApp, mock_settings
-from orchestratord.wire.errors import HttpError
 from tests.http.daemon import free_port
 from tests.http.support import wait_for
 from tests.http.test_raw import GET, HOST, MALFORMED, POST
-from tests.reliability.rows import Seen, Skipped, row
+from tests.reliability.rows import Seen, Skipped, not_here, program, row, tests
+from tests.reliability.stage import installed
 
 SECRET = "/v1/pools"  # what an attacker wants to be asked behind the proxy's back
 SUFFIX = b"GET /v1/pools HTTP/1.1\r\nHost: 127.0.0.1\r\nX-Smuggled: 1\r\n\r\n"
@@ -106,14 +101,12 @@ backend b
 
 @contextlib.contextmanager
 def _proxy(kind: str, port: int) -> Iterator[int]:
-    program = shutil.which(kind, path="/usr/sbin:/usr/bin:/sbin:/bin")
-    if program is None:
-        raise Skipped(f"{kind} is not installed")
+    binary = installed(kind)
     with TemporaryDirectory() as folder:
         proxy = free_port()
         file = Path(folder) / "conf"
         file.write_text((NGINX if kind == "nginx" else HAPROXY).format(folder=folder, port=port, proxy=proxy))
-        command = [program, "-c", str(file)] if kind == "nginx" else [program, "-db", "-f", str(file)]
+        command = [binary, "-c", str(file)] if kind == "nginx" else [binary, "-db", "-f", str(file)]
         process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         try:
             wait_for(lambda: _listens(proxy), f"{kind} listens", 20)
@@ -207,26 +200,48 @@ def smuggling(_: int) -> Seen:
     return Seen(tried, "; ".join(through))
 
 
-@row("H2", "comparisons of a token, wrong in its first and in its last byte", "Welch t < 4.5", 20_000, 100_000)
-def timing(size: int) -> Seen:
-    secret = "s" * 32
-    guard = middleware.Guard(middleware.Access(token=secret))
-    wrong = {"first": b"x" + secret[1:].encode(), "last": secret[:-1].encode() + b"x"}
-    took: dict[str, list[int]] = {"first": [], "last": []}
-    draw = Random(2)
-
-    for _ in range(size):
-        place = draw.choice(("first", "last"))
-        headers = [(b"host", b"localhost"), (b"authorization", b"Bearer " + wrong[place])]
-        scope = {"type": "http", "headers": headers, "path": "/"}
-        began = time.perf_counter_ns()
-        with contextlib.suppress(HttpError):
-            guard.admit(scope, *middleware.gather(headers))
-        took[place].append(time.perf_counter_ns() - began)
-    cut = sorted(took["first"] + took["last"])[int(size * 0.9)]  # what the machine adds now and then
-    a, b = ([t for t in took[place] if t <= cut] for place in ("first", "last"))
-    t = abs(statistics.mean(a) - statistics.mean(b)) / (
-        (statistics.variance(a) / len(a) + statistics.variance(b) / len(b)) ** 0.5
-    )
-    assert t < 4.5, t
-    return Seen(size, f"t = {t:.2f}")
+tests("G2", "every kind of JSON and non-JSON, on every route with a body", "5xx 0", "http/test_json_grammar.py")
+tests(
+    "G3",
+    "each limit one below, at and above; lengths that lie; a gigabyte declared and unsent",
+    "413, 414, 431, 408; read past the limit <= 64 KiB and one read",
+    "http/test_errors.py",
+    "http/test_crowd.py",
+    "http/test_raw.py",
+)
+tests(
+    "G4",
+    "content types and codings",
+    "415, or read as JSON",
+    "http/test_errors.py::test_json_is_json_however_it_is_spelt",
+    "http/test_errors.py::test_anything_else_is_415",
+    "http/test_errors.py::test_a_body_without_a_content_type_is_415",
+    "http/test_errors.py::test_a_coded_body_is_415",
+)
+program(
+    "G5", "requests made up from the contracts", "5xx 0, undocumented 0", "tests.fuzz --seed 1 --count {}", 600, 10_000
+)
+tests("G6", "every path x 9 methods", "405 with the whole Allow", "http/test_routes.py")
+tests(
+    "G7",
+    "every error there is",
+    "an envelope, nothing of the inside",
+    "http/test_errors.py",
+    "wire/test_error_table.py",
+)
+tests(
+    "G8",
+    "traceparent and tracestate of every kind",
+    "a new trace, and the request succeeds",
+    "tracing/test_requests.py",
+)
+tests("G9", "the contracts' lint", "0 findings", "contract/test_contract_lint.py")
+tests(
+    "G10",
+    "slashes, dots, codes, absolute targets",
+    "404 or 400, no redirect",
+    "http/test_routes.py::test_what_no_contract_documents_is_not_served",
+    "http/test_routes.py::test_an_encoded_slash_is_no_slash",
+    "http/test_routes.py::test_a_target_that_is_no_path_is_refused",
+)
+not_here("G11", "streams go past ASGI, so nothing can hold them back; see C12")
