@@ -29,7 +29,7 @@ program(
     "0 tokens above a seal",
     "tests.races --seed 4 --count {}",
     300,
-    36_000,
+    12_000,
 )
 program(
     "B3",
