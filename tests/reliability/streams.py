@@ -48,15 +48,18 @@ class Fast(threading.Thread):
                         self.whole &= int(line[4:]) == self.last + 1
                         self.last += 1
 
-    def gaps(self, seconds: float) -> float:
-        """p99 of the milliseconds between two pieces: the least of three spans of so many seconds."""
-        found = []
+    def gaps(self, seconds: float, inside: psutil.Process) -> tuple[float, float]:
+        """p99 of the milliseconds between two pieces, the least of three spans of so many seconds; and what the daemon
+        `inside` takes of a processor for each piece, in milliseconds: other programs do not change that.
+        """
+        found, began, busy = [], len(self.came), sum(inside.cpu_times()[:2])
         for _ in range(3):
             first = len(self.came)
             threading.Event().wait(seconds)
             span = self.came[first:]
             found.append(p99([b - a for a, b in pairwise(span)]))
-        return min(found)
+        took = sum(inside.cpu_times()[:2]) - busy
+        return min(found), took * 1000 / (len(self.came) - began)
 
     def close(self) -> None:
         self._connection.close()
@@ -92,7 +95,7 @@ def stalled(size: int) -> Seen:
         token_ms=5,
         ctx=200_000,
     ) as process:
-        memory = psutil.Process(process.process.pid).memory_info
+        inside = psutil.Process(process.process.pid)
         with process.session() as session:
             task_id = submit(session, max_tokens=100_000, ctx=200_000, deadline_ms=3_600_000, on_disconnect="continue")
             wait_for(
@@ -100,12 +103,14 @@ def stalled(size: int) -> Seen:
             )
             fast = Fast(process.url, task_id, HISTORY)
             fast.start()
-            alone = fast.gaps(4)
-            grown, beside, before = [], [], memory().rss
+            alone, cost = fast.gaps(4, inside)
+            grown, beside, costs, before = [], [], [], inside.memory_info().rss
             for wave in (1, 2):
                 with _stalled(process.url, task_id, size):
-                    beside.append(fast.gaps(min(8, stall_s / 4)))
-                    grown.append((memory().rss - before) / 1e6)
+                    found = fast.gaps(min(8, stall_s / 4), inside)
+                    beside.append(found[0])
+                    costs.append(found[1])
+                    grown.append((inside.memory_info().rss - before) / 1e6)
                     wait_for(lambda wave=wave: said(process, "reader_cut") >= wave * size, "all are cut", 60)
             assert fast.whole, "the fast reader missed events"
             assert fast.is_alive()
@@ -113,11 +118,12 @@ def stalled(size: int) -> Seen:
     worst = max(beside)
     assert grown[0] <= 0.15 * size, f"{grown[0]:.0f} MB"
     assert grown[1] - grown[0] <= 10, f"{grown[0]:.0f} MB, then {grown[1]:.0f} MB"
-    assert worst <= 1.2 * alone, f"p99 {alone:.1f} ms alone, {worst:.1f} ms beside them"
+    times = f"p99 {alone:.1f} ms alone, {worst:.1f} ms beside them; {cost:.2f} and {max(costs):.2f} ms of CPU a token"
+    assert worst <= 1.2 * alone, f"{grown[0] / size * 1000:.0f} KB each, {times}"
     return Seen(
         2 * size,
         f"{grown[0] / size * 1000:.0f} KB each, second wave {grown[1] - grown[0]:+.1f} MB, all cut after {stall_s} s "
-        f"and logged; fast reader whole, p99 {alone:.1f} ms alone, {worst:.1f} ms beside them",
+        f"and logged; fast reader whole, {times}",
     )
 
 
