@@ -162,9 +162,13 @@ class _Pipe:
     def begin(self) -> None:
         self._source.follow(self._push, self._abort)
         self._wire.bind(self)
+        if self._full:
+            self._source.blocked()
         self._push()
 
     def _push(self) -> None:
+        if self._full:
+            return  # `drained` goes on: a thousand readers who take nothing are told of every token
         source = self._source
         while self._open and not self._full:
             data = source.take()

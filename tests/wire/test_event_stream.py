@@ -107,8 +107,7 @@ def test_a_full_connection_is_left_alone_until_it_drains() -> None:
     sent = streamed(source, connection, act)
     assert [message["type"] for message in sent] == ["http.response.start"]
     assert connection.ended
-    assert source.told[0] == "blocked"
-    assert source.told[-2:] == ["unblocked", "closed"]
+    assert source.told == ["blocked", "unblocked", "closed"]  # once: there may be a thousand of them at every token
 
 
 def test_tokens_are_written_as_they_come_and_the_end_is_noticed() -> None:
