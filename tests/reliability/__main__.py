@@ -2,9 +2,9 @@
 
     python -m tests.reliability [ROW ...] [--full] [--write]
 
-`ROW` is a row, a row in a size of one's own, or a group: `B2`, `B2=1000`, `E`. `--full` takes the sizes the documentation shows (hours, and some of it as root);
-without it the table takes minutes. `--write` puts the lines into `docs/reliability.md`; lines of rows that were not run
-stay as they are. Exit code 1 if a bar is missed.
+`ROW` is a row, a row in a size of one's own, or a group: `B2`, `B2=1000`, `E`. `--full` takes the sizes the
+documentation shows (hours, and some of it as root); without it the table takes minutes. `--write` puts the lines into
+`docs/reliability.md`; lines of rows that were not run stay as they are. Exit code 1 if a bar is missed.
 """
 
 from __future__ import annotations
