@@ -118,9 +118,11 @@ class Protocol(HttpToolsProtocol):
         self._stop_timer()
         self._unset_keepalive_if_required()
         working = self._working
-        if working is not None and not working.response_complete:
-            working.disconnected = True
-            working.message_event.set()
+        if working is not None:
+            working.body = bytearray()  # what is lost is a circle and lives until the collector comes by
+            if not working.response_complete:
+                working.disconnected = True
+                working.message_event.set()
         super().connection_lost(exc)
         self.crowd.leave(self)
         if self._bound is not None:
@@ -337,6 +339,7 @@ class Protocol(HttpToolsProtocol):
         if working.scope["method"] == "HEAD":
             body = b""
         working.response_started = working.response_complete = True
+        working.body = bytearray()  # the connection may be kept for long
         self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], head, body))
         working.message_event.set()
         if close:
