@@ -11,8 +11,8 @@ from typing import Any
 from unittest.mock import patch
 
 from features.engines import Disk, Flaky, Speaking, archive
-from orchestratord import app as application
 from orchestratord import crowd, server
+from orchestratord.app import daemon as application
 from orchestratord.config import Settings
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings

@@ -188,17 +188,22 @@ def test_artifacts_and_transcripts_survive(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("seed", [1])
 def test_kills_at_random_moments(tmp_path: Path, seed: int) -> None:
-    """Five times, under load: every acknowledged task is known and comes to one end, the one that was seen."""
+    """Five times, amid coming and going: every acknowledged task is known and comes to one end, the one that was seen.
+
+    A life ends shortly after it has acknowledged some tasks, however fast or slow the machine is.
+    """
     draw = Random(seed)
     config = write_config(tmp_path, data=tmp_path / "data", slots=2, token_ms=4)
     acknowledged: list[str] = []
     told: dict[str, tuple[int | None, bytes]] = {}  # terminal events readers got
     for _ in range(5):
         with DaemonProcess(config) as daemon, daemon.up().session() as session:
-            timer = threading.Timer(draw.uniform(0.1, 1.0), daemon.process.kill)
-            timer.start()
+            timer = threading.Timer(draw.uniform(0, 0.2), daemon.process.kill)
+            enough = len(acknowledged) + draw.randint(5, 30)
             try:
                 while True:
+                    if len(acknowledged) >= enough and not timer.ident:
+                        timer.start()
                     body = task(max_tokens=draw.randint(1, 40), priority=draw.choice(["batch", "interactive"]))
                     answer = session.post("/v1/tasks", json=body)
                     if answer.status_code == 202:
@@ -212,7 +217,7 @@ def test_kills_at_random_moments(tmp_path: Path, seed: int) -> None:
                 pass  # it is dead
             timer.join()
             daemon.process.wait()
-    assert len(acknowledged) > 20
+    assert len(acknowledged) >= 5 * 5
     with DaemonProcess(config) as daemon, daemon.up().session() as session:
         for task_id in acknowledged:
             events = [event for event in replay(session, task_id) if event.id is not None]

@@ -142,7 +142,7 @@ class World:
             log=lambda _: None,
             draw_seed=lambda: self.draw.getrandbits(31),
         )
-        daemon.replicas._connect = lambda spec, url: self._observed(daemon, daemon._connect(spec, url))
+        daemon.replicas._connect = lambda spec, url: self._observed(daemon, daemon.engines.connect(spec, url))
         self.lives += 1
         self.known = []
         self.daemon = daemon
