@@ -114,7 +114,12 @@ class Journal(CatalogStore, Protocol):
         """
 
     def transcripts(self) -> list[tuple[str, Artifact]]:
-        """(task id, transcript) of every `Finished` not yet `Archived`, as found by `open`."""
+        """(task id, transcript) of every `Finished` not yet `Archived`, as found by `open`: handed over, so once."""
+
+    async def transcript(self, task_id: str) -> Artifact | None:
+        """The transcript of a `Finished` not yet `Archived`, as its ticket had it; None if there is none, or it cannot
+        be made any more. Raises JournalUnavailable.
+        """
 
     def deleted_sessions(self) -> list[SessionDeleted]:
         """Every session deletion that still concerns a task `open` returned."""

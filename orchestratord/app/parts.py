@@ -156,7 +156,7 @@ class Parts:
         self.residents = Residents(
             self.core, self.replicas, self.room, self.clock, self.telemetry, models.load_ms / 1000
         )
-        self.artifacts = Artifacts(self.store, self.clock, self.telemetry, canonical.artifact_id)
+        self.artifacts = Artifacts(self.store, self.journal, self.clock, self.telemetry, canonical.artifact_id)
         keep = mapping.keep(settings.retention)
         self.retention = Retention(self.store, self.core, self.clock, self.telemetry, keep)
         self.cache_bound = CacheBound(

@@ -3,14 +3,23 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import replace
-from itertools import islice
 from typing import Any
 
 from orchestratord.domain.core import Core
 from orchestratord.domain.errors import InvalidParams, NotFound, StorageUnavailable, TooLarge
-from orchestratord.ports import Artifact, ArtifactCorrupt, ArtifactStore, ArtifactTooLarge, Clock, Telemetry
+from orchestratord.ports import (
+    Artifact,
+    ArtifactCorrupt,
+    ArtifactStore,
+    ArtifactTooLarge,
+    Clock,
+    Journal,
+    JournalUnavailable,
+    Telemetry,
+)
+from orchestratord.services.outbox import Outbox
 
 RETRY_S = 5.0
 TOGETHER = 64  # transcripts stored at once
@@ -22,12 +31,14 @@ Address = Callable[[str, Any, tuple[str, ...], str | None, dict[str, Any]], str]
 class Artifacts:
     """The store, with the transcripts that have not reached it yet in front."""
 
-    def __init__(self, store: ArtifactStore, clock: Clock, telemetry: Telemetry, address: Address) -> None:
+    def __init__(
+        self, store: ArtifactStore, journal: Journal, clock: Clock, telemetry: Telemetry, address: Address
+    ) -> None:
         self._store = store
         self._clock = clock
         self._telemetry = telemetry
         self._address = address
-        self._outbox: dict[str, tuple[Artifact, str]] = {}
+        self.outbox = Outbox(journal)
         self._wanted = asyncio.Event()
 
     async def create(
@@ -53,11 +64,13 @@ class Artifacts:
 
     async def get(self, artifact_id: str) -> Artifact:
         """Raises NotFound, StorageUnavailable; a damaged artifact is not served."""
-        waiting = self._outbox.get(artifact_id)
-        if waiting is not None:
-            return waiting[0].opened()
         try:
+            waiting = await self.outbox.get(artifact_id)
+            if waiting is not None:
+                return waiting.opened()
             found = await self._store.get(artifact_id)
+        except JournalUnavailable as error:
+            raise StorageUnavailable("This transcript cannot be read now.", retry_after_ms=1000) from error
         except ArtifactCorrupt:
             self._telemetry.event("artifact_corrupt", "a stored artifact is damaged", artifact_id=artifact_id)
             found = None
@@ -74,7 +87,7 @@ class Artifacts:
         except OSError as error:
             raise StorageUnavailable("The artifact store cannot be read now.", retry_after_ms=1000) from error
         found = {a.id: a for a in stored}
-        for artifact, _ in self._outbox.values():
+        for artifact in self.outbox.shown():
             key = (artifact.created_ms, artifact.id)
             if (after is None or key < after) and (tag is None or tag in artifact.tags):
                 found.setdefault(artifact.id, replace(artifact, content=None))
@@ -89,7 +102,7 @@ class Artifacts:
 
     def archive(self, task_id: str, artifact: Artifact) -> None:
         """Take over a transcript that is durable in the journal."""
-        self._outbox[artifact.id] = (artifact, task_id)
+        self.outbox.add(task_id, artifact)
         self._wanted.set()
 
     async def serve(self, core: Core) -> None:
@@ -98,20 +111,35 @@ class Artifacts:
             await self._wanted.wait()
             self._wanted.clear()
             await self._clock.sleep(GATHER_S)
-            while self._outbox:
-                some = list(islice(self._outbox.values(), TOGETHER))
+            while self.outbox:
+                some = await self._oldest(core)
                 try:
-                    stored = await self._store.put_all([artifact for artifact, _ in some])
+                    stored = await self._store.put_all([artifact for artifact, _ in some]) if some else 0
                 except OSError as error:
                     self._telemetry.event("archive_failed", "the artifact store refuses transcripts", error=str(error))
                     await self._clock.sleep(RETRY_S)
                     continue
                 except Exception as error:  # this one alone cannot be stored: the journal keeps it, the others go on
-                    self._telemetry.event("archive_failed", "a transcript cannot be stored", error=error)
-                    artifact, task_id = some[0]
-                    self._outbox.pop(artifact.id, None)
-                    core.owes(task_id, owed=False)
+                    self._give_up(core, *some[0], error)
                     continue
                 for artifact, task_id in some[:stored]:
-                    self._outbox.pop(artifact.id, None)
+                    self.outbox.remove(artifact.id)
                     core.archived(task_id)
+
+    async def _oldest(self, core: Core) -> Sequence[tuple[Artifact, str]]:
+        """The next ones to store, with their tasks; what the journal has lost is given up."""
+        while True:
+            try:
+                found = await self.outbox.oldest(TOGETHER)
+            except JournalUnavailable:
+                await self._clock.sleep(RETRY_S)
+                continue
+            for waiting, artifact in found:
+                if artifact is None:
+                    self._give_up(core, waiting.artifact, waiting.task_id, None)
+            return [(artifact, waiting.task_id) for waiting, artifact in found if artifact is not None]
+
+    def _give_up(self, core: Core, artifact: Artifact, task_id: str, error: Exception | None) -> None:
+        self._telemetry.event("archive_failed", "a transcript cannot be stored", error=error)
+        self.outbox.remove(artifact.id)
+        core.owes(task_id, owed=False)

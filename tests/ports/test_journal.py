@@ -156,6 +156,33 @@ def test_a_finished_task_has_lost_its_content(make: Make) -> None:
     asyncio.run(body())
 
 
+@pytest.mark.parametrize("journaled", [True, False], ids=["all frames journaled", "some left out"])
+def test_a_transcript_that_waits_can_be_had_again(make: Make, journaled: bool) -> None:
+    """As it was told by its ticket, at once and after a restart, until it is archived; nobody else has one."""
+    first, some = admitted(1), b"some" if journaled else b"so"
+    end = finished("task-1", first.started_frame + b"some" + finished("task-1").terminal_frame)
+
+    async def body() -> None:
+        journal = make()
+        await journal.open()
+        facts = first, started("task-1"), Frames("task-1", some), end, admitted(2)
+        *_, expected, _ = await write(journal, *facts)
+        assert isinstance(expected, Artifact)
+        assert await journal.transcript("task-1") == expected
+        assert await journal.transcript("task-2") is None
+        assert await journal.transcript("nobody") is None
+        await journal.close()
+
+        journal = make()
+        await journal.open()
+        assert await journal.transcript("task-1") == expected
+        await write(journal, Archived("task-1"))
+        assert await journal.transcript("task-1") is None
+        await journal.close()
+
+    asyncio.run(body())
+
+
 def test_a_transcript_waits_in_the_outbox_until_it_is_archived(make: Make) -> None:
     async def body() -> None:
         journal = make()
@@ -171,6 +198,7 @@ def test_a_transcript_waits_in_the_outbox_until_it_is_archived(make: Make) -> No
         assert journal.transcripts() == [("task-1", expected)]
         assert task.finished == finished("task-1")
         assert task.transcript_id == expected.id
+        assert journal.transcripts() == [], "they have been handed over"
         await write(journal, Archived("task-1"))
         await journal.close()
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import errno
 from pathlib import Path
 from typing import Any
@@ -11,10 +12,12 @@ import pytest
 
 from orchestratord.infra.engines.mock import MockScript
 from orchestratord.infra.storage.memory import MemoryArtifacts
-from orchestratord.ports import Artifact, ArtifactTooLarge
+from orchestratord.ports import Artifact, ArtifactTooLarge, Encoded, JournalUnavailable
+from orchestratord.services import outbox
+from orchestratord.services.outbox import Outbox
 from orchestratord.testing.live import LiveApp, mock_settings
 from orchestratord.testing.session import VerifyingSession
-from tests.services.support import records, submit
+from tests.services.support import records, submit, wait_for
 
 
 class Store(MemoryArtifacts):
@@ -55,7 +58,7 @@ def test_a_transcript_is_served_before_it_is_stored_and_after() -> None:
         store.full = False
         app.advance(6)
         assert set(store._whole) == set(ids)
-        assert app.call(lambda: app.daemon.artifacts._outbox) == {}
+        assert app.call(lambda: len(app.daemon.artifacts.outbox)) == 0
         assert [session.get(f"/v1/artifacts/{one}").json() for one in ids] == waiting
         assert session.get("/v1/artifacts").json()["items"] == listed
 
@@ -232,3 +235,99 @@ def test_a_damaged_artifact_is_not_served(tmp_path: Path) -> None:
         file.write_bytes(file.read_bytes().replace(b"canary", b"danger"))
         assert session.get(f"/v1/artifacts/{artifact}").status_code == 404
         assert list(records(app, "artifact_corrupt"))
+
+
+# -- a store that is down for long -----------------------------------------------------------------------------
+class Journal:
+    """Has every transcript, and tells which were asked for. It can be down, or have lost one."""
+
+    def __init__(self) -> None:
+        self.held: dict[str, Artifact] = {}
+        self.asked: list[str] = []
+        self.healthy = True
+        self.lost = ""
+
+    async def transcript(self, task_id: str) -> Artifact | None:
+        self.asked.append(task_id)
+        if not self.healthy or task_id == self.lost:
+            raise JournalUnavailable("it cannot be read")
+        return self.held.get(task_id)
+
+
+def filled(count: int, size: int, bytes_max: int) -> tuple[Outbox, Journal]:
+    journal = Journal()
+    box = Outbox(journal, bytes_max)  # type: ignore[arg-type]
+    for number in range(count):
+        content = Encoded(b'"' + b"x" * (size - 2) + b'"')
+        task_id = f"task-{number}"
+        artifact = Artifact(f"sha256:{number}", "trace", content, (task_id,), None, {"seed": number}, number)
+        journal.held[task_id] = artifact
+        box.add(task_id, artifact)
+    return box, journal
+
+
+def test_contents_that_wait_have_a_bound_and_lists_show_all() -> None:
+    box, journal = filled(count=100, size=1000, bytes_max=10_000)
+    assert (len(box), box.bytes) == (100, 10_000)
+    assert [artifact.created_ms for artifact in box.shown()] == list(range(100))
+    assert [artifact.tags for artifact in box.shown()] == [(task_id,) for task_id in journal.held]
+    kept = [artifact for artifact in box.shown() if artifact.content is not None or artifact.metadata]
+    assert [artifact.created_ms for artifact in kept] == list(range(10)), "the oldest, as they go first"
+
+
+def test_the_oldest_come_whole_and_not_too_many_at_once() -> None:
+    box, journal = filled(count=40, size=1000, bytes_max=10_000)
+    seen: list[Artifact | None] = []
+
+    async def body() -> None:
+        while len(box):
+            some = await box.oldest(64)
+            assert len(some) == 10
+            seen.extend(artifact for _, artifact in some)
+            for waiting, _ in some:
+                box.remove(waiting.artifact.id)
+
+    asyncio.run(body())
+    assert seen == list(journal.held.values())
+    assert journal.asked == [f"task-{number}" for number in range(10, 40)]
+    assert box.bytes == 0
+
+
+def test_one_that_is_larger_than_the_bound_goes_alone() -> None:
+    box, journal = filled(count=3, size=5000, bytes_max=1000)
+    assert box.bytes == 0
+    (only,) = asyncio.run(box.oldest(64))
+    assert only[1] == journal.held["task-0"]
+
+
+def test_what_the_journal_has_lost_is_told_apart_from_a_journal_that_is_down() -> None:
+    box, journal = filled(count=2, size=100, bytes_max=0)
+    journal.lost = "task-0"
+    ((lost, nothing),) = asyncio.run(box.oldest(64))
+    assert (lost.task_id, nothing) == ("task-0", None)
+    box.remove(lost.artifact.id)
+    ((_, found),) = asyncio.run(box.oldest(64))
+    assert found == journal.held["task-1"]
+    journal.healthy = False
+    with pytest.raises(JournalUnavailable):
+        asyncio.run(box.oldest(64))
+
+
+@pytest.mark.parametrize("kind", ["memory", "sqlite"])
+def test_a_store_that_is_down_for_long_costs_bounded_memory_and_nothing_else(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """OD-29: every transcript is served meanwhile and stored afterwards, though few are in memory."""
+    monkeypatch.setattr(outbox, "BYTES_MAX", 4_000)
+    store = Store()
+    with LiveApp(mock_settings(tmp_path if kind == "sqlite" else None), store=store) as app, app.session() as session:
+        store.full = True
+        ids = [transcript_id(app, session, max_tokens=40) for _ in range(12)]
+        assert 0 < app.call(lambda: app.daemon.artifacts.outbox.bytes) <= 4_000
+        waiting = [session.get(f"/v1/artifacts/{one}").json() for one in ids]
+        assert all(len(document["content"]["events"]) > 40 for document in waiting)
+        assert {item["id"] for item in session.get("/v1/artifacts").json()["items"]} == set(ids)
+        store.full = False
+        wait_for(lambda: app.advance(6) or len(store._whole) == len(ids), "all are stored")
+        assert app.call(lambda: (len(app.daemon.artifacts.outbox), app.daemon.artifacts.outbox.bytes)) == (0, 0)
+        assert [session.get(f"/v1/artifacts/{one}").json() for one in ids] == waiting

@@ -285,7 +285,7 @@ class World:
                 await self.call(daemon.operations.resume(pool.id))
         ends = self.time.clients.now() + REST_S
         while (
-            list(i26_rest(daemon.core)) or daemon.recorder.owed or daemon.artifacts._outbox
+            list(i26_rest(daemon.core)) or daemon.recorder.owed or len(daemon.artifacts.outbox)
         ) and self.time.clients.now() < ends:
             for engine in self.engines():
                 engine.clear()

@@ -208,11 +208,30 @@ class Book:
         name, finished = _decode_finished(task.finished)
         made = None
         if name is not None and finished.transcript is not None and not task.archived:
-            source = finished.transcript
-            log = source.frames or b"".join((admitted.started_frame, frames[: task.end], finished.terminal_frame))
-            made = self._transcript(replace(finished, transcript=replace(source, frames=log)))
+            made = self._made(task, admitted, finished)
             name = made.id if made is not None else None
         return JournaledTask(admitted, started, frames, replace(finished, transcript=None), name), made
+
+    def transcript(self, rows: Iterable[FactRow]) -> Artifact | None:
+        """What a finished task has waiting, from all its rows. Raises Damaged."""
+        task: _Task | None = None
+        for row in rows:
+            data = unsealed(*row)
+            if row[2] == ADMITTED:
+                task = _Task(data)
+            assert task is not None, "a task begins with its admission"
+            task.add(row[0], row[2], data)
+        if task is None or task.finished is None or task.archived:
+            return None
+        _, finished = _decode_finished(task.finished)
+        return self._made(task, codec.decode_admitted(task.admitted, None), finished)
+
+    def _made(self, task: _Task, admitted: Admitted, finished: Finished) -> Artifact | None:
+        source = finished.transcript
+        if source is None:
+            return None
+        log = source.frames or b"".join((admitted.started_frame, task.frames[: task.end], finished.terminal_frame))
+        return self._transcript(replace(finished, transcript=replace(source, frames=log)))
 
 
 class _Task:

@@ -207,6 +207,11 @@ class Database:
         one = "SELECT id, ord, kind, body FROM facts WHERE id = ?"
         return book.log_of(self._run(one, (row,)).fetchone() for row in self._book.rows_of(task_id))
 
+    def transcript(self, task_id: str) -> Artifact | None:
+        """What a finished task has waiting for the store."""
+        one = "SELECT id, ord, kind, body FROM facts WHERE id = ?"
+        return self._book.transcript(self._run(one, (row,)).fetchone() for row in self._book.rows_of(task_id))
+
     # -- writing -----------------------------------------------------------------------------------------
     def write(self, batch: Sequence[Record]) -> list[Artifact | None]:
         """Make a batch durable in one transaction; returns what each fact's ticket resolves to.

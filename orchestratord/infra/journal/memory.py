@@ -150,7 +150,11 @@ class MemoryJournal:
             resolve(ticket, transcript)
 
     def transcripts(self) -> list[tuple[str, Artifact]]:
-        return self._transcripts
+        found, self._transcripts = self._transcripts, []
+        return found
+
+    async def transcript(self, task_id: str) -> Artifact | None:
+        return self.store.outbox.get(task_id)
 
     def deleted_sessions(self) -> list[SessionDeleted]:
         return self._deleted

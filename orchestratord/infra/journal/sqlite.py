@@ -25,10 +25,11 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from queue import Empty, SimpleQueue
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from orchestratord.domain.entry import CatalogEntry
 from orchestratord.domain.facts import Fact, Finished, JournaledTask, SessionDeleted, TranscriptSource
@@ -97,9 +98,10 @@ class SqliteJournal:
         outcome = await opened
         if isinstance(outcome, BaseException):
             raise outcome
-        self._loaded = outcome
+        self._loaded = replace(outcome, tasks=[])  # what may be large is handed over, not kept
         self._refusal = None
-        return self._loaded.tasks
+        tasks: list[JournaledTask] = outcome.tasks
+        return tasks
 
     def append(self, fact: Fact) -> TicketFuture:
         ticket: TicketFuture = self._loop.create_future()
@@ -141,15 +143,24 @@ class SqliteJournal:
         return fail(ticket, reason)
 
     async def log(self, task_id: str) -> bytes | None:
+        found: bytes | None = await self._asked(lambda: self._database.log(task_id))
+        return found
+
+    async def transcript(self, task_id: str) -> Artifact | None:
+        found: Artifact | None = await self._asked(lambda: self._database.transcript(task_id))
+        return found
+
+    async def _asked(self, read: Callable[[], Any]) -> Any:
         if self._refusal is not None:
             raise self._refusal
         answer: TicketFuture = self._loop.create_future()
-        self._inbox.put(partial(self._read, task_id, answer))
-        found: bytes | None = await answer
-        return found
+        self._inbox.put(partial(self._read, read, answer))
+        return await answer
 
     def transcripts(self) -> list[tuple[str, Artifact]]:
-        return self._loaded.outbox
+        found = self._loaded.outbox
+        self._loaded = replace(self._loaded, outbox=[])
+        return found
 
     def deleted_sessions(self) -> list[SessionDeleted]:
         return self._loaded.deleted
@@ -273,13 +284,13 @@ class SqliteJournal:
         else:
             self._erased = None
 
-    def _read(self, task_id: str, answer: TicketFuture) -> None:
+    def _read(self, read: Callable[[], Any], answer: TicketFuture) -> None:
         if self._down is not None:
             self._tell(fail, answer, str(self._down))
             return
         try:
-            self._tell(resolve, answer, self._database.log(task_id))
-        except Damaged as error:  # this log alone cannot be had
+            self._tell(resolve, answer, read())
+        except Damaged as error:  # this alone cannot be had
             self._tell(fail, answer, f"the journal {self._path}: {error}")
         except Exception as error:
             self._down = self._unavailable(error)
