@@ -147,9 +147,12 @@ class Front(AsyncASGIApp):  # type: ignore[misc]
             raw = exchange.body()
             raw = self._limit.check(raw) if raw else await self._limit.read(exchange.receive)
             arguments["body"] = endpoint.arguments.body(raw)
+            del raw
         if endpoint.wants_caller:
             arguments["caller"] = Caller(exchange.correlation_id.decode(), identity)
-        answer = await endpoint.handler(**arguments)
+        call = endpoint.handler(**arguments)
+        del arguments  # the handler alone decides how long it needs a body
+        answer = await call
         if endpoint.audited:  # and granted: a refusal was raised
             audit.tell(self._telemetry, scope, answer.status, identity, exchange.correlation_id.decode())
         return answer

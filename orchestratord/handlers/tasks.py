@@ -17,8 +17,9 @@ async def create_task(app: Services, body: dict[str, Any], caller: Caller, x_tru
         fingerprint = await canonical.fingerprint_of(body)
     except ValueError as error:
         raise InvalidParams(str(error), rule="body_syntax") from None
-    strict = x_trust_policy == "strict"
-    task, replay = await app.admission.admit(parse_request(body), fingerprint, caller, strict_trust=strict)
+    request, strict = parse_request(body), x_trust_policy == "strict"
+    del body  # a thousand may wait for one commit
+    task, replay = await app.admission.admit(request, fingerprint, caller, strict_trust=strict)
     headers = [(b"location", f"/v1/tasks/{task.task_id}".encode())]
     headers += budget_headers(app.sessions.account(task.session_id))
     if replay:

@@ -244,7 +244,7 @@ class Streams:
         self._core = core
         self._journal = journal
         self._telemetry = telemetry
-        self._cursors: dict[str, set[Cursor]] = {}
+        self._cursors: dict[str, tuple[Cursor, ...]] = {}  # by task
         self._graces: dict[str, Timer] = {}
         self._sweep: Timer | None = None
         self._stopping = False
@@ -275,7 +275,7 @@ class Streams:
         if task.log.evicted:
             await self._bring_back(task)
         cursor = Cursor(self, task, seen)
-        self._cursors.setdefault(task_id, set()).add(cursor)
+        self._cursors[task_id] = (*self._cursors.get(task_id, ()), cursor)
         grace = self._graces.pop(task_id, None)
         if grace is not None:
             grace.cancel()
@@ -306,8 +306,8 @@ class Streams:
         cursors = self._cursors.get(task.task_id)
         if cursors is None or cursor not in cursors:
             return
-        cursors.discard(cursor)
-        if cursors:
+        if len(cursors) > 1:
+            self._cursors[task.task_id] = tuple(other for other in cursors if other is not cursor)
             return
         del self._cursors[task.task_id]
         if not task.terminal and not self._stopping and task.request.on_disconnect == "cancel":
@@ -368,7 +368,7 @@ class Streams:
         self._sweep = None
         now = self.clock.now()
         for cursors in tuple(self._cursors.values()):
-            for cursor in tuple(cursors):
+            for cursor in cursors:
                 cursor.tick(now)
         self._arm()
 
@@ -379,6 +379,6 @@ class Streams:
             timer.cancel()
         self._graces.clear()
         for cursors in tuple(self._cursors.values()):
-            for cursor in tuple(cursors):
+            for cursor in cursors:
                 if not cursor.task.terminal:
                     cursor.cut()
