@@ -329,23 +329,35 @@ class Protocol(HttpToolsProtocol):
         assert working is not None
         if working.disconnected:
             return
-        close = not working.keep_alive or working.more_body
-        lines = [b"%b: %b\r\n" % header for header in headers]
-        if close:
-            lines.append(b"connection: close\r\n")
-        head = b"".join(lines)
-        if head.count(b"\n") != len(lines) or head.count(b"\r") != len(lines):
-            raise ValueError("a header with a line break in it")
-        if working.scope["method"] == "HEAD":
-            body = b""
-        working.response_started = working.response_complete = True
+        head = self._head(working, status, headers)
+        working.response_complete = True
         working.body = bytearray()  # the connection may be kept for long
-        self.transport.write(b"%b%b\r\n%b" % (STATUS_LINE[status], head, body))
+        self.transport.write(head if working.scope["method"] == "HEAD" else head + body)
         working.message_event.set()
-        if close:
-            working.keep_alive = False
+        if not working.keep_alive:
             self._close()
         working.on_response()
+
+    def start(self, status: int, headers: Headers) -> None:
+        working = self._working
+        assert working is not None
+        if working.disconnected:
+            return
+        working.chunked_encoding = True
+        self.transport.write(self._head(working, status, [*headers, (b"transfer-encoding", b"chunked")]))
+
+    def _head(self, working: Cycle, status: int, headers: Headers) -> bytes:
+        """Of an answer, which begins with it. Raises ValueError for a header with a line break in it."""
+        if working.more_body:
+            working.keep_alive = False
+        lines = [b"%b: %b\r\n" % header for header in headers]
+        if not working.keep_alive:
+            lines.append(b"connection: close\r\n")
+        fields = b"".join(lines)
+        if fields.count(b"\n") != len(lines) or fields.count(b"\r") != len(lines):
+            raise ValueError("a header with a line break in it")
+        working.response_started = True
+        return b"%b%b\r\n" % (STATUS_LINE[status], fields)
 
     def bind(self, body: Body) -> Callable[[bytes], object]:
         write = self.transport.write

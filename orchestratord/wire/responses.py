@@ -37,14 +37,22 @@ class Exchange:
         """A complete answer."""
         wire = self.wire
         if wire is None or wire.full:
-            await self.start(status, headers)
+            await self._send_head(status, headers)
             await self.send({"type": "http.response.body", "body": body})
             return
-        self.started = True
         wire.reply(status, [*headers, (b"x-correlation-id", self.correlation_id)], body)
+        self.started = True
 
     async def start(self, status: int, headers: Headers) -> None:
-        """The head of an answer whose body follows."""
+        """The head of an answer whose body follows, in chunks."""
+        wire = self.wire
+        if wire is None or wire.full:
+            await self._send_head(status, headers)
+            return
+        wire.start(status, [*headers, (b"x-correlation-id", self.correlation_id)])
+        self.started = True
+
+    async def _send_head(self, status: int, headers: Headers) -> None:
         headers = [*headers, (b"x-correlation-id", self.correlation_id)]
         if self.wire is not None and self.wire.unread:
             headers.append((b"connection", b"close"))
@@ -139,9 +147,12 @@ class Wire(Protocol):
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """A complete answer, in one write. Adds what HTTP wants, `Connection: close` too, and nothing else."""
 
+    def start(self, status: int, headers: Headers) -> None:
+        """The head of an answer whose body follows, in chunks: see `bind`."""
+
     def bind(self, body: Body) -> Callable[[bytes], object]:
-        """From now on the answer, whose head went out through ASGI, is the body's until `end` or `lost`, also when the
-        app has returned. Gives what writes a part of it, not empty: one function, since every token goes through it."""
+        """From now on the answer, whose head is out, is the body's until `end` or `lost`, also when the app has
+        returned. Gives what writes a part of it, not empty: one function, since every token goes through it."""
 
     def end(self) -> None:
         """The body is complete."""
@@ -299,6 +310,10 @@ class _Watched:
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         self._told(status, headers)
         self._wire.reply(status, headers, body)
+
+    def start(self, status: int, headers: Headers) -> None:
+        self._told(status, headers)
+        self._wire.start(status, headers)
 
 
 def watched(scope: Any, send: Any, told: Callable[[int, Headers], None]) -> Any:

@@ -58,6 +58,9 @@ class Connection:
     def full(self) -> bool:
         return len(self.got) >= self.room
 
+    def start(self, status: int, headers: Any) -> None:
+        self.begun = status, dict(headers)[b"x-correlation-id"]
+
     def bind(self, body: Body) -> Callable[[bytes], object]:
         self.body = body
         return self.write
@@ -112,7 +115,8 @@ def test_a_full_connection_is_left_alone_until_it_drains() -> None:
         assert connection.got == b"onetwo"
 
     sent = streamed(source, connection, act)
-    assert [message["type"] for message in sent] == ["http.response.start"]
+    assert sent == []
+    assert connection.begun == (200, b"an-id")
     assert connection.ended
     assert source.told == ["blocked", "unblocked", "closed"]  # once: there may be a thousand of them at every token
 
