@@ -140,7 +140,8 @@ class Sim:
         hooks = Hooks(
             record=self._record,
             encode=lambda *_: b"frame",
-            encode_token=lambda *_: b"frame",
+            token_form=b"%d%b%d",
+            quote=lambda text: b"",
             abort=self._abort,
             wake=lambda: None,
             admitted=lambda _: None,

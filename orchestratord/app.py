@@ -149,7 +149,8 @@ class Daemon:
             Hooks(
                 record=self.recorder.append,
                 encode=sse.encode,
-                encode_token=sse.encode_token,
+                token_form=sse.TOKEN,
+                quote=sse.quote,
                 abort=self.dispatch.abort,
                 wake=self.dispatch.wake,
                 admitted=lambda task: self.narrator.admitted(task),

@@ -289,7 +289,25 @@ class Chunk:
     end: JobEnd | None = None
 
 
-Deliver = Callable[[Chunk], bool]  # False: nothing more is wanted
+def _keep_nothing(text: str, tokens_out: int) -> bool:
+    return False
+
+
+class Deliver:
+    """Where the output of a run goes: called with a chunk. False: nothing more is wanted.
+
+    text: takes one text and the engine's running count, the same as a chunk of that text alone in as few steps as can
+    be. False: it has done nothing, and the text has to come as a chunk. Both are called on the event loop, in order.
+    """
+
+    __slots__ = ("_chunk", "text")
+
+    def __init__(self, chunk: Callable[[Chunk], bool], text: Callable[[str, int], bool] = _keep_nothing) -> None:
+        self._chunk = chunk
+        self.text = text
+
+    def __call__(self, chunk: Chunk) -> bool:
+        return self._chunk(chunk)
 
 
 class EngineError(Exception):

@@ -257,10 +257,11 @@ class Protocol(HttpToolsProtocol):
             self._close()
         working.on_response()
 
-    def bind(self, body: Body) -> None:
+    def bind(self, body: Body) -> Callable[[bytes], object]:
+        write = self.transport.write
         if self.transport.is_closing():
             body.lost()
-            return
+            return write
         self._bound = body
         working = self._working
         assert working is not None
@@ -274,12 +275,13 @@ class Protocol(HttpToolsProtocol):
             if not working.more_body:
                 self.parser = None  # made anew for what may follow
         self.flow.resume_reading()  # else nobody would notice that the client has left
+        if not working.chunked_encoding:
+            return write
 
-    def write(self, data: bytes) -> bool:
-        working = self._working
-        assert working is not None
-        self.transport.write(b"%x\r\n%b\r\n" % (len(data), data) if working.chunked_encoding else data)
-        return self.flow.write_paused
+        def write_chunk(data: bytes) -> None:
+            write(b"%x\r\n%b\r\n" % (len(data), data))
+
+        return write_chunk
 
     def end(self) -> None:
         working = self._working
@@ -295,6 +297,11 @@ class Protocol(HttpToolsProtocol):
 
     def abort(self) -> None:
         self.transport.abort()
+
+    def pause_writing(self) -> None:
+        super().pause_writing()
+        if self._bound is not None:
+            self._bound.filled()
 
     def resume_writing(self) -> None:
         super().resume_writing()

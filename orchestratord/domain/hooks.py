@@ -31,7 +31,8 @@ class Hooks:
 
     record: Callable[[Fact], Ticket]
     encode: Callable[[int, str, dict[str, Any]], bytes]  # (event id, name, payload) -> frame
-    encode_token: Callable[[int, str, int], bytes]  # (event id, text, index) -> frame
+    token_form: bytes  # what `%` makes a token's frame of: of (event id, quoted text, index)
+    quote: Callable[[str], bytes]
     abort: Callable[[Lease], None]  # the lease's task is over: stop its engine call
     wake: Callable[[], None]  # there may be something to dispatch, or an earlier deadline
     admitted: Callable[[Task], None]  # the admission is durable

@@ -11,6 +11,7 @@ from orchestratord.domain.catalog import Catalog
 from orchestratord.domain.facts import Fact, Finished, Frames, Started
 from orchestratord.domain.hooks import Hooks, Limits, Ticket
 from orchestratord.domain.kv import tokens_left
+from orchestratord.domain.log import Inlet
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import CancelReason, Failure, FinishReason, TaskState, Usage
 from orchestratord.domain.pool import Lease, Pool, PoolSpec
@@ -53,6 +54,10 @@ class Lives:
         then(task, ticket)
 
     # -- output ------------------------------------------------------------------------------------------
+    def inlet(self, lease: Lease) -> Inlet:
+        """What takes the texts of a completion that come one by one, between calls of `output`."""
+        return Inlet(lease.task, self._hooks.token_form, self._hooks.quote)
+
     def output(self, lease: Lease, texts: Any, results: Any, tokens_out: int, now: float, wall_ms: int) -> bool:
         """Append what one read from the engine brought. False when the task is over: stop reading."""
         task = lease.task
@@ -66,14 +71,14 @@ class Lives:
         if task.first_token is None:
             self._first_output(task, lease, now, wall_ms)
         task.last_output = now
-        encode, index = self._hooks.encode_token, task.token_frames
+        form, quote, index = self._hooks.token_form, self._hooks.quote, task.token_frames
         # A frame holds at least one token, so more frames are more tokens.
         room = task.admitted.request.max_tokens - index
         excess = len(texts) > room
         event_id = log.next_id
         frames = []
         for text in texts[:room] if excess else texts:
-            frames.append(encode(event_id, text, index))
+            frames.append(form % (event_id, quote(text), index))
             event_id += 1
             index += 1
         task.token_frames = index
@@ -85,7 +90,9 @@ class Lives:
         log.append(*frames)
         size = log.size
         if size - task.journaled > FLUSH_BYTES:
-            self.flush(task)
+            self._record_tail(task)
+        if log.flowing:
+            log.brim = min(task.journaled + FLUSH_BYTES, self.limits.task_bytes)
         if excess:
             asked = f"The engine went on after the {task.request.max_tokens} tokens it was asked for."
             self._fail(task, "WORKER_RESET", asked, now, wall_ms, retriable=True)
@@ -137,9 +144,10 @@ class Lives:
                 retriable=True,
             )
 
-    def flush(self, task: Task) -> None:
-        """Hand the journal the frames it has not seen yet."""
+    def flush(self, task: Task, now: float) -> None:
+        """Hand the journal the frames it has not seen yet; that there are some shows that the engine is alive."""
         if task.log.size > task.journaled and task.state in (TaskState.RUNNING, TaskState.STARTING):
+            task.last_output = now
             self._record_tail(task)
 
     def _record_tail(self, task: Task) -> None:

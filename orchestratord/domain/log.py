@@ -12,8 +12,13 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from orchestratord.domain.task import Task
 
 Watcher = Callable[[], object]
+Write = Callable[[bytes], object]
 
 
 class EventLog:
@@ -22,72 +27,84 @@ class EventLog:
     __slots__ = (
         "_data",
         "_ends",
-        "_following",
+        "_readers",
+        "_told",
         "_visible",
-        "_watchers",
+        "_visible_end",
+        "_writes",
+        "brim",
         "evicted",
-        "next_id",
+        "flowing",
         "sealed",
         "size",
         "terminal_id",
-        "visible_end",
     )
 
     def __init__(self) -> None:
         self._data = bytearray()
         self._ends = array("Q")
-        self._visible = 0  # events readers may see
-        self.next_id = 1  # the id the next appended frame must carry
-        self.visible_end = 0  # the byte offset readers stop at
+        self._visible = self._visible_end = 0  # what readers may see while it does not flow: events, bytes
         self.size = 0  # bytes of all frames, in memory or not
-        self._following = False
-        self._watchers: tuple[Watcher, ...] = ()
+        self.flowing = False  # what is appended is visible at once
+        self.brim = 0  # while it flows: the size up to which an append is nothing but an append (`Inlet`)
+        self._readers: tuple[tuple[Watcher, Write | None], ...] = ()
+        self._told: tuple[Watcher, ...] = ()  # of the readers, who is told of an append
+        self._writes: tuple[Write, ...] = ()  # and what the others are handed it by
         self.evicted = False  # the frames are in the journal only
         self.sealed: int | None = None  # id of the last event below the seal
         self.terminal_id: int | None = None
 
     # -- writing -----------------------------------------------------------------------------------------
     @property
+    def next_id(self) -> int:
+        """The id the next appended frame must carry."""
+        return len(self._ends) + 1
+
+    @property
     def last_id(self) -> int:
         return self.terminal_id if self.terminal_id is not None else len(self._ends)
 
     def append(self, *frames: bytes) -> None:
-        """Add frames; if the log is open, make them visible and tell every watcher once. The caller has checked that
-        it is not sealed."""
+        """Add frames; if the log flows, hand them to every reader that follows and tell the others once. The caller has
+        checked that it is not sealed."""
         assert self.sealed is None, "append above the seal"
-        data, ends, size = self._data, self._ends, self.size
+        ends, size = self._ends, self.size
         for frame in frames:
-            data += frame
             size += len(frame)
             ends.append(size)
+        self._add(frames[0] if len(frames) == 1 else b"".join(frames), size)
+
+    def _add(self, data: bytes, size: int) -> None:
+        self._data += data
         self.size = size
-        events = len(ends)
-        self.next_id = events + 1
-        if self._following:
-            self._visible, self.visible_end = events, size
-            for watcher in self._watchers:
+        if self.flowing:
+            for write in self._writes:
+                write(data)
+            for watcher in self._told:
                 watcher()
 
     def open(self) -> None:
         """Let readers see everything appended so far and, until the seal, whatever follows."""
         if self.sealed is None:
-            self._following = True
+            self.flowing = True
             self._show(len(self._ends))
 
     def show(self, events: int) -> None:
         """Let readers see the first `events` events and no more for now."""
-        self._show(max(self._visible, min(events, len(self._ends))))
+        self._show(max(self.visible, min(events, len(self._ends))))
 
     def _show(self, events: int) -> None:
         self._visible = events
-        self.visible_end = self._ends[events - 1] if events else 0
-        for watcher in self._watchers:
+        self._visible_end = self._ends[events - 1] if events else 0
+        for watcher, _ in self._readers:
             watcher()
 
     def seal(self) -> int:
         """Nothing but the terminal event can follow. Idempotent; returns the id of the last event below."""
         if self.sealed is None:
-            self._following = False
+            self._visible, self._visible_end = self.visible, self.visible_end
+            self.flowing = False
+            self.brim = 0
             self.sealed = len(self._ends)
         return self.sealed
 
@@ -100,7 +117,6 @@ class EventLog:
         self._data += frame
         self.size += len(frame)
         self._ends.append(self.size)
-        self.next_id += 1
 
     def reveal(self) -> None:
         """Readers may see everything, the terminal event included."""
@@ -108,14 +124,29 @@ class EventLog:
 
     # -- reading -----------------------------------------------------------------------------------------
     @property
+    def visible(self) -> int:
+        """How many events readers may see."""
+        return len(self._ends) if self.flowing else self._visible
+
+    @property
+    def visible_end(self) -> int:
+        """The byte offset readers stop at."""
+        return self.size if self.flowing else self._visible_end
+
+    @property
     def visible_id(self) -> int:
         """Id of the last event a reader may see; 0 when there is none."""
-        return self.last_id if self._visible == len(self._ends) else self._visible
+        return self.last_id if self.visible == len(self._ends) else self._visible
 
     @property
     def finished(self) -> bool:
         """The terminal event is visible: a cursor that has read it all is done."""
         return self.terminal_id is not None and self._visible == len(self._ends)
+
+    @property
+    def followed(self) -> int:
+        """The byte offset up to which readers that follow were handed everything."""
+        return self.visible_end if self.sealed is None else self.offset_after(self.sealed)
 
     def offset_after(self, event_id: int) -> int:
         """Byte offset of the event after `event_id`; 0 means from the start."""
@@ -162,11 +193,57 @@ class EventLog:
 
     # -- watching ----------------------------------------------------------------------------------------
     def watch(self, watcher: Watcher) -> None:
-        self._watchers = (*self._watchers, watcher)
+        """Tell `watcher` whenever there is more to see; it follows no more."""
+        self._read_by((*(pair for pair in self._readers if pair[0] != watcher), (watcher, None)))
+
+    def follow(self, watcher: Watcher, write: Write) -> None:
+        """From now on hand what is appended to `write`, and tell `watcher` of nothing but the end. It has everything
+        that is visible now."""
+        self._read_by((*(pair for pair in self._readers if pair[0] != watcher), (watcher, write)))
 
     def unwatch(self, watcher: Watcher) -> None:
-        self._watchers = tuple(known for known in self._watchers if known != watcher)
+        self._read_by(tuple(pair for pair in self._readers if pair[0] != watcher))
+
+    def _read_by(self, readers: tuple[tuple[Watcher, Write | None], ...]) -> None:
+        self._readers = readers
+        self._told = tuple(watcher for watcher, write in readers if write is None)
+        self._writes = tuple(write for _, write in readers if write is not None)
 
     @property
     def watchers(self) -> int:
-        return len(self._watchers)
+        return len(self._readers)
+
+
+class Inlet:
+    """The way of a running stream's texts into its log, one by one: all that is done for every one of them.
+
+    What happens once in a while is left to `Lives.output`: the first text, a flush, an end.
+    """
+
+    __slots__ = ("_form", "_log", "_most", "_quote", "_task")
+
+    def __init__(self, task: Task, form: bytes, quote: Callable[[str], bytes]) -> None:
+        self._task = task
+        self._log = task.log
+        self._most = task.request.max_tokens
+        self._form = form
+        self._quote = quote
+
+    def text(self, text: str, tokens_out: int) -> bool:
+        """Append one text that came alone. False when that is not all there is to do: nothing has been done then."""
+        log, task = self._log, self._task
+        ends, index = log._ends, task.token_frames
+        frame = self._form % (len(ends) + 1, self._quote(text), index)
+        size = log.size + len(frame)
+        if size > log.brim or index >= self._most:
+            return False
+        log._data += frame
+        log.size = size
+        ends.append(size)
+        task.token_frames = index + 1
+        task.tokens_out = tokens_out
+        for write in log._writes:
+            write(frame)
+        for watcher in log._told:
+            watcher()
+        return True

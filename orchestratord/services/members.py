@@ -16,6 +16,7 @@ from orchestratord.domain.request import Sampling, Workload
 from orchestratord.ports import (
     Chunk,
     Clock,
+    Deliver,
     Engine,
     EngineError,
     EngineProps,
@@ -165,10 +166,10 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> dict[Worklo
         return {workload: await _one_result(engine, workload) for workload in sorted(props.workloads)}
     greedy = Sampling(temperature=0.0) if "temperature" in props.features else Sampling()
     job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=greedy, keep_cache=False)
-    await engine.run(job, lambda chunk: True)
+    await engine.run(job, Deliver(lambda chunk: True))
     before = await _at_work(engine)  # somebody else may be using an engine we only attach
     long = Job("completion", max_tokens=props.ctx // 2, seed=1, prompt="ping", keep_cache=False)
-    await engine.run(long, lambda chunk: False)
+    await engine.run(long, Deliver(lambda chunk: False))
     pause = 0.01
     while await _at_work(engine) > before:
         await clock.sleep(pause)
@@ -185,7 +186,7 @@ async def _one_result(engine: Engine, workload: Workload) -> dict[str, Any]:
         results.extend(chunk.results)
         return True
 
-    await engine.run(job, keep)
+    await engine.run(job, Deliver(keep))
     if len(results) != 1:
         raise EngineError("protocol", f"the probe's {workload} gave {len(results)} results for one input")
     return results[0]

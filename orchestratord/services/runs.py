@@ -14,7 +14,7 @@ from orchestratord.domain.outcome import Failure, TaskState, Usage
 from orchestratord.domain.pool import Lease, Replica
 from orchestratord.domain.request import AS_THE_PROFILE, Sampling, TaskRequest
 from orchestratord.domain.task import Task
-from orchestratord.ports import Chunk, Clock, Engine, EngineError, Job, JobEnd, Telemetry
+from orchestratord.ports import Chunk, Clock, Deliver, Engine, EngineError, Job, JobEnd, Telemetry
 from orchestratord.services.late import prepared, sized
 from orchestratord.services.tracing import Tracing
 
@@ -37,7 +37,7 @@ FAILURES: dict[str, tuple[str, bool]] = {
 class _Passage:
     """The way of an engine's output into the log of one lease's task. `end`: once the engine has said that it is done.
 
-    There is one for each open stream, and `deliver` is called for each token.
+    There is one for each open stream. A text that comes alone goes past it (`Inlet`).
     """
 
     __slots__ = ("_epoch_s", "_lease", "_now", "_output", "end")
@@ -48,7 +48,7 @@ class _Passage:
         self._epoch_s = clock.wall_ms() / 1000 - clock.now()  # of the monotonic clock: looked up once, not per token
         self.end: JobEnd | None = None
 
-    def deliver(self, chunk: Chunk) -> bool:
+    def take(self, chunk: Chunk) -> bool:
         self.end, moment = chunk.end, self._now()
         wall_ms = round((self._epoch_s + moment) * 1000)
         return self._output(self._lease, chunk.texts, chunk.results, chunk.tokens_out, moment, wall_ms)
@@ -96,11 +96,12 @@ class Runs:
                 raise EngineError("lost", "the replica went away before the task reached it")
             request = task.request if sized(lease) else await prepared(engine, lease)
             passage = _Passage(self._core, lease, self._clock)
+            deliver = Deliver(passage.take, self._core.inlet(lease).text)
             if self._tracing is None:
-                await engine.run(self._job(lease, request), passage.deliver)
+                await engine.run(self._job(lease, request), deliver)
             else:
                 job = self._job(lease, request)
-                await self._tracing.call(lease, job, engine.run, passage.deliver, lambda: passage.end)
+                await self._tracing.call(lease, job, engine.run, deliver, lambda: passage.end)
             if task.terminal:
                 outcome = {"slot_free": await self._freed(engine, lease)}
             elif (end := passage.end) is None:

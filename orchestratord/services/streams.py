@@ -52,6 +52,7 @@ class Cursor:
         "_blocked_since",
         "_closing",
         "_first_token_seen",
+        "_following",
         "_greeting",
         "_keep_alive_due",
         "_live",
@@ -62,6 +63,7 @@ class Cursor:
         "_plain",
         "_streams",
         "_watcher",
+        "_write",
         "flowing",
         "metrics_at",
         "task",
@@ -76,7 +78,9 @@ class Cursor:
         self._live = not task.terminal  # a replay of a finished log brings no metrics frames
         self._first_token_seen = False
         self._plain = not self._live  # what the log brings next can be handed on as it is
-        self.flowing = False  # what `take` gave was nothing but tokens, and all of them: nearly always so
+        self.flowing = False  # what `take` gave was nothing but tokens, and all of them
+        self._write: Callable[[bytes], object] | None = None
+        self._following = False  # the log hands its frames to `_write`, past `take`
         self._asides = True  # something besides the log is to be written
         self._greeting = True
         self._metrics_due = self._keep_alive_due = False
@@ -88,9 +92,19 @@ class Cursor:
         self.written_at = streams.clock.now()
         self.metrics_at = self.written_at
 
-    def follow(self, notify: Callable[[], object], abort: Callable[[], object]) -> None:
-        """Begin: `notify` is called whenever there may be something to take, `abort` to break the connection off."""
+    def follow(
+        self,
+        notify: Callable[[], object],
+        abort: Callable[[], object],
+        write: Callable[[bytes], object] | None = None,
+    ) -> None:
+        """Begin: `notify` is called whenever there may be something to take, `abort` to break the connection off.
+
+        write: what to hand tokens to as they come, for as long as there is nothing else to say and what was taken goes
+        out. Nobody is notified of those.
+        """
         self._abort = abort
+        self._write = write
         self._log.unwatch(self._kept)
         self._watcher = notify
         self._log.watch(notify)
@@ -100,11 +114,17 @@ class Cursor:
 
     def take(self) -> bytes:
         """Everything that can be written now, at most about WRITE_BYTES of it."""
-        log, start = self._log, self._offset
+        log = self._log
+        if self._following:
+            self._leave()
+        start = self._offset
         size = log.visible_end - start
         self.flowing = self._plain and 0 < size <= WRITE_BYTES and not self._asides and log.terminal_id is None
         if self.flowing:
             self._offset = log.visible_end
+            if self._write is not None and self._watcher is not None and log.flowing:
+                self._following = True
+                log.follow(self._watcher, self._write)
             return log.read(start)
         data = self._read() if size else b""
         if self._asides:
@@ -112,6 +132,13 @@ class Cursor:
         if data:
             self.written_at = self._streams.clock.now()
         return data
+
+    def _leave(self) -> None:
+        """Read the log again, from where it was followed to."""
+        self._following = False
+        self._offset = self._log.followed
+        if self._watcher is not None:
+            self._log.watch(self._watcher)
 
     @property
     def over(self) -> bool:
@@ -157,6 +184,8 @@ class Cursor:
 
     def blocked(self) -> None:
         """What was taken does not go out: the reader is slow, or gone without a word."""
+        if self._following:
+            self._leave()
         if self._blocked_since is None:
             self._blocked_since = self._streams.clock.now()
 

@@ -93,7 +93,7 @@ class Sweeps:
         now, wall_ms = self._clock.now(), self._clock.wall_ms()
         leases = [lease for pool in self._core.pools.values() for lease in pool.leases if not lease.quarantined]
         for lease in leases:
-            self._core.flush(lease.task)
+            self._core.flush(lease.task, now)
             verdict = self._watchdogs[lease.pool.id].verdict(lease, now)
             if verdict is not None:
                 why, silent = verdict

@@ -87,7 +87,12 @@ class Reply:
 class Source(Protocol):
     """Where a stream's bytes come from (`services.streams.Cursor`)."""
 
-    def follow(self, notify: Callable[[], object], abort: Callable[[], object]) -> None: ...
+    def follow(
+        self,
+        notify: Callable[[], object],
+        abort: Callable[[], object],
+        write: Callable[[bytes], object] | None = None,
+    ) -> None: ...
 
     def take(self) -> bytes: ...
 
@@ -106,6 +111,9 @@ class Source(Protocol):
 
 class Body(Protocol):
     """A body that is written past ASGI. The connection tells it what becomes of it."""
+
+    def filled(self) -> None:
+        """The client does not take what was written; nothing more should be."""
 
     def drained(self) -> None:
         """A full buffer has emptied."""
@@ -131,11 +139,9 @@ class Wire(Protocol):
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """A complete answer, in one write. Adds what HTTP wants, `Connection: close` too, and nothing else."""
 
-    def bind(self, body: Body) -> None:
-        """From now on the answer is the body's until `end` or `lost`, also when the app has returned."""
-
-    def write(self, data: bytes) -> bool:
-        """Write a part of the body, not empty, whose head went out through ASGI. Returns `full`."""
+    def bind(self, body: Body) -> Callable[[bytes], object]:
+        """From now on the answer, whose head went out through ASGI, is the body's until `end` or `lost`, also when the
+        app has returned. Gives what writes a part of it, not empty: one function, since every token goes through it."""
 
     def end(self) -> None:
         """The body is complete."""
@@ -150,21 +156,22 @@ WIRE = "orchestratord.wire"
 class _Pipe:
     """From one source into one connection, until either is done. `over` is called then."""
 
-    __slots__ = ("_full", "_open", "_over", "_source", "_wire")  # there is one for each open stream
+    __slots__ = ("_full", "_open", "_over", "_source", "_wire", "_write")  # there is one for each open stream
 
     def __init__(self, wire: Wire, source: Source, over: Callable[[], object] | None) -> None:
         self._wire = wire
         self._source = source
         self._over = over
-        self._full = wire.full
+        self._full = False
         self._open = True
 
     def begin(self) -> None:
-        self._source.follow(self._push, self._abort)
-        self._wire.bind(self)
-        if self._full:
-            self._source.blocked()
-        self._push()
+        self._write = self._wire.bind(self)
+        if self._open:
+            self._source.follow(self._push, self._abort, self._write)
+            if self._wire.full:
+                self.filled()
+            self._push()
 
     def _push(self) -> None:
         if self._full:
@@ -173,7 +180,7 @@ class _Pipe:
         while self._open and not self._full:
             data = source.take()
             if data:
-                self._full = self._wire.write(data)
+                self._write(data)
                 if source.flowing:
                     break
             elif source.over:
@@ -182,8 +189,10 @@ class _Pipe:
                 return
             else:
                 break
-        if self._full:
-            source.blocked()
+
+    def filled(self) -> None:
+        self._full = True
+        self._source.blocked()
 
     def drained(self) -> None:
         self._full = False
@@ -283,7 +292,6 @@ class _Watched:
     def __init__(self, wire: Wire, told: Callable[[int, Headers], None]) -> None:
         self._wire = wire
         self._told = told
-        self.write = wire.write  # for each token
 
     def __getattr__(self, name: str) -> Any:
         return getattr(self._wire, name)

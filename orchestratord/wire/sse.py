@@ -2,15 +2,16 @@ r"""Event <-> bytes. One frame is `id`, `event` and one `data` line of JSON, end
 
 JSON escapes every line break inside a string, so no token text can forge a frame.
 
->>> encode_token(2, 'a"b\n', 0)
+>>> encode(2, "token", {"t": 'a"b\n', "i": 0})
 b'id: 2\nevent: token\ndata: {"t":"a\\"b\\n","i":0}\n\n'
->>> decode(encode_token(2, "hi", 0))
+>>> decode(TOKEN % (2, quote("hi"), 0))
 [(2, 'token', {'t': 'hi', 'i': 0})]
 """
 
 from __future__ import annotations
 
 import re
+from collections.abc import Callable
 from typing import Any
 
 import msgspec
@@ -20,17 +21,14 @@ RETRY = b"retry: 3000\n\n"
 KEEP_ALIVE = b": keep-alive\n\n"
 
 _FRAME = re.compile(rb"^(?:id: (\d+)\n)?event: ([^\n]*)\ndata: ([^\n]*)$", re.MULTILINE)
-_text = msgspec.json.Encoder().encode
+
+TOKEN = b'id: %d\nevent: token\ndata: {"t":%b,"i":%d}\n\n'  # `encode` by the thousand: event id, quoted text, index
+quote: Callable[[str], bytes] = msgspec.json.Encoder().encode
 
 
 def encode(event_id: int, name: str, payload: dict[str, Any]) -> bytes:
     """A log event: it has an id, and the same bytes for every reader."""
     return b"id: %d\nevent: %b\ndata: %b\n\n" % (event_id, name.encode(), orjson.dumps(payload))
-
-
-def encode_token(event_id: int, text: str, index: int) -> bytes:
-    """`encode` for the one event that comes by the thousand."""
-    return b'id: %d\nevent: token\ndata: {"t":%b,"i":%d}\n\n' % (event_id, _text(text), index)
 
 
 def encode_live(name: str, payload: dict[str, Any]) -> bytes:

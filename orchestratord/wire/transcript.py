@@ -14,7 +14,7 @@ from orchestratord.domain.facts import TranscriptSource
 from orchestratord.ports import Artifact, Encoded
 from orchestratord.wire.canonical import canonical
 
-# What `sse.encode` and `sse.encode_token` wrote: (id, text of a token, its index, else name and payload).
+# What `sse.encode` wrote, and `sse.TOKEN` shaped: (id, text of a token, its index, else name and payload).
 _EVENT = re.compile(rb'id: (\d+)\nevent: (?:token\ndata: \{"t":"(.*)","i":(\d+)\}|([a-z]+)\ndata: (.*))\n\n')
 _TOKEN = b'{"data":{"i":%b,"t":"%b"},"event":"token","id":%b}'
 _OTHER = b'{"data":%b,"event":"%b","id":%b}'

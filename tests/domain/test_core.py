@@ -62,7 +62,7 @@ def test_facts_are_journaled_in_decision_order_and_hold_the_whole_log() -> None:
     task = world.admit()
     (lease,) = world.dispatch()
     world.output(lease, "a")
-    world.core.flush(task)
+    world.core.flush(task, world.now)
     world.output(lease, "b")
     world.finish(lease)
     kinds = [type(fact) for fact in world.facts]
@@ -169,7 +169,7 @@ def test_nothing_is_appended_above_the_seal_of_a_cancel() -> None:
     assert world.aborted == [lease]
     assert world.visible(task)[-1][:2] == (4, "end")
     assert world.visible(task)[-1][2]["finish_reason"] == "canceled"
-    world.core.flush(task)
+    world.core.flush(task, world.now)
     assert isinstance(world.facts[-1], Finished), "the end of a task is the last the journal hears of it"
     waiting = world.admit()
     assert world.dispatch() == []

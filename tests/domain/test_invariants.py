@@ -56,7 +56,8 @@ class Life(RuleBasedStateMachine):
         hooks = Hooks(
             record=self._record,
             encode=sse.encode,
-            encode_token=sse.encode_token,
+            token_form=sse.TOKEN,
+            quote=sse.quote,
             abort=lambda lease: None,
             wake=lambda: None,
             admitted=self._admitted,

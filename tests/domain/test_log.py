@@ -9,12 +9,16 @@ from orchestratord.domain.log import EventLog
 from orchestratord.wire import sse
 
 
+def _token(event_id: int, text: str, index: int) -> bytes:
+    return sse.TOKEN % (event_id, sse.quote(text), index)
+
+
 def _log(texts: list[str]) -> EventLog:
     log = EventLog()
     log.append(sse.encode(1, "started", {}))
     log.open()
     for index, text in enumerate(texts):
-        log.append(sse.encode_token(log.next_id, text, index))
+        log.append(_token(log.next_id, text, index))
     return log
 
 
@@ -46,7 +50,7 @@ def test_a_bounded_read_gives_whole_frames_and_misses_none(texts: list[str], lim
 @given(st.text())
 def test_no_token_text_can_forge_a_frame(text: str) -> None:
     """SSE-1001: whatever the engine says is one frame and round-trips."""
-    frame = sse.encode_token(2, text, 0)
+    frame = _token(2, text, 0)
     assert sse.split(frame) == [frame]
     assert sse.decode(frame) == [(2, "token", {"t": text, "i": 0})]
 
@@ -82,7 +86,7 @@ def test_readers_are_woken_once_per_batch() -> None:
     log = _log([])
     wakes = []
     log.watch(lambda: wakes.append(1))
-    log.append(*(sse.encode_token(log.next_id + index, "x", index) for index in range(10)))
+    log.append(*(_token(log.next_id + index, "x", index) for index in range(10)))
     assert (len(wakes), log.visible_id) == (1, 11)
 
 

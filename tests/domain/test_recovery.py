@@ -55,7 +55,7 @@ def test_waiting_tasks_wait_again_in_order_and_the_running_one_ends_in_worker_re
     ]
     first, _second = world.dispatch()
     world.output(first, "a", "b")
-    world.core.flush(running)
+    world.core.flush(running, world.now)
     after = restart(world)
     reset = after.core.tasks[running.task_id]
     assert reset.failure is not None
@@ -179,7 +179,7 @@ def test_recovery_loses_and_repeats_nothing(steps: list[str]) -> None:
         elif leases and step == "cancel":
             world.cancel(leases[0].task)
         elif leases and step == "flush":
-            world.core.flush(leases[0].task)
+            world.core.flush(leases[0].task, world.now)
     after = restart(world)
     assert list(after.core.tasks) == list(world.core.tasks)
     for before in world.core.tasks.values():

@@ -60,7 +60,8 @@ class World:
         hooks = Hooks(
             record=self._record,
             encode=sse.encode,
-            encode_token=sse.encode_token,
+            token_form=sse.TOKEN,
+            quote=sse.quote,
             abort=self.aborted.append,
             wake=self._woken,
             admitted=lambda task: None,
@@ -142,7 +143,8 @@ class World:
         return self.core.dispatch(self.now, self.wall_ms)
 
     def output(self, lease: Lease, *texts: str) -> bool:
-        more = self.core.output(lease, texts, (), len(texts), self.now, self.wall_ms)
+        alone = len(texts) == 1 and self.core.inlet(lease).text(texts[0], 1)
+        more = alone or self.core.output(lease, texts, (), len(texts), self.now, self.wall_ms)
         if self.auto:
             self.commit()
         return more

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from orchestratord.domain.request import Message, Sampling
-from orchestratord.ports import Engine, EngineError, Job
+from orchestratord.ports import Deliver, Engine, EngineError, Job
 from tests.engines.support import CLOCK, LIMIT_S, Collected, collect, following, job
 
 WARM = Sampling(temperature=1.0)
@@ -206,7 +206,7 @@ async def unknown_work_is_refused(engine: Engine) -> None:
     missing = {"completion", "embedding", "rerank"} - (await engine.props()).workloads
     for workload in missing:
         with pytest.raises(EngineError) as caught:
-            await engine.run(Job(workload, 1, 0, prompt="a", inputs=("b",)), lambda chunk: True)  # type: ignore[arg-type]
+            await engine.run(Job(workload, 1, 0, prompt="a", inputs=("b",)), Deliver(lambda chunk: True))  # type: ignore[arg-type]
         assert caught.value.kind == "refused"
 
 

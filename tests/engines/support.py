@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import re
-from collections.abc import AsyncIterator, Coroutine, Iterable
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +13,7 @@ from typing import Any
 import msgspec
 
 from orchestratord.infra.clock import SystemClock
-from orchestratord.ports import Chunk, Engine, EngineError, Job, JobEnd
+from orchestratord.ports import Chunk, Deliver, Engine, EngineError, Job, JobEnd
 
 CLOCK = SystemClock()
 LIMIT_S = 20.0  # real time after which a test gives up on an event; never reached when all is well
@@ -58,6 +58,11 @@ class Collected:
         return self.error.kind if self.error else None
 
 
+def _into(take: Callable[[Chunk], object]) -> Deliver:
+    """Whatever comes, as chunks."""
+    return Deliver(lambda chunk: take(chunk) is None, lambda text, count: take(Chunk([text], tokens_out=count)) is None)
+
+
 @asynccontextmanager
 async def following(engine: Engine, job: Job) -> AsyncIterator[AsyncIterator[Chunk]]:
     """The chunks of a job as they come; leaving aborts the job."""
@@ -65,7 +70,7 @@ async def following(engine: Engine, job: Job) -> AsyncIterator[AsyncIterator[Chu
 
     async def work() -> None:
         try:
-            await engine.run(job, lambda chunk: came.put_nowait(chunk) is None)
+            await engine.run(job, _into(came.put_nowait))
         finally:
             came.put_nowait(None)
 
@@ -89,7 +94,7 @@ async def collect(engine: Engine, job: Job) -> Collected:
     """Run `job` until it ends, well or not."""
     collected = Collected()
     try:
-        await engine.run(job, lambda chunk: collected.chunks.append(chunk) is None)
+        await engine.run(job, _into(collected.chunks.append))
     except EngineError as error:
         collected.error = error
     return collected

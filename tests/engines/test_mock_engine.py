@@ -11,7 +11,7 @@ import pytest
 
 from orchestratord.domain.request import Message, Sampling
 from orchestratord.infra.engines.mock import MockEngine, MockScript
-from orchestratord.ports import Chunk, EngineError, Job
+from orchestratord.ports import Chunk, Deliver, EngineError, Job
 from tests.engines import conformance
 from tests.engines.support import CLOCK, collect, following, job, run
 
@@ -144,7 +144,7 @@ def test_an_ignored_abort_keeps_the_slot() -> None:
     async def body() -> None:
         mock = engine(slots=1)
         mock.play(MockScript(ignore_abort=True))
-        await mock.run(job(), lambda chunk: False)
+        await mock.run(job(), Deliver(lambda chunk: False))
         assert await mock.busy() == {0}
         assert (await collect(mock, job())).kind == "full"
         assert mock.overcommitted == 1

@@ -19,7 +19,12 @@ class Source:
         self.flowing = False
         self.told: list[str] = []
 
-    def follow(self, notify: Callable[[], object], abort: Callable[[], object]) -> None:
+    def follow(
+        self,
+        notify: Callable[[], object],
+        abort: Callable[[], object],
+        write: Callable[[bytes], object] | None = None,
+    ) -> None:
         self.notify, self.abort = notify, abort
 
     def take(self) -> bytes:
@@ -53,17 +58,19 @@ class Connection:
     def full(self) -> bool:
         return len(self.got) >= self.room
 
-    def bind(self, body: Body) -> None:
+    def bind(self, body: Body) -> Callable[[bytes], object]:
         self.body = body
+        return self.write
 
     def end(self) -> None:
         assert not self.ended, "two ends"
         self.ended = True
 
-    def write(self, data: bytes) -> bool:
+    def write(self, data: bytes) -> None:
         assert not self.full, "written to a connection that is full"
         self.got += data
-        return self.full
+        if self.full:
+            self.body.filled()
 
     def abort(self) -> None:
         raise AssertionError("nobody asked for that")

@@ -18,6 +18,10 @@ METADATA = {"seed": 7, "model_digest": None, "placement": {"filters": ["ctx"], "
 TAGS = ("sse", "task:1", "sse")
 
 
+def token(event_id: int, text: str, index: int) -> bytes:
+    return sse.TOKEN % (event_id, sse.quote(text), index)
+
+
 def slowly(frames: bytes) -> Artifact:
     """The same transcript, from objects."""
     events = sse.decode(frames)
@@ -45,7 +49,7 @@ START = sse.encode(1, "started", {"queue_position": 0, "predicted_start_ms": 12}
 @given(st.lists(st.text(st.characters(exclude_categories=["Cs"])), max_size=8))
 def test_tokens_of_any_text(texts: list[str]) -> None:
     """OC-CTRL-2067"""
-    frames = START + b"".join(sse.encode_token(n + 2, text, n) for n, text in enumerate(texts))
+    frames = START + b"".join(token(n + 2, text, n) for n, text in enumerate(texts))
     check(frames + sse.encode(len(texts) + 2, "end", {"tokens_out": len(texts), "finish_reason": "stop"}))
 
 
@@ -53,7 +57,7 @@ def test_tokens_of_any_text(texts: list[str]) -> None:
     "text", ['","i":7}', '{"t":"x","i":0}', "\n\nid: 9\nevent: end\ndata: {}\n\n", '\\"', "\u2028"]
 )
 def test_a_text_that_looks_like_a_frame(text: str) -> None:
-    check(START + sse.encode_token(2, text, 0) + sse.encode_token(3, "b", 1))
+    check(START + token(2, text, 0) + token(3, "b", 1))
 
 
 @pytest.mark.parametrize(
@@ -68,7 +72,7 @@ def test_other_events(name: str, payload: dict[str, Any]) -> None:
 
 
 def test_without_what_was_said() -> None:
-    frames = START + sse.encode_token(2, "said", 0)
+    frames = START + token(2, "said", 0)
     found = transcript(TranscriptSource(frames, TAGS, METADATA, 9), full=False).opened()
     assert found.content == {"schema": "orchestratord.transcript/1", "text": "", "events": []}
     assert found.id == canonical.id_of(found)

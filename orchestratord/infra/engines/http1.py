@@ -19,8 +19,15 @@ HEAD_BYTES = 64 * 1024  # of all header fields, trailers included
 IDLE_BYTES = 128 * 1024  # read in a row without a header field or a byte of a body coming of it
 HIDDEN = b"[redacted]"  # in place of credentials, should an engine repeat them
 AHEAD_BYTES = 256 * 1024  # of a body nobody reads yet: then the engine has to wait
+PLAIN_BYTES = 4096  # of a read that may be plain
 
 Sink = Callable[[bytes], bool]
+
+# What engines send nearly always: a read that is one chunk that is one event of one line. How such a read begins, by
+# its size: noted when httptools had one.
+_plain: dict[int, bytes] = {}
+_PLAIN_END = b"\n\n\r\n"
+LF, CR = b"\n\r"  # as numbers: `in` looks for a number at once, and raises an error to itself for bytes
 
 
 class Reply:
@@ -48,6 +55,7 @@ class Reply:
         self._parts = parts  # of the body, not handed on yet
         self._error: EngineError | None = None
         self._sink: Sink | None = None
+        self.event: Sink | None = None  # see `each`
         self._head: asyncio.Future[None] = loop.create_future()
         self._over: asyncio.Future[None] | None = None
 
@@ -58,7 +66,11 @@ class Reply:
 
     async def each(self, sink: Sink) -> None:
         """Hand `sink` what each read brings of the body, in the call that read it, until the body is complete or
-        `sink` returns False. Raises EngineError if it is cut short, and whatever `sink` raises."""
+        `sink` returns False. Raises EngineError if it is cut short, and whatever `sink` raises.
+
+        While `sink` leaves something in `event`, that is offered the data of a read that is nothing but one event of
+        one line. It returns True for what it took, False for what it left as it was: then `sink` gets the read.
+        """
         self._sink = sink
         self._over = self._loop.create_future()
         self._connection.resume()
@@ -66,7 +78,8 @@ class Reply:
         try:
             await self._over
         finally:
-            self._sink = None
+            self._sink = self.event = None
+            self._connection.careful()
 
     async def body(self, max_bytes: int) -> bytes:
         """The whole body, our credentials hidden in it. Raises EngineError(protocol) beyond `max_bytes`."""
@@ -100,18 +113,19 @@ class Reply:
             parts.clear()
             try:
                 if not sink(data):
-                    self._settle(None)
+                    self.settle(None)
                     return
             except Exception as error:  # the reader's own: it comes out of `each`, where the reader waits
-                self._settle(error)
+                self.settle(error)
                 return
         if self._error is not None:
-            self._settle(self._error)
+            self.settle(self._error)
         elif self.complete:
-            self._settle(None)
+            self.settle(None)
 
-    def _settle(self, error: Exception | None) -> None:
-        self._sink = None
+    def settle(self, error: Exception | None) -> None:
+        """The reader gets no more."""
+        self._sink = self.event = None
         if self._over is not None and not self._over.done():
             if error is None:
                 self._over.set_result(None)
@@ -146,6 +160,7 @@ class Connection(asyncio.Protocol):
         self._interim = self._keep_alive = False
         self._head_size = self._fruitless = 0
         self._clean = True  # nothing came that nobody had asked for
+        self._event: Sink | None = None  # of the reply, while the parser stands between two chunks
         self._paused = False
         self.used = False
         self.idle_since = 0.0
@@ -165,6 +180,7 @@ class Connection(asyncio.Protocol):
         self._reply = reply = Reply(self, self._loop, self._where, self._secrets, self._parts)
         self._head_size = self._fruitless = 0
         self._until_close = self._interim = False
+        self._event = None
         self._transport.write(request)
         return reply
 
@@ -187,6 +203,22 @@ class Connection(asyncio.Protocol):
         self._transport = cast(asyncio.Transport, transport)  # uvloop's is not a subclass
 
     def data_received(self, data: bytes) -> None:
+        event = self._event
+        if event is not None:
+            # One function for nearly every token: the parser need not see a chunk that begins and ends with its read.
+            head = _plain.get(len(data))
+            if head is not None and data.startswith(head) and data.endswith(_PLAIN_END):
+                line = data[len(head) : -4]
+                try:
+                    if LF not in line and CR not in line and event(line):
+                        return
+                except Exception as error:  # as in `Reply.forward`
+                    assert self._reply is not None
+                    self._reply.settle(error)
+            self._event = None
+        self._parse(data)
+
+    def _parse(self, data: bytes) -> None:
         reply = self._reply
         if reply is None or reply.complete:
             self._clean = False  # it would pass for the answer to the next request
@@ -208,7 +240,14 @@ class Connection(asyncio.Protocol):
             self._fruitless += len(data)
             if self._fruitless > IDLE_BYTES and self._clean:
                 self._broken("the reply is not valid HTTP")
+        plain = len(self._parts) == 1 and len(data) <= PLAIN_BYTES and _note(data, self._parts[0])
         reply.forward()
+        if plain and self._clean:
+            self._event = reply.event
+
+    def careful(self) -> None:
+        """The parser sees everything from now on."""
+        self._event = None
 
     def connection_lost(self, exc: Exception | None) -> None:
         reply, self._reply = self._reply, None
@@ -265,6 +304,17 @@ class Connection(asyncio.Protocol):
         self._clean = False
         self._reply.fail(EngineError("protocol", f"{self._where}: {why}"))
         self._transport.abort()
+
+
+def _note(data: bytes, body: bytes) -> bool:
+    """Whether a read of which the parser made `body` is a plain one. It stands between two chunks then."""
+    size = b"%x" % len(body)
+    if data[: len(size)].lower() != size or data[len(size) :] != b"\r\n%b\r\n" % body:
+        return False
+    if not body.startswith(b"data: ") or not body.endswith(b"\n\n"):
+        return False
+    _plain[len(data)] = data[: len(size) + 8]
+    return True
 
 
 class _Refused(Exception):

@@ -125,6 +125,20 @@ class _Stream(Frames):
         self._max_tokens = max_tokens
         self._frames = 0
 
+    def keep_text(self, payload: bytes) -> bool:
+        try:
+            frame = _decode_frame(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        content, count = frame.content, frame.tokens_predicted
+        if not content or frame.stop or frame.error is not None or not self.tokens <= count <= self._max_tokens:
+            return False
+        if not self.keep(content, count):
+            return False
+        self.tokens = count
+        self._frames += 1
+        return True
+
     def take(self, payload: bytes) -> None:
         try:
             frame = _decode_frame(payload)

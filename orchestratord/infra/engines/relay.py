@@ -7,24 +7,37 @@ stop without an end are `lost`.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 from orchestratord.infra.engines.sse import SSEDecoder
 from orchestratord.infra.engines.transport import Reply
 from orchestratord.ports import Chunk, Deliver, EngineError, JobEnd
 
 
 class Frames:
-    """What one stream has said: texts not handed over yet, the engine's count, and the end once it has come."""
+    """What one stream has said: texts not handed over yet, the engine's count, and the end once it has come.
 
-    __slots__ = ("end", "texts", "tokens")
+    keep: `Deliver.text` of whoever wants them; `relay` sets it.
+    """
+
+    __slots__ = ("end", "keep", "texts", "tokens")
 
     def __init__(self) -> None:
         self.texts: list[str] = []
         self.tokens = 0
         self.end: JobEnd | None = None
+        self.keep: Callable[[str, int], bool]
 
     def take(self, payload: bytes) -> None:
         """The data of one event. Raises EngineError: what the engine reports, or protocol."""
         raise NotImplementedError
+
+    def keep_text(self, payload: bytes) -> bool:
+        """The data of one event, where that is a text and nothing more: hand it to `keep`, in as few steps as can be.
+
+        False: it is anything else, or was not kept. Then nothing has changed, and `take` gets it.
+        """
+        return False
 
     def closed(self) -> None:
         """The body ended in good order. Sets `end` where that proves the end; raises EngineError where it cannot."""
@@ -34,6 +47,7 @@ async def relay(reply: Reply, frames: Frames, deliver: Deliver, who: str) -> Non
     """Deliver what each read brought, up to and including the end. Raises EngineError."""
     decoder = SSEDecoder()
     feed, take = decoder.feed, frames.take
+    frames.keep = deliver.text
     wanted = True
 
     def read(data: bytes) -> bool:
@@ -52,6 +66,7 @@ async def relay(reply: Reply, frames: Frames, deliver: Deliver, who: str) -> Non
             wanted = deliver(Chunk(texts, [], frames.tokens, end))
         if fault is not None and wanted:
             raise fault
+        reply.event = frames.keep_text if decoder.between else None
         return wanted and frames.end is None
 
     await reply.each(read)

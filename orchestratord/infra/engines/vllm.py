@@ -88,6 +88,22 @@ class _Stream(Frames):
         self._ctx = ctx
         self._reason: FinishReason | None = None
 
+    def keep_text(self, payload: bytes) -> bool:
+        try:
+            frame = _FRAME.decode(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return False
+        choices, usage = frame.choices, frame.usage
+        if frame.error is not None or choices is None or len(choices) != 1 or self._reason is not None:
+            return False
+        if usage is not None and (usage.prompt_tokens > self._room or usage.completion_tokens < self.tokens):
+            return False
+        text, count = choices[0].text, self.tokens if usage is None else usage.completion_tokens
+        if not text or choices[0].finish_reason is not None or not self.keep(text, count):
+            return False
+        self.tokens = count
+        return True
+
     def take(self, payload: bytes) -> None:
         if payload == b"[DONE]":
             return  # proves nothing: it comes after failures too

@@ -1,0 +1,123 @@
+"""The short way of an event that is one text, of each adapter that has one, held to the long one."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from orchestratord.infra.engines import llamacpp, vllm
+from orchestratord.infra.engines.relay import Frames
+from orchestratord.ports import EngineError, Job
+
+MOST = 6
+JOB = Job("completion", MOST, 0, prompt="hi")
+
+
+def llama_frame(count: int) -> list[Any]:
+    """A frame that is a text, and what is a little more or less than one."""
+    text = {"content": "b\u00e9", "stop": False, "tokens_predicted": count, "tokens_evaluated": 4}
+    wrong = {"error": {"code": 500, "message": "no"}}
+    return [
+        text,
+        text,
+        {**text, "stop": True, "stop_type": "limit"},
+        {**text, **wrong},
+        {**text, "content": ""},
+        {"content": "a"},
+        wrong,
+    ]
+
+
+def vllm_frame(count: int) -> list[Any]:
+    choice = {"text": "b\u00e9", "finish_reason": None}
+    text: dict[str, Any] = {"choices": [choice], "usage": {"prompt_tokens": 4, "completion_tokens": count}}
+    ended = {**text, "choices": [{**choice, "finish_reason": "stop"}]}
+    return [
+        text,
+        text,
+        {**text, "usage": None},
+        ended,
+        {**ended, "usage": None},
+        {**ended, "choices": [{"text": "", "finish_reason": "abort"}]},
+        {**text, "choices": [choice, choice]},
+        {**text, "choices": []},
+        {**text, "choices": [{"text": ""}]},
+        {**text, "usage": {"prompt_tokens": 99, "completion_tokens": count}},
+        {**text, "error": {"code": 500, "message": "no"}},
+        {"usage": None},
+    ]
+
+
+ADAPTERS: dict[str, tuple[Callable[[], Frames], Callable[[int], list[Any]]]] = {
+    "llamacpp": (lambda: llamacpp._Stream(MOST), llama_frame),
+    "vllm": (lambda: vllm._Stream(JOB, 50), vllm_frame),
+}
+
+
+@st.composite
+def payloads(draw: Any, frame: Callable[[int], list[Any]]) -> list[bytes]:
+    counts = draw(st.lists(st.integers(0, MOST + 1), min_size=1, max_size=5))
+    events = [json.dumps(draw(st.sampled_from(frame(count)))).encode() for count in counts]
+    torn = st.sampled_from([b"[DONE]", b'{"content":"\xff"}', events[0][:-1]])
+    return [*events, draw(torn), *events[:1]] if draw(st.booleans()) else events
+
+
+Said = tuple[list[tuple[str, int]], Any, str | None]
+
+
+def through(frames: Frames, events: list[bytes], wanted: set[int] | None) -> Said:
+    """Every text with the count that came with it, the end, and the kind of error. wanted: which events the short way
+    is tried for and keeps; None: it is not tried."""
+    got: list[tuple[str, int]] = []
+    place = -1
+
+    def keep(text: str, tokens_out: int) -> bool:
+        if wanted is None or place not in wanted:
+            return False
+        got.append((text, tokens_out))
+        return True
+
+    frames.keep = keep
+    for payload in events:
+        place += 1
+        if wanted is not None and frames.keep_text(payload):
+            continue
+        try:
+            frames.take(payload)
+        except EngineError as error:
+            return got, frames.end, error.kind
+        got += [(text, frames.tokens) for text in frames.texts]
+        frames.texts = []
+        if frames.end is not None:
+            break
+    return got, frames.end, None
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@given(data=st.data())
+def test_both_ways_say_the_same(name: str, data: st.DataObject) -> None:
+    """Whichever events are kept: the same texts, counts, end and error."""
+    made, frame = ADAPTERS[name]
+    events = data.draw(payloads(frame))
+    wanted = data.draw(st.sets(st.integers(0, 8)))
+    assert through(made(), events, wanted) == through(made(), events, None)
+
+
+@pytest.mark.parametrize(
+    ("name", "event"),
+    [
+        ("llamacpp", b'{"content":"a","stop":false,"tokens_predicted":1}'),
+        ("vllm", b'{"choices":[{"text":"a"}],"usage":{"prompt_tokens":4,"completion_tokens":1}}'),
+    ],
+)
+def test_a_plain_token_goes_the_short_way(name: str, event: bytes) -> None:
+    kept: list[tuple[str, int]] = []
+    frames = ADAPTERS[name][0]()
+    frames.keep = lambda text, tokens_out: kept.append((text, tokens_out)) is None
+    assert frames.keep_text(event)
+    assert kept == [("a", 1)]
