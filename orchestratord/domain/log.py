@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable
+from itertools import accumulate
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
@@ -68,15 +69,12 @@ class EventLog:
         """Add frames; if the log flows, hand them to every reader that follows and tell the others once. The caller has
         checked that it is not sealed."""
         assert self.sealed is None, "append above the seal"
-        ends, size = self._ends, self.size
-        for frame in frames:
-            size += len(frame)
-            ends.append(size)
-        self._add(frames[0] if len(frames) == 1 else b"".join(frames), size)
-
-    def _add(self, data: bytes, size: int) -> None:
+        data = frames[0] if len(frames) == 1 else b"".join(frames)
+        ends = accumulate(map(len, frames), initial=self.size)
+        next(ends)
+        self._ends.extend(ends)
         self._data += data
-        self.size = size
+        self.size += len(data)
         if self.flowing:
             for write in self._writes:
                 write(data)

@@ -207,7 +207,7 @@ def forging(size: int) -> Seen:
     tried: set[str] = set()
 
     def one_frame(text: str) -> None:
-        whole = sse.encode(1, "started", {}) + sse.encode_token(2, text, 0) + sse.encode(3, "end", {"t": text})
+        whole = sse.encode(1, "started", {}) + sse.TOKEN % (2, sse.quote(text), 0) + sse.encode(3, "end", {"t": text})
         events = list(sse.decode(whole))
         assert [(i, n) for i, n, _ in events] == [(1, "started"), (2, "token"), (3, "end")]
         assert events[1][2]["t"] == events[2][2]["t"] == text

@@ -55,7 +55,7 @@ _NO_TEMPLATE = (
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
 
 
-class _Frame(msgspec.Struct):
+class _Frame(msgspec.Struct, gc=False):
     """One frame of a /completion stream; `error` excludes the rest."""
 
     error: Any = None

@@ -30,7 +30,7 @@ _KINDS: dict[str, ErrorKind] = {
 }
 
 
-class _Token(msgspec.Struct):
+class _Token(msgspec.Struct, gc=False):
     text: str
     special: bool = False
 
@@ -41,7 +41,7 @@ class _Details(msgspec.Struct):
     input_length: Count | None = None
 
 
-class _Event(msgspec.Struct):
+class _Event(msgspec.Struct, gc=False):
     """One event of a stream; `error` excludes the rest."""
 
     error: Any = None

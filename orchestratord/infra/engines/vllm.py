@@ -44,12 +44,12 @@ PATHS: dict[str, Workload] = {
 }
 
 
-class _Choice(msgspec.Struct):
+class _Choice(msgspec.Struct, gc=False):
     text: str = ""
     finish_reason: str | None = None
 
 
-class _Frame(msgspec.Struct):
+class _Frame(msgspec.Struct, gc=False):
     """One frame of a completion; `error` excludes the rest."""
 
     error: Any = None
