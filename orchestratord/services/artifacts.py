@@ -112,6 +112,6 @@ class Artifacts:
                     self._outbox.pop(artifact.id, None)
                     core.owes(task_id, owed=False)
                     continue
-                for artifact, task_id in some[:stored]:
+                for artifact, _ in some[:stored]:
                     self._outbox.pop(artifact.id, None)
-                    core.archived(task_id)
+                core.archived(*(task_id for _, task_id in some[:stored]))

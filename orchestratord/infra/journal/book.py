@@ -147,8 +147,9 @@ class Book:
         return made
 
     def _archived(self, work: Work, fact: Archived, body: bytes, _: bytes) -> None:
-        if (known := self._known.get(fact.task_id)) is not None:
-            self._add(work, known, ARCHIVED, body)
+        for task_id in fact.task_ids:
+            if (known := self._known.get(task_id)) is not None:
+                self._add(work, known, ARCHIVED, body)
 
     def _forgotten(self, work: Work, fact: Forgotten | Admitted, *_: bytes) -> None:
         if (known := self._known.pop(fact.task_id, None)) is not None:
