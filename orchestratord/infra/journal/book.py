@@ -210,7 +210,7 @@ class Book:
         made = None
         if name is not None and finished.transcript is not None and not task.archived:
             source = finished.transcript
-            log = source.frames or b"".join((admitted.started_frame, frames[: task.end], finished.terminal_frame))
+            log = source.frames or b"".join((admitted.started_frame, frames, finished.terminal_frame))
             made = self._transcript(replace(finished, transcript=replace(source, frames=log)))
             name = made.id if made is not None else None
         return JournaledTask(admitted, started, frames, replace(finished, transcript=None), name), made
@@ -225,7 +225,6 @@ class _Task:
         self.started: bytes | None = None
         self.frames = bytearray()
         self.finished: bytes | None = None
-        self.end = 0  # of the frames, when it finished
         self.archived = False
 
     def add(self, row_id: int, kind: int, data: bytes) -> None:
@@ -235,7 +234,7 @@ class _Task:
         elif kind == FRAMES:
             self.frames += data
         elif kind == FINISHED:
-            self.finished, self.end, self.archived = data, len(self.frames), False
+            self.finished, self.archived = data, False
         elif kind == ARCHIVED:
             self.archived = True
 
