@@ -383,10 +383,10 @@ class Core(Lives):
         replica.kv_usage, replica.devices = None, ()
         replica.last_error = pool.last_error = fault
 
-    def archived(self, task_id: str) -> None:
-        """The transcript of this task has reached the artifact store."""
-        self.tasks.owed.discard(task_id)
-        self._hooks.record(Archived(task_id))
+    def archived(self, *task_ids: str) -> None:
+        """The transcripts of these tasks have reached the artifact store."""
+        self.tasks.owed.difference_update(task_ids)
+        self._hooks.record(Archived(task_ids))
 
     def owes(self, task_id: str, *, owed: bool = True) -> None:
         """The transcript of this task is still on its way to the store, or will never get there."""

@@ -96,9 +96,9 @@ class TranscriptSource:
 
 @dataclass(frozen=True, slots=True)
 class Archived:
-    """The transcript is safe in the artifact store; the journal may drop its copy."""
+    """The transcripts of these tasks are safe in the artifact store; no start need make them again."""
 
-    task_id: str
+    task_ids: tuple[str, ...]
 
 
 @dataclass(frozen=True, slots=True)

@@ -122,9 +122,9 @@ class Artifacts:
                 except Exception as error:  # this one alone cannot be stored: the journal keeps it, the others go on
                     self._give_up(core, *some[0], error)
                     continue
-                for artifact, task_id in some[:stored]:
+                for artifact, _ in some[:stored]:
                     self.outbox.remove(artifact.id)
-                    core.archived(task_id)
+                core.archived(*(task_id for _, task_id in some[:stored]))
 
     async def _oldest(self, core: Core) -> Sequence[tuple[Artifact, str]]:
         """The next ones to store, with their tasks; what the journal has lost is given up."""

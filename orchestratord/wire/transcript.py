@@ -16,6 +16,8 @@ from orchestratord.wire.canonical import canonical
 
 # What `sse.encode` wrote, and `sse.TOKEN` shaped: (id, text of a token, its index, else name and payload).
 _EVENT = re.compile(rb'id: (\d+)\nevent: (?:token\ndata: \{"t":"(.*)","i":(\d+)\}|([a-z]+)\ndata: (.*))\n\n')
+_FLOAT = re.compile(rb"\d[.eE]")
+_SORTED = orjson.OPT_SORT_KEYS | orjson.OPT_STRICT_INTEGER
 _TOKEN = b'{"data":{"i":%b,"t":"%b"},"event":"token","id":%b}'
 _OTHER = b'{"data":%b,"event":"%b","id":%b}'
 _CONTENT = b'{"events":[%b],"schema":"orchestratord.transcript/1","text":"%b"}'
@@ -34,10 +36,17 @@ def transcript(source: TranscriptSource, *, full: bool = True) -> Artifact:
     return Artifact(name, "trace", Encoded(content), tags, None, source.metadata, source.created_ms)
 
 
+def _sorted(payload: bytes) -> bytes:
+    """The canonical form of JSON."""
+    value = orjson.loads(payload)
+    plain = payload.isascii() and not _FLOAT.search(payload)  # only floats and other keys make a difference to orjson
+    return orjson.dumps(value, option=_SORTED) if plain else canonical(value)
+
+
 def _content(frames: bytes) -> bytes:
     found = _EVENT.findall(frames)
     events = [
-        _TOKEN % (index, text, event_id) if index else _OTHER % (canonical(orjson.loads(payload)), name, event_id)
+        _TOKEN % (index, text, event_id) if index else _OTHER % (_sorted(payload), name, event_id)
         for event_id, text, index, name, payload in found
     ]
     return _CONTENT % (b",".join(events), b"".join([text for _, text, _, _, _ in found]))

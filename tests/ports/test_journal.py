@@ -199,7 +199,7 @@ def test_a_transcript_waits_in_the_outbox_until_it_is_archived(make: Make) -> No
         assert task.finished == finished("task-1")
         assert task.transcript_id == expected.id
         assert journal.transcripts() == [], "they have been handed over"
-        await write(journal, Archived("task-1"))
+        await write(journal, Archived(("task-1", "no")))
         await journal.close()
 
         journal = make()
@@ -243,7 +243,13 @@ def test_a_forgotten_task_is_gone_and_its_id_is_free(make: Make) -> None:
 
 def test_facts_about_an_unknown_task_change_nothing(make: Make) -> None:
     async def body() -> None:
-        facts: list[Fact] = [started("no"), Frames("no", b"x"), finished("no", b"x"), Archived("no"), Forgotten("no")]
+        facts: list[Fact] = [
+            started("no"),
+            Frames("no", b"x"),
+            finished("no", b"x"),
+            Archived(("no",)),
+            Forgotten("no"),
+        ]
         assert await store(make, *facts) == []
         assert (await store(make, admitted(1, "no")))[0].frames == b""
 
@@ -393,7 +399,7 @@ def fact_of(step: tuple[str, str, str], order: int) -> Fact:
         case ("finish", task_id, text):
             return finished(task_id, text.encode() or None)
         case ("archive", task_id, _):
-            return Archived(task_id)
+            return Archived((task_id, "d"))
         case ("forget", task_id, _):
             return Forgotten(task_id)
         case _:

@@ -282,6 +282,36 @@ def test_moving_rows_between_pages_leaves_no_copies_of_content(tmp_path: Path) -
     assert b"SECRET" not in files(path)
 
 
+def test_rows_of_content_have_one_size_and_stay_where_they_are(tmp_path: Path) -> None:
+    """That is why none is ever moved. What a crowd took is given back when a start finds nothing in it."""
+    path = tmp_path / "j.db"
+
+    def rows() -> list[tuple[int, int, bool]]:
+        return list(store._run("SELECT slot, length(data), data = zeroblob(1000) FROM contents ORDER BY slot"))
+
+    store = database.Database(path, "process", lambda _: None, lambda _: None)
+    store.open()
+    sizes = [0, 1, 900, 978, 979, 5000, 40_000]
+    for order, size in enumerate(sizes):
+        fact = admitted(order, prompt="x" * size)
+        store.write([(fact, *codec.encode(fact))])
+    full = len(rows())
+    assert rows() == [(slot, 1000, 0) for slot in range(1, full + 1)]
+    assert full > 40
+    store.write([(finished(f"task-{order}"), *codec.encode(finished(f"task-{order}"))) for order in (1, 5)])
+    assert [length for _, length, _ in rows()] == [1000] * full
+    again = admitted(99, prompt="y" * 3000)
+    store.write([(again, *codec.encode(again))])
+    assert len(rows()) == full, "free ones are used first"
+    for order in (0, 2, 3, 4, 6, 99):
+        store.write([(finished(f"task-{order}"), *codec.encode(finished(f"task-{order}")))])
+    assert rows() == [(slot, 1000, 1) for slot in range(1, full + 1)]
+    store.close()
+    store.open()
+    assert rows() == []
+    store.close()
+
+
 def test_the_directory_and_the_files_are_private(tmp_path: Path) -> None:
     path = tmp_path / "new" / "data" / "j.db"
     before = os.umask(0)

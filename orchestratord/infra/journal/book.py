@@ -147,8 +147,9 @@ class Book:
         return made
 
     def _archived(self, work: Work, fact: Archived, body: bytes, _: bytes) -> None:
-        if (known := self._known.get(fact.task_id)) is not None:
-            self._add(work, known, ARCHIVED, body)
+        for task_id in fact.task_ids:
+            if (known := self._known.get(task_id)) is not None:
+                self._add(work, known, ARCHIVED, body)
 
     def _forgotten(self, work: Work, fact: Forgotten | Admitted, *_: bytes) -> None:
         if (known := self._known.pop(fact.task_id, None)) is not None:
@@ -230,7 +231,7 @@ class Book:
         source = finished.transcript
         if source is None:
             return None
-        log = source.frames or b"".join((admitted.started_frame, task.frames[: task.end], finished.terminal_frame))
+        log = source.frames or b"".join((admitted.started_frame, bytes(task.frames), finished.terminal_frame))
         return self._transcript(replace(finished, transcript=replace(source, frames=log)))
 
 
@@ -243,7 +244,6 @@ class _Task:
         self.started: bytes | None = None
         self.frames = bytearray()
         self.finished: bytes | None = None
-        self.end = 0  # of the frames, when it finished
         self.archived = False
 
     def add(self, row_id: int, kind: int, data: bytes) -> None:
@@ -253,7 +253,7 @@ class _Task:
         elif kind == FRAMES:
             self.frames += data
         elif kind == FINISHED:
-            self.finished, self.end, self.archived = data, len(self.frames), False
+            self.finished, self.archived = data, False
         elif kind == ARCHIVED:
             self.archived = True
 

@@ -50,6 +50,9 @@ class MemoryStore:
                 self.catalog[fact.entry.id] = fact.entry
             case CatalogRemoved():
                 self.catalog.pop(fact.model_id, None)
+            case Archived():
+                for task_id in fact.task_ids:
+                    self.outbox.pop(task_id, None)
             case _ if (task := self.tasks.get(fact.task_id)) is not None:
                 self._change(task, fact, transcript)
 
@@ -70,8 +73,6 @@ class MemoryStore:
                 self.outbox.pop(task_id, None)
                 if transcript is not None:
                     self.outbox[task_id] = transcript
-            case Archived():
-                self.outbox.pop(task_id, None)
             case Forgotten():
                 self.outbox.pop(task_id, None)
                 del self.tasks[task_id]
