@@ -166,7 +166,16 @@ async def prove(engine: Engine, props: EngineProps, clock: Clock) -> dict[Worklo
         return {workload: await _one_result(engine, workload) for workload in sorted(props.workloads)}
     greedy = Sampling(temperature=0.0) if "temperature" in props.features else Sampling()
     job = Job("completion", max_tokens=4, seed=1, prompt="ping", sampling=greedy, keep_cache=False)
-    await engine.run(job, Deliver(lambda chunk: True))
+    made = 0
+
+    def few(chunk: Chunk) -> bool:
+        nonlocal made
+        made = max(made, chunk.tokens_out)
+        return made <= job.max_tokens
+
+    await engine.run(job, Deliver(few))
+    if made > job.max_tokens:
+        raise Down("it makes more tokens than it is asked for")
     before = await _at_work(engine)  # somebody else may be using an engine we only attach
     long = Job("completion", max_tokens=props.ctx // 2, seed=1, prompt="ping", keep_cache=False)
     await engine.run(long, Deliver(lambda chunk: False))

@@ -178,13 +178,13 @@ def _file_limit(process: DaemonProcess, most: int) -> None:
     psutil.Process(process.process.pid).rlimit(psutil.RLIMIT_FSIZE, (most, resource.RLIM_INFINITY))
 
 
-@row("E16", "no file may grow (RLIMIT_FSIZE), then they may, then kill -9", OUTAGE, 1, 5, timed=True)
+@row("E16", "no file may outgrow 64 KiB (RLIMIT_FSIZE), then they may, then kill -9", OUTAGE, 1, 5, timed=True)
 def file_size(size: int) -> Seen:
     figure = ""
     for _ in range(size):
         with daemon(journal=True, token_ms=5) as process:
             figure = outage(
-                process, lambda: _file_limit(process, 4096), lambda: _file_limit(process, resource.RLIM_INFINITY)
+                process, lambda: _file_limit(process, 64 << 10), lambda: _file_limit(process, resource.RLIM_INFINITY)
             )
     return Seen(size, figure)
 

@@ -68,6 +68,14 @@ def test_a_replica_that_cannot_decode_is_not_ready(script: MockScript) -> None:
         assert health(session)["ready"] is True
 
 
+def test_a_probe_that_gets_more_than_it_asked_for_ends_at_once() -> None:
+    """OC-POOL-30xx: not after a minute of tokens; the pool's health tells it."""
+    with prepared(lambda engine: engine.play(MockScript(jobs=1000, endless=True))) as (app, _, session):
+        app.settle()
+        assert health(session)["ready"] is False
+        assert "more tokens than" in health(session)["last_error"]["message"]
+
+
 def test_a_probe_that_ends_without_an_end_is_no_proof() -> None:
     """The fault is told in the pool's health."""
     with prepared(lambda engine: engine.play(MockScript(jobs=1000, die_after=1))) as (app, _, session):
