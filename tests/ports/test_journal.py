@@ -176,7 +176,7 @@ def test_a_transcript_that_waits_can_be_had_again(make: Make, journaled: bool) -
         journal = make()
         await journal.open()
         assert await journal.transcript("task-1") == expected
-        await write(journal, Archived("task-1"))
+        await write(journal, Archived(("task-1",)))
         assert await journal.transcript("task-1") is None
         await journal.close()
 
