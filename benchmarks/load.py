@@ -170,16 +170,21 @@ async def admit_and_stream(connection: Connection, body: dict[str, Any]) -> None
 
 def check_events(body: bytes, tokens: int) -> None:
     """The daemon's stream holds every token, in order, and the right end."""
-    check_texts(SSE_TOKEN.findall(body), tokens)
+    check_texts(SSE_TOKEN.findall(body), tokens, body)
     if b"event: end\n" not in body or b'"tokens_out":%d' % tokens not in body:
         raise Wrong(f"a stream without its end: {body[-300:]!r}")
 
 
 def check_frames(body: bytes, tokens: int) -> None:
     """The relay's stream does."""
-    check_texts(LLAMA_TOKEN.findall(body), tokens)
+    check_texts(LLAMA_TOKEN.findall(body), tokens, body)
 
 
-def check_texts(texts: list[bytes], tokens: int) -> None:
-    if [STAMP.sub(b"", text) for text in texts] != [b"t%d " % i for i in range(tokens)]:
-        raise Wrong(f"{len(texts)} tokens instead of {tokens}, or not in order")
+def check_texts(texts: list[bytes], tokens: int, body: bytes) -> None:
+    wanted = [b"t%d " % i for i in range(tokens)]
+    found = [STAMP.sub(b"", text) for text in texts]
+    if found != wanted:
+        pairs = enumerate(zip(found, wanted, strict=False))
+        first = next((at for at, (got, want) in pairs if got != want), min(len(found), tokens))
+        around = f"{found[max(0, first - 2) : first + 3]} at {first}, and at the end {body[-300:]!r}"
+        raise Wrong(f"{len(found)} tokens instead of {tokens}, or not in order: {around}")
