@@ -41,9 +41,16 @@ class Recorder:
         """As `Journal.append`."""
         if self._owed:
             self._append_owed()
+        return self._append(fact, again=False)
+
+    def _append(self, fact: Fact, *, again: bool) -> Ticket:
         ticket = self._journal.append(fact)
-        if _matters_later(fact):
-            ticket.add_done_callback(partial(self._settled, fact, again=False))
+        if not _matters_later(fact):
+            return ticket
+        if ticket.done():  # refused: what comes after it must find it among what is owed
+            self._settled(fact, ticket, again=again)
+        else:
+            ticket.add_done_callback(partial(self._settled, fact, again=again))
         return ticket
 
     def _append_owed(self) -> None:
@@ -52,7 +59,7 @@ class Recorder:
             return
         owed, self._owed, self._bytes = self._owed, deque(), 0
         for fact in owed:
-            self._journal.append(fact).add_done_callback(partial(self._settled, fact, again=True))
+            self._append(fact, again=True)
 
     def _settled(self, fact: Fact, ticket: Ticket, *, again: bool) -> None:
         if ticket.exception() is not None:

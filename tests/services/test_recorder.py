@@ -2,7 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
+from typing import Any
+
+from orchestratord.domain.facts import Forgotten
+from orchestratord.infra.journal.memory import MemoryJournal
+from orchestratord.services.recorder import Recorder
+from orchestratord.testing.clock import ManualClock
 from orchestratord.testing.live import LiveApp
+from tests.ports.journal_samples import admitted, archive, finished
 from tests.services.support import BreakingJournal, records, running, state_of, submit
 
 
@@ -52,3 +60,29 @@ def test_a_beginning_that_could_not_be_journaled_stays_undone() -> None:
         app.advance(1)
         assert "home" not in journal.store.pools
         assert not any(record["event"] == "operation_started" for record in records(app))
+
+
+def test_what_is_refused_at_once_is_owed_at_once() -> None:
+    """An outage may end before the loop has turned: even then nothing new gets in front."""
+
+    async def body() -> None:
+        taken: list[Any] = []
+
+        class Journal(MemoryJournal):
+            def append(self, fact: Any) -> Any:
+                if self.healthy:
+                    taken.append(fact)
+                return super().append(fact)
+
+        journal = Journal(archive)
+        await journal.open()
+        recorder = Recorder(journal, ManualClock(), lambda *_: None)
+        await recorder.append(admitted(1))
+        journal.broken = "no space left on device"
+        recorder.append(finished("task-1"))
+        journal.broken = None
+        recorder.append(Forgotten("task-1"))
+        assert taken == [admitted(1), finished("task-1"), Forgotten("task-1")]
+        await journal.close()
+
+    asyncio.run(body())
