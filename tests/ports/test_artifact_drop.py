@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import stat
 import subprocess
 import sys
 import threading
@@ -310,6 +311,77 @@ def test_a_pack_that_could_not_be_written_leaves_nothing(tmp_path: Path, monkeyp
                 await store.put_all(some)
         assert (visible(tmp_path), await ids(store), oldest(store)) == ([], [], [])
         assert await store.put_all(some) == 3
+
+    asyncio.run(body())
+
+
+def test_a_pack_that_is_there_but_not_safe_is_written_once_all_the_same(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """OD-40: else what is dropped from one would come back out of the other."""
+
+    async def body() -> None:
+        store = await files(tmp_path, flush=True)
+        some = together(3)
+        sync = os.fsync
+
+        def full(descriptor: int) -> None:
+            if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+                raise OSError(5, "Input/output error")
+            sync(descriptor)
+
+        assert await store.put_all(together(1, start=9)) == 1
+        with monkeypatch.context() as patch:
+            patch.setattr(os, "fsync", full)
+            with pytest.raises(OSError, match="Input/output"):
+                await store.put_all(some)
+        assert await store.put_all(some) == 3
+        assert await store.drop(some[0].id)
+        assert await (await files(tmp_path)).get(some[0].id) is None
+
+    asyncio.run(body())
+
+
+@pytest.mark.parametrize("hurt", [0, 1, 2])
+def test_a_damaged_line_of_a_pack_costs_its_own_entry(tmp_path: Path, hurt: int) -> None:
+    async def body() -> None:
+        some = together(3)
+        assert await (await files(tmp_path)).put_all(some) == 3
+        (pack,) = visible(tmp_path)
+        data = bytearray(pack.read_bytes())
+        data[data.find(some[hurt].id.encode()) + 70] ^= 1  # its length
+        pack.write_bytes(data)
+        left = [one for n, one in enumerate(some) if n != hurt]
+        store = await files(tmp_path)
+        assert oldest(store) == [one.id for one in left]
+        assert [await store.get(one.id) for one in left] == left
+        for one in left:
+            assert await store.drop(one.id)
+        assert visible(tmp_path) == [], "and nothing stays of it when the others go"
+
+    asyncio.run(body())
+
+
+def test_a_damaged_entry_that_two_find_at_once_is_damaged_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def body() -> None:
+        store = await files(tmp_path)
+        one, other = together(2)
+        assert await store.put_all([one, other]) == 2
+        (pack,) = visible(tmp_path)
+        pack.write_bytes(pack.read_bytes().replace(b"one of many 0", b"one of many 7"))
+        both, checked = threading.Barrier(2), store._checked
+
+        def check(artifact_id: str, data: bytes) -> Artifact:
+            try:
+                return checked(artifact_id, data)
+            finally:
+                both.wait(5)
+
+        monkeypatch.setattr(store, "_checked", check)
+        found = await asyncio.gather(*(store.get(one.id) for _ in range(2)), return_exceptions=True)
+        assert [type(each) for each in found] == [ArtifactCorrupt] * 2
 
     asyncio.run(body())
 

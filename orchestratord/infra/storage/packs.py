@@ -56,7 +56,12 @@ class Packs:
             places[name] = Place(number, offset + len(line), len(data))
             offset += len(line) + len(data)
         with self._folder() as folder:
-            write_whole(f"{number}{SUFFIX}", b"".join(pieces), folder, flush=self._flush)
+            try:
+                write_whole(f"{number}{SUFFIX}", b"".join(pieces), folder, flush=self._flush)
+            except OSError:  # perhaps it is there but not safe: a second one must not have the same entries
+                with contextlib.suppress(OSError):
+                    os.unlink(f"{number}{SUFFIX}", dir_fd=folder)
+                raise
         with self._lock:
             self._places.update(places)
             self._left[number] = len(places)
@@ -71,16 +76,15 @@ class Packs:
 
     def erase(self, name: str) -> None:
         """Raises OSError, and then it is there."""
-        if name not in self._places:
-            return
         with self._lock:
-            place = self._places[name]
+            place = self._places.get(name)
+            if place is None:
+                return
             with contextlib.suppress(FileNotFoundError), self._folder() as folder:
                 if self._left[place.pack] > 1:
                     with _opened(f"{place.pack}{SUFFIX}", os.O_WRONLY, folder) as file:
                         line = _line(_ERASED, place.size)
-                        os.pwrite(file, line, place.offset - len(line))
-                        os.pwrite(file, bytes(place.size), place.offset)
+                        os.pwrite(file, line + bytes(place.size), place.offset - len(line))  # a kill does not cut it
                 else:
                     os.unlink(f"{place.pack}{SUFFIX}", dir_fd=folder)
             del self._places[name]
@@ -105,10 +109,11 @@ class Packs:
         self._next = max(self._next, number + 1)
         offset = left = 0
         with _opened(f"{number}{SUFFIX}", os.O_RDONLY, folder) as file, mmap(file, 0, prot=PROT_READ) as data:
-            while (line := _LINE.match(data, offset)) is not None:
+            # Searched for: a damaged line costs its own entry only. No document has one in it.
+            while (line := _LINE.search(data, offset)) is not None:
                 offset, size, name = line.end(), int(line[2]), line[1].decode()
                 if line[0] != _line(name, size):
-                    break
+                    continue
                 if name != _ERASED:
                     self._places[name] = Place(number, offset, size)
                     left += 1
