@@ -17,7 +17,8 @@ BYTES_MAX = 16 << 20
 
 @dataclass(frozen=True, slots=True)
 class Waiting:
-    """`artifact` has neither content nor metadata where these are in the journal only. `size`: bytes of the content."""
+    """`artifact` has neither content nor metadata where these are in the journal only. `size`: bytes of the content, 0
+    if it came without."""
 
     task_id: str
     artifact: Artifact
@@ -39,8 +40,8 @@ class Outbox:
 
     def add(self, task_id: str, artifact: Artifact) -> None:
         self.remove(artifact.id)
-        size = len(artifact.content) if isinstance(artifact.content, Encoded) else 0
-        here = self.bytes + size <= self._bytes_max
+        size = _size(artifact)
+        here = artifact.content is not None and self.bytes + size <= self._bytes_max
         if here:
             self.bytes += size
         else:
@@ -69,10 +70,11 @@ class Outbox:
         found: list[tuple[Waiting, Artifact | None]] = []
         left = self._bytes_max
         for waiting in list(islice(self._waiting.values(), most)):
-            left -= waiting.size
-            if found and left < 0:
+            if found and (left < 0 or waiting.size > left):
                 break
-            found.append((waiting, await self._whole(waiting)))
+            whole = await self._whole(waiting)
+            left -= _size(whole) if whole is not None else 0
+            found.append((waiting, whole))
         return found
 
     async def _whole(self, waiting: Waiting) -> Artifact | None:
@@ -84,3 +86,7 @@ class Outbox:
             if self._journal.healthy:  # this one alone is damaged
                 return None
             raise
+
+
+def _size(artifact: Artifact) -> int:
+    return len(artifact.content) if isinstance(artifact.content, Encoded) else 0

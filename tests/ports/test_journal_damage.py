@@ -73,7 +73,10 @@ def test_rows_that_were_moved_or_lost_are_found(tmp_path: Path, change: str, rea
         asyncio.run(read(path))
 
 
-def test_a_log_that_is_damaged_while_the_daemon_runs_costs_nobody_else_anything(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    "broken", ["UPDATE facts SET body = substr(body, 2)", "UPDATE facts SET ord = 'what'", "DELETE FROM facts"]
+)
+def test_a_log_that_is_damaged_while_the_daemon_runs_costs_nobody_else_anything(tmp_path: Path, broken: str) -> None:
     """E9: its reader gets a failure and never the wrong bytes; the journal goes on."""
 
     async def body() -> None:
@@ -83,9 +86,8 @@ def test_a_log_that_is_damaged_while_the_daemon_runs_costs_nobody_else_anything(
         for order in (1, 2):
             await within(journal.append(admitted(order)))
             await within(journal.append(finished(f"task-{order}")))
-        broken = "UPDATE facts SET body = substr(body, 2) WHERE ord = 1 AND kind = 3"
         ask = journal._database.log
-        once = iter([lambda: journal._database._run(broken)])
+        once = iter([lambda: journal._database._run(f"{broken} WHERE ord = 1 AND kind = 3")])
         journal._database.log = lambda task_id: (next(once, lambda: None)(), ask(task_id))[1]  # type: ignore[method-assign]
         with pytest.raises(JournalUnavailable, match="damaged"):
             await within(journal.log("task-1"))

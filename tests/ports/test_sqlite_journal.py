@@ -12,14 +12,15 @@ import subprocess
 import sys
 import threading
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from orchestratord.domain.facts import Fact, Forgotten, Frames, JournaledTask
+from orchestratord.domain.facts import Fact, Forgotten, Frames, JournaledTask, TranscriptSource
 from orchestratord.infra.journal import codec, database, sqlite
 from orchestratord.infra.journal.sqlite import SqliteJournal
-from orchestratord.ports import JournalUnavailable
+from orchestratord.ports import Artifact, Encoded, JournalUnavailable
 from tests.ports.journal_samples import GUARD_S, admitted, archive, chat, eventually, finished, started, within
 
 HERE = Path(__file__).parent
@@ -178,6 +179,145 @@ def test_what_a_failed_commit_left_all_the_same_is_gone_once_writes_work(tmp_pat
         assert [(task.admitted.order, task.finished is not None) for task in tasks] == [(1, True), (3, False)]
         assert tasks[1].admitted == admitted(3, prompt="x" * 3000)
         assert b"REFUSED" not in files(tmp_path / "j.db")
+
+    asyncio.run(body())
+
+
+def test_what_a_failed_commit_left_is_gone_if_the_journal_closes_in_its_outage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its admissions were refused: the next start may not take them for accepted."""
+    monkeypatch.setattr(sqlite, "RETRY_S", (60.0, 60.0))
+
+    async def body() -> None:
+        fault = Fault()
+        journal = SqliteJournal(tmp_path / "j.db", archive, fault=fault)
+        await journal.open()
+        await within(journal.append(admitted(1)))
+        fault.point, fault.error = "after_commit", OSError(5, "Input/output error")
+        await failed(journal, admitted(2))
+        fault.error = None
+        await within(journal.close())
+        assert [task.admitted.order for task in await load(tmp_path / "j.db")] == [1]
+
+    asyncio.run(body())
+
+
+def test_who_is_told_of_a_failure_hears_of_it_before_new_facts_are_taken(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Even if the loop was busy for all of the outage: what failed is appended again before anything new."""
+    monkeypatch.setattr(sqlite, "RETRY_S", (0.0, 0.0))
+
+    async def body() -> None:
+        fault, told = Fault(), threading.Event()
+        journal = SqliteJournal(tmp_path / "j.db", archive, fault=fault)
+        await journal.open()
+        tell = journal._tell
+
+        def telling(callback: Callable[..., object], *arguments: object) -> None:
+            tell(callback, *arguments)
+            if journal._restore in (callback, *arguments):
+                told.set()
+
+        monkeypatch.setattr(journal, "_tell", telling)
+        heard: list[str] = []
+        journal.watch(lambda outage: heard.append("outage" if outage else "over"))
+        fault.reached.clear()
+        fault.gate.clear()
+        fault.error = OSError(5, "Input/output error")
+        journal.append(admitted(1)).add_done_callback(lambda _: heard.append("failed"))
+        assert await asyncio.to_thread(fault.reached.wait, GUARD_S)
+        fault.gate.set()
+        while journal._database._doubt is None:  # the commit has failed, and now the disk is well again
+            pass
+        fault.error = None
+        assert told.wait(GUARD_S), "the loop does nothing else meanwhile"
+        await eventually(lambda: "over" in heard)
+        assert heard == ["outage", "failed", "over"]
+        await journal.close()
+
+    asyncio.run(body())
+
+
+def test_an_outage_makes_no_transcripts_anew(tmp_path: Path) -> None:
+    """Those that wait may be many, and the same disk may be why they do."""
+
+    async def body() -> None:
+        fault, made = Fault(), []
+        journal = SqliteJournal(tmp_path / "j.db", lambda source: made.append(source) or archive(source), fault=fault)
+        await journal.open()
+        for fact in (admitted(1), finished("task-1", b"frames")):
+            await within(journal.append(fact))
+        fault.point, fault.error = "after_commit", OSError(5, "Input/output error")
+        await failed(journal, admitted(2))
+        fault.error = None
+        await eventually(lambda: journal.healthy)
+        assert len(made) == 1
+        waiting = await within(journal.transcript("task-1"))
+        assert waiting is not None
+        await journal.close()
+
+    asyncio.run(body())
+
+
+def test_a_start_hands_over_no_more_transcripts_than_there_is_room_for(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The others have what a list shows of them, and the rest when it is asked for."""
+
+    def text(source: TranscriptSource) -> Artifact:
+        return replace(archive(source), content=Encoded(b'"%b"' % (b"x" * 98)))
+
+    monkeypatch.setattr(database, "ROOM", 250)
+
+    async def body() -> None:
+        journal = SqliteJournal(tmp_path / "j.db", text)
+        await journal.open()
+        made = {}
+        for order in range(1, 6):
+            await within(journal.append(admitted(order)))
+            made[f"task-{order}"] = await within(journal.append(finished(f"task-{order}", b"frames")))
+        await journal.close()
+        journal = SqliteJournal(tmp_path / "j.db", text)
+        tasks = await journal.open()
+        assert [task.transcript_id for task in tasks] == [one.id for one in made.values()]
+        found = journal.transcripts()
+        assert found[:2] == [*made.items()][:2]
+        assert found[2:] == [(name, replace(one, content=None, metadata={})) for name, one in [*made.items()][2:]]
+        assert await within(journal.transcript("task-5")) == made["task-5"]
+        await journal.close()
+
+    asyncio.run(body())
+
+
+def test_a_log_that_somebody_has_taken_away_does_not_stop_the_writer(tmp_path: Path) -> None:
+    async def body() -> None:
+        journal = SqliteJournal(tmp_path / "j.db", archive)
+        await journal.open()
+        (tmp_path / "j.db-wal").unlink()
+        for order in (1, 2):
+            await within(journal.append(admitted(order)))
+        await within(journal.close())
+
+    asyncio.run(body())
+
+
+def test_readers_do_not_put_off_the_erasure(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Whoever reads logs again and again, what tasks were asked leaves the write-ahead log all the same."""
+    monkeypatch.setattr(sqlite, "ERASE_IDLE_S", 3600.0)
+
+    async def body() -> None:
+        journal = SqliteJournal(tmp_path / "j.db", archive)
+        await journal.open()
+        await within(journal.append(admitted(1, prompt="SECRET" * 100)))
+        await within(journal.append(finished("task-1")))
+        assert b"SECRET" in files(tmp_path / "j.db")
+        monkeypatch.setattr(sqlite, "ERASE_BUSY_S", 0.0)
+        for _ in range(2):  # the first has its answer before the checkpoint
+            await within(journal.log("task-1"))
+        assert b"SECRET" not in files(tmp_path / "j.db")
+        await journal.close()
 
     asyncio.run(body())
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import errno
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -11,6 +12,7 @@ from uuid import uuid4
 import pytest
 
 from orchestratord.infra.engines.mock import MockScript
+from orchestratord.infra.journal import database
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.ports import Artifact, ArtifactTooLarge, Encoded, JournalUnavailable
 from orchestratord.services import outbox
@@ -74,7 +76,12 @@ def test_a_client_is_told_that_the_store_is_full() -> None:
         assert session.post("/v1/artifacts", json={"kind": "plan", "content": "x"}).status_code == 201
 
 
-def test_a_restart_finds_what_had_not_reached_the_store(tmp_path: Path) -> None:
+@pytest.mark.parametrize("room", [database.ROOM, 0])
+def test_a_restart_finds_what_had_not_reached_the_store(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int
+) -> None:
+    """Whether or not there is room for all of it at once."""
+    monkeypatch.setattr(database, "ROOM", room)
     settings = mock_settings(tmp_path)
     full = Store()
     full.full = True
@@ -83,7 +90,7 @@ def test_a_restart_finds_what_had_not_reached_the_store(tmp_path: Path) -> None:
         before = [session.get(f"/v1/artifacts/{one}").json() for one in ids]
     empty = Store()
     with LiveApp(settings, store=empty) as app, app.session() as session:
-        app.advance(1)
+        wait_for(lambda: app.advance(1) or len(empty._whole) == len(ids), "all are stored")
         assert set(empty._whole) == set(ids)
         assert [session.get(f"/v1/artifacts/{one}").json() for one in ids] == before
     third = Store()
@@ -298,6 +305,16 @@ def test_one_that_is_larger_than_the_bound_goes_alone() -> None:
     assert box.bytes == 0
     (only,) = asyncio.run(box.oldest(64))
     assert only[1] == journal.held["task-0"]
+
+
+def test_what_came_without_its_content_is_counted_when_it_comes() -> None:
+    box, journal = filled(count=40, size=1000, bytes_max=10_000)
+    for task_id, artifact in journal.held.items():
+        box.add(task_id, replace(artifact, content=None, metadata={}))
+    assert box.bytes == 0
+    some = asyncio.run(box.oldest(64))
+    assert [artifact for _, artifact in some] == list(journal.held.values())[: len(some)]
+    assert 10 <= len(some) <= 11
 
 
 def test_what_the_journal_has_lost_is_told_apart_from_a_journal_that_is_down() -> None:

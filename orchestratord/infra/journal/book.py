@@ -27,7 +27,7 @@ from orchestratord.domain.facts import (
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec, contents
 from orchestratord.infra.journal.seal import Damaged, seal, unseal
-from orchestratord.ports import Artifact
+from orchestratord.ports import Artifact, Encoded
 
 SCHEMA = """
 CREATE TABLE facts (id INTEGER PRIMARY KEY, ord INTEGER NOT NULL, kind INTEGER NOT NULL, body BLOB NOT NULL);
@@ -49,7 +49,7 @@ def sealed(row_id: int, order: int, kind: int, body: bytes) -> FactRow:
 
 def unsealed(row_id: int, order: int, kind: int, body: object) -> bytes:
     """Raises Damaged."""
-    return unseal(body, b"%d %d %d" % (row_id, order, kind))
+    return unseal(body, f"{row_id} {order} {kind}")  # what a damaged row brings need not be numbers
 
 
 @dataclass(slots=True)
@@ -82,6 +82,7 @@ class Book:
         self._known: dict[str, Known] = {}
         self._slots = contents.Slots()
         self.next_id = 1
+        self._room: int | None = None  # while it reads
         self._apply: dict[type, Callable[[Work, Any, bytes, bytes], Artifact | None]] = {
             Admitted: self._admitted,
             Started: self._started,
@@ -174,10 +175,14 @@ class Book:
 
     # -- reading -------------------------------------------------------------------------------------------
     def read(
-        self, facts: Iterable[FactRow], rows: Iterable[contents.Row]
+        self, facts: Iterable[FactRow], rows: Iterable[contents.Row], room: int | None
     ) -> tuple[list[tuple[JournaledTask, Artifact | None]], Work]:
         """The tasks of a store in admission order, each with its transcript if that is not archived; and what is left
-        to erase. From here on the book is about this store. Raises Damaged."""
+        to erase. From here on the book is about this store. Raises Damaged.
+
+        `room`: bytes of contents of transcripts; those beyond have neither content nor metadata. None: none is made.
+        """
+        self._room = room
         self._known.clear()
         self.next_id = 1
         found: dict[int, _Task] = {}
@@ -208,9 +213,14 @@ class Book:
             return JournaledTask(admitted, started, frames, None, None), None
         name, finished = _decode_finished(task.finished)
         made = None
-        if name is not None and finished.transcript is not None and not task.archived:
+        waits = name is not None and finished.transcript is not None and not task.archived
+        if waits and self._room is not None:
             made = self._made(task, admitted, finished)
             name = made.id if made is not None else None
+            if made is not None and isinstance(made.content, Encoded):
+                self._room -= len(made.content)
+                if self._room < 0:
+                    made = replace(made, content=None, metadata={})
         return JournaledTask(admitted, started, frames, replace(finished, transcript=None), name), made
 
     def transcript(self, rows: Iterable[FactRow]) -> Artifact | None:

@@ -24,7 +24,7 @@ from orchestratord.domain.entry import CatalogEntry
 from orchestratord.domain.facts import JournaledTask, SessionDeleted
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import book, codec, contents
-from orchestratord.infra.journal.book import Book, Record, Transcript, Work
+from orchestratord.infra.journal.book import Book, FactRow, Record, Transcript, Work
 from orchestratord.infra.journal.remedy import remedy
 from orchestratord.infra.journal.seal import Damaged, unseal
 from orchestratord.ports import Artifact, JournalUnavailable
@@ -37,6 +37,8 @@ INSERT INTO probe VALUES (1, 0);
 SCHEMA = book.SCHEMA + contents.SCHEMA + PROBE
 PAGE = 4096
 CACHE_KIB = 512  # of pages. SQLite's own 2,000 are not quicker for rows that are written once and found by id
+
+ROOM = 16 << 20  # bytes of transcripts that are handed over whole at the start
 
 Durability = Literal["process", "power"]
 Statement = tuple[str, Sequence[object]]
@@ -171,7 +173,7 @@ class Database:
         # Orders are not reused while a task of that age is left: a deletion older than all of them says nothing.
         self._run("DELETE FROM sessions WHERE after_order < ifnull((SELECT min(ord) FROM facts), after_order + 1)")
         self._run(contents.CLEAR)
-        tasks = self._read()
+        tasks = self._read(ROOM)
         deleted = self._run("SELECT session_id, after_order, sum FROM sessions ORDER BY after_order, session_id")
         return Loaded(
             [task for task, _ in tasks],
@@ -187,10 +189,10 @@ class Database:
             ],
         )
 
-    def _read(self) -> list[tuple[JournaledTask, Artifact | None]]:
-        """Take the book from what is stored."""
+    def _read(self, room: int | None) -> list[tuple[JournaledTask, Artifact | None]]:
+        """Take the book from what is stored; `room` as in `Book.read`."""
         facts = self._run("SELECT id, ord, kind, body FROM facts ORDER BY id")
-        tasks, work = self._book.read(facts, self._run("SELECT slot, data FROM contents ORDER BY slot"))
+        tasks, work = self._book.read(facts, self._run("SELECT slot, data FROM contents ORDER BY slot"), room)
         self._commit(work)
         return tasks
 
@@ -206,13 +208,18 @@ class Database:
 
     def log(self, task_id: str) -> bytes | None:
         """The event log of a finished task as far as it was written."""
-        one = "SELECT id, ord, kind, body FROM facts WHERE id = ?"
-        return book.log_of(self._run(one, (row,)).fetchone() for row in self._book.rows_of(task_id))
+        return book.log_of(self._rows_of(task_id))
 
     def transcript(self, task_id: str) -> Artifact | None:
         """What a finished task has waiting for the store."""
-        one = "SELECT id, ord, kind, body FROM facts WHERE id = ?"
-        return self._book.transcript(self._run(one, (row,)).fetchone() for row in self._book.rows_of(task_id))
+        return self._book.transcript(self._rows_of(task_id))
+
+    def _rows_of(self, task_id: str) -> Iterator[FactRow]:
+        for row_id in self._book.rows_of(task_id):
+            row = self._run("SELECT id, ord, kind, body FROM facts WHERE id = ?", (row_id,)).fetchone()
+            if row is None:
+                raise Damaged("it is damaged (a row is missing)")
+            yield row
 
     # -- writing -----------------------------------------------------------------------------------------
     def write(self, batch: Sequence[Record]) -> list[Artifact | None]:
@@ -257,7 +264,7 @@ class Database:
                 refused = "DELETE FROM facts WHERE ord IN (SELECT ord FROM facts WHERE kind = ? AND id >= ?)"
                 self._run(refused, (book.ADMITTED, self._doubt))
         if self._doubt is not None:
-            self._read()
+            self._read(None)
             self._doubt = None
         self.checkpoint()
 
@@ -269,7 +276,11 @@ class Database:
         self._fault("after_checkpoint")
 
     def wal_bytes(self) -> int:
-        return os.stat(f"{self._path}-wal").st_size
+        """0 if that cannot be known: who cares for it is not the one to find the disk broken."""
+        try:
+            return os.stat(f"{self._path}-wal").st_size
+        except OSError:
+            return 0
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

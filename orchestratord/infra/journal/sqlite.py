@@ -189,6 +189,7 @@ class SqliteJournal:
         self._hand_over()
         while self._writing is not None:
             await asyncio.shield(self._writing)
+            self._hand_over()
         self._inbox.put(None)
         await asyncio.shield(self._gone)
         self._thread.join()
@@ -253,7 +254,10 @@ class SqliteJournal:
                 if work is None:
                     return
                 work()
+                due = self._due()
             except Empty:
+                due = True
+            if due and self._down is None:
                 self._checkpoint()
             if self._down is not None and not self._recovered(self._down):
                 return
@@ -269,11 +273,14 @@ class SqliteJournal:
             self._tell(self._failed, batch, self._down)
             return
         self._tell(self._written, batch, results)
-        now = time.monotonic()
         if self._erased is None and any(isinstance(entry.fact, Finished) for entry in batch):
-            self._erased = now
-        if (self._erased is not None and now - self._erased > ERASE_BUSY_S) or self._database.wal_bytes() > WAL_LIMIT:
-            self._checkpoint()
+            self._erased = time.monotonic()
+
+    def _due(self) -> bool:
+        """Whether the WAL has to be truncated now, however much there is to do."""
+        if self._erased is not None and time.monotonic() - self._erased > ERASE_BUSY_S:
+            return True
+        return self._database.wal_bytes() > WAL_LIMIT
 
     def _checkpoint(self) -> None:
         try:
@@ -310,6 +317,7 @@ class SqliteJournal:
                 with contextlib.suppress(Empty):
                     work = self._inbox.get(timeout=left)
                     if work is None:
+                        self._last_try()
                         return False
                     work()
             try:
@@ -318,5 +326,11 @@ class SqliteJournal:
                 pause = min(2 * pause, longest)
             else:
                 self._down = self._erased = None
-                self._tell(self._restore, refusal)  # behind the refusals of this outage
+                # Behind the refusals of this outage, and what is called back for them.
+                self._tell(self._loop.call_soon, self._restore, refusal)
                 return True
+
+    def _last_try(self) -> None:
+        """Nothing may be left of what was refused: the next start would take it for accepted."""
+        with contextlib.suppress(Exception):
+            self._database.probe()
