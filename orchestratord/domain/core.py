@@ -211,11 +211,17 @@ class Core(Lives):
                 self.sessions.task_ended(task.session_id, item.admitted.held, item.finished.used, task.ended)
                 self.tasks.retire(task)
                 self.tasks.keep_log(task)
+                self._trim_logs()
             else:
                 self._resume(task, now, wall_ms)
         for session_id in deletions:
             self.sessions.delete(session_id, now)
         self._hooks.wake()
+
+    def _trim_logs(self) -> None:
+        """Of logs that come from the journal no more stay in memory than may."""
+        while self.tasks.log_bytes > self.limits.log_bytes and (oldest := self.tasks.oldest_log()) is not None:
+            oldest.log.evict()
 
     def _resume(self, task: Task, now: float, wall_ms: int) -> None:
         """An unfinished task of the process before this one: waits again, or ends."""

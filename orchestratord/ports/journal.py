@@ -87,8 +87,8 @@ class Journal(CatalogStore, Protocol):
         """The last fact of every pool an operator ever changed, as found by `open`, by pool id."""
 
     async def log(self, task_id: str) -> bytes | None:
-        """The whole event log of a finished task, byte for byte as far as it was journaled; None where the journal
-        keeps nothing that memory does not. Raises JournalUnavailable.
+        """The whole event log of a finished task, byte for byte as far as it was journaled; None if there is
+        no such task. Raises JournalUnavailable.
         """
 
     @property

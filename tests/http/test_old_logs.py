@@ -42,6 +42,21 @@ def test_an_old_log_is_let_go_and_read_back_for_whoever_comes(tmp_path: Path) ->
             assert events.status == 204
 
 
+def test_a_start_keeps_no_more_logs_than_may_be_in_memory(tmp_path: Path) -> None:
+    """A journal has what a daemon finished in an hour: at once in memory, that could be more than there is."""
+    with small(tmp_path) as app, app.session() as session:
+        ids = [submit(session, max_tokens=20) for _ in range(3)]
+        app.settle()
+        before = [bytes_of(session, one) for one in ids]
+    with small(tmp_path) as app, app.session() as session:
+        assert [evicted(app, one) for one in ids] == [True] * 3
+        assert app.call(lambda: app.daemon.core.tasks.log_bytes) == 0
+        assert [bytes_of(session, one) for one in ids] == before
+        assert [bytes_of(session, one, after=7) for one in ids] == [
+            whole[whole.index(b"id: 8\n") :] for whole in before
+        ]
+
+
 def test_an_old_log_that_was_read_back_stays_until_its_reader_is_done(tmp_path: Path) -> None:
     """Between the reading back and the first byte nobody may let it go again: that reader would wait for ever."""
     with LiveApp(mock_settings(tmp_path, retention={"log_bytes": 0})) as app, app.session() as session:

@@ -116,7 +116,10 @@ class MemoryJournal:
         return tasks
 
     async def log(self, task_id: str) -> bytes | None:
-        return None
+        task = self.store.tasks.get(task_id)
+        if task is None or task.finished is None:
+            return None
+        return b"".join((task.admitted.started_frame, task.frames, task.finished.terminal_frame))
 
     def append(self, fact: Fact) -> TicketFuture:
         ticket: TicketFuture = self._loop.create_future()
