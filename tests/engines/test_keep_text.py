@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from orchestratord.infra.engines import llamacpp, vllm
 from orchestratord.infra.engines.relay import Frames
-from orchestratord.ports import EngineError, Job
+from orchestratord.ports import EngineError, Job, JobEnd
 
 MOST = 6
 JOB = Job("completion", MOST, 0, prompt="hi")
@@ -121,3 +121,22 @@ def test_a_plain_token_goes_the_short_way(name: str, event: bytes) -> None:
     frames.keep = lambda text, tokens_out: kept.append((text, tokens_out)) is None
     assert frames.keep_text(event)
     assert kept == [("a", 1)]
+
+
+def test_a_text_behind_vllms_finish_reason_goes_the_long_way() -> None:
+    """The count it brings is the one the end was waiting for: kept as a mere text, the stream would never end."""
+    frames = vllm._Stream(JOB, 50)
+    kept: list[str] = []
+
+    def keep(text: str, tokens_out: int) -> bool:
+        kept.append(text)
+        return True
+
+    frames.keep = keep
+    frames.take(b'{"choices":[{"text":"a","finish_reason":"stop"}]}')
+    assert frames.end is None
+    last = b'{"choices":[{"text":"b"}],"usage":{"prompt_tokens":4,"completion_tokens":2}}'
+    assert frames.keep_text(last) is False
+    frames.take(last)
+    assert (kept, frames.texts) == ([], ["a", "b"])
+    assert frames.end == JobEnd("stop", 4, 2)
