@@ -360,13 +360,12 @@ class Protocol(HttpToolsProtocol):
         return b"%b%b\r\n" % (STATUS_LINE[status], fields)
 
     def bind(self, body: Body) -> Callable[[bytes], object]:
-        write = self.transport.write
-        if self.transport.is_closing():
+        write, working = self.transport.write, self._working
+        assert working is not None
+        if working.disconnected or self.transport.is_closing():  # gone, or refused meanwhile: nothing can be written
             body.lost()
             return write
         self._bound = body
-        working = self._working
-        assert working is not None
         # Nobody needs the request any more, and a stream may last for long.
         working.scope = _ANSWERED  # type: ignore[assignment]
         working.message_event = SET

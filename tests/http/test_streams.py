@@ -520,3 +520,21 @@ def test_a_failure_behind_the_200_is_an_error_event(app: LiveApp, session: Verif
     assert frames[-1].data["code"] == "WORKER_RESET"
     assert frames[-1].data["retriable"] is True
     assert json.loads(session.get(f"/v1/tasks/{task_id}").text)["state"] == "failed"
+
+
+def test_a_reader_who_was_refused_keeps_no_task_from_its_tokens() -> None:
+    """A request for a stream whose body is no HTTP has had its answer; a task must not be written to what is left of
+    it."""
+    with LiveApp(mock_settings()) as app, app.session() as session:
+        hold(app)
+        task_id = submit(session, max_tokens=TOKENS)
+        step(app, 2)
+        with RawConnection(app.url) as connection:
+            head = f"GET /v1/tasks/{task_id}/stream HTTP/1.1\r\nHost: 127.0.0.1\r\nTransfer-Encoding: chunked\r\n\r\n"
+            connection.send(head.encode() + b"zz\r\n")
+            assert connection.answer().status == 400
+            step(app, 2)
+            assert state_of(session, task_id) == "running"
+            assert readers(app) == 0
+        release(app)
+        assert state_of(session, task_id) == "ended"
