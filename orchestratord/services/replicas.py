@@ -286,13 +286,25 @@ class Replicas:
             await self._pause(member, self._poll_s(member.replica))
             if process is not None:
                 self._check_alive(process)
+            if await self._answers(member, engine):
+                await self._release_quarantined(member.replica, engine)
+                await self._close_breaker(member.replica, engine)
+
+    async def _answers(self, member: Member, engine: Engine) -> bool:
+        """Whether it says in time that it is well. Late will do while its tasks get tokens: no dead engine makes them,
+        and it may be we who are slow. Raises Down, EngineError or TimeoutError."""
+        begun = [(lease.task, lease.task.token_frames) for lease in member.replica.leases.values()]
+        try:
             async with self._clock.limit(HEALTH_LIMIT_S):
                 reason = await engine.ready()
                 reason = reason or await replaced(self._core.pools[member.spec.pool_id].spec.pins, member, engine)
-            if reason is not None:
-                raise Down(reason)
-            await self._release_quarantined(member.replica, engine)
-            await self._close_breaker(member.replica, engine)
+        except TimeoutError:
+            if not any(task.token_frames > before for task, before in begun):
+                raise
+            return False
+        if reason is not None:
+            raise Down(reason)
+        return True
 
     def _poll_s(self, replica: Replica) -> float:
         """Until the next look: the poll, or sooner when a probe is due."""

@@ -165,6 +165,46 @@ def test_a_replica_that_dies_comes_back() -> None:
         assert state_of(session, task_id) == "ended"
 
 
+def late(app: LiveApp, engine: MockEngine) -> None:
+    """From now on its health takes a minute."""
+
+    async def ready() -> str | None:
+        assert app.clock is not None
+        await app.clock.sleep(60)
+        return None
+
+    engine.ready = ready  # type: ignore[method-assign]
+
+
+def test_health_that_is_late_ends_no_stream_that_gets_tokens() -> None:
+    """OC-POOL-30xx: on a machine that is too busy to ask in time, tokens prove more than an answer does. An engine that
+    gives neither is down."""
+    with prepared() as (app, engine, session):
+        engine.token_ms = 500
+        task_id = submit(session, max_tokens=20)
+        app.advance(1)
+        ready = engine.ready
+        late(app, engine)
+        app.advance(8)
+        assert state_of(session, task_id) == "running"
+        app.advance(2)
+        assert state_of(session, task_id) == "ended"
+        assert list(records(app, "replica_down")) == []
+        app.advance(8)
+        assert health(session)["ready"] is False
+        engine.ready = ready  # type: ignore[method-assign]
+        app.advance(61)
+        assert health(session)["ready"] is True
+
+
+def test_a_silent_engine_whose_health_is_late_is_down() -> None:
+    with prepared() as (app, engine, session):
+        running(app, session)
+        late(app, engine)
+        app.advance(5)
+        assert health(session)["ready"] is False
+
+
 def test_a_broken_stream_makes_it_suspect_at_once() -> None:
     """Not only at the next poll; the task ends with an error, the waiting one runs after the replica is back."""
     with prepared(slots=1) as (app, engine, session):
