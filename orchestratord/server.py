@@ -30,15 +30,17 @@ from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
 from orchestratord.infra.steps import Steps
 from orchestratord.middleware import correlation_id
-from orchestratord.wire.errors import HttpError, render
+from orchestratord.wire.errors import HttpError, internal, render
 from orchestratord.wire.limits import CONNECTIONS, HEAD_BYTES, HEAD_FIELDS, URL_BYTES
 from orchestratord.wire.responses import WIRE, Body, Headers
 
 HEAD_S = 10.0
 PIPELINED = 16  # requests waiting behind the one being answered
 NOT_HTTP = "This is not a valid HTTP/1.1 request."
+STOPPED = "The daemon stopped before this request was done. Send it again."
 LINGER_S = 2.0  # for a client that still sends to read its answer, before what it sends is met with a reset
 LINGER_BYTES = 64 * 1024  # of what it still sends
+UNPARSED_BYTES = 64 * 1024  # in a row that are part of one field, or of nothing
 _ASGI: Any = {"version": "3.0", "spec_version": "2.3"}
 _PLAIN = re.compile(rb"(/[A-Za-z0-9._~-]+)+")  # a URL that is a path, and says what it means
 _ANSWERED: dict[str, Any] = {}  # the scope of a request whose answer needs none any more
@@ -56,6 +58,12 @@ def _parts(url: bytes) -> tuple[str, bytes, bytes]:
     raw = parsed.path
     path = raw.decode("ascii")
     return (unquote(path) if "%" in path else path), raw, parsed.query or b""
+
+
+def _named(error: HttpError, headers: Headers) -> HttpError:
+    """With the correlation id of the request that brought these headers."""
+    error.headers.append((b"x-correlation-id", correlation_id(headers)))
+    return error
 
 
 class CannotListen(Exception):
@@ -84,6 +92,7 @@ class Protocol(HttpToolsProtocol):
         "_idle_since",
         "_lingering",
         "_refused",
+        "_unparsed",
         "_working",
     )
 
@@ -98,8 +107,9 @@ class Protocol(HttpToolsProtocol):
         self.pipeline = Pipeline()  # type: ignore[assignment]
         self._refused: HttpError | None = None  # nothing more is read; this is the last answer
         self._working: Cycle | None = None  # uvicorn's `cycle` is the newest, perhaps still queued
-        self._head_size = 0
+        self._head_size = 0  # 0 outside of a head
         self._head_timer: asyncio.TimerHandle | None = None
+        self._unparsed = 0  # bytes read since the parser last told of something
         self._bound: Body | None = None  # what the answer goes on with
         self._fresh: Cycle | None = None  # to be begun when all that was read has been parsed
         self._idle_since = 0.0
@@ -140,18 +150,27 @@ class Protocol(HttpToolsProtocol):
             if self.parser is None:
                 self.parser = httptools.HttpRequestParser(self)
                 self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            head = self._head_size
-            try:
-                self.parser.feed_data(data)
-            except httptools.HttpParserError:
-                self._refuse(HttpError("INVALID_PARAMS", NOT_HTTP))
-            except httptools.HttpParserUpgrade:
-                pass  # to nothing that is served here
-            if self._head_size and not head:
-                self._expect_head()
+            begun = self._head_size
+            self._unparsed += len(data)
+            self._parse(data)
+            if self._unparsed > UNPARSED_BYTES:  # the parser keeps a field until it has all of it
+                self._refuse(HttpError("HEADERS_TOO_LARGE", f"A field may have at most {HEAD_BYTES} bytes."))
+            if self._head_size and self._refused is None and not (begun and self._head_timer):
+                self._expect_head()  # this head has begun just now
             if self._fresh is not None:
                 fresh, self._fresh = self._fresh, None
-                self._begin(fresh)
+                if not fresh.disconnected:  # else it has been refused
+                    self._begin(fresh)
+
+    def _parse(self, data: bytes) -> None:
+        while data and self._refused is None:
+            try:
+                self.parser.feed_data(data)
+                return
+            except httptools.HttpParserError:
+                self._refuse(HttpError("INVALID_PARAMS", NOT_HTTP))
+            except httptools.HttpParserUpgrade as upgrade:  # to nothing that is served here: what follows is HTTP
+                data = data[upgrade.args[0] :]
 
     def eof_received(self) -> None:
         if self._lingering is not None:
@@ -194,6 +213,9 @@ class Protocol(HttpToolsProtocol):
             self._refuse(HttpError("URI_TOO_LONG", f"A URL may have at most {URL_BYTES} bytes."))
 
     def on_header(self, name: bytes, value: bytes) -> None:
+        self._unparsed = 0
+        if not self._head_size:
+            return  # behind a body: nothing here asks for one, and it must not pass for a field of the head
         self._head_size += len(name) + len(value) + 4
         if self._head_size > HEAD_BYTES or len(self.headers) >= HEAD_FIELDS:
             limits = f"at most {HEAD_BYTES} bytes and {HEAD_FIELDS} fields"
@@ -207,7 +229,7 @@ class Protocol(HttpToolsProtocol):
     def on_headers_complete(self) -> None:
         self._stop_timer()
         self.crowd.busy(self)
-        self._head_size = 0
+        self._unparsed = 0
         version = self.parser.get_http_version()
         if version not in ("1.0", "1.1"):
             self._refuse(HttpError("INVALID_PARAMS", NOT_HTTP))
@@ -217,6 +239,7 @@ class Protocol(HttpToolsProtocol):
                 self._refuse(HttpError("OVERLOADED", "Too many requests at once on this connection.", retriable=True))
             elif self.pipeline:
                 self.flow.resume_reading()  # else nobody would notice that the client has left
+        self._head_size = 0
 
     def _take(self, version: str) -> None:
         """A request whose head is complete: begun after what was read with it, or behind those before it."""
@@ -247,6 +270,7 @@ class Protocol(HttpToolsProtocol):
             self.pipeline.appendleft(cycle)  # type: ignore[arg-type]
 
     def on_body(self, body: bytes) -> None:
+        self._unparsed = 0
         if self._refused is None and not self.cycle.response_complete:
             self.cycle.body += body
             if len(self.cycle.body) > HIGH_WATER_LIMIT:
@@ -258,20 +282,22 @@ class Protocol(HttpToolsProtocol):
             self.cycle.more_body = False
             self.cycle.message_event.set()
 
-    def _begin(self, cycle: Cycle) -> None:
+    def _begin(self, cycle: Cycle, *, soon: bool = False) -> None:
         self._working = cycle
         cycle.transport = Outlet(self.transport, self._close)  # type: ignore[assignment]
-        Steps(self._serve(cycle), self.loop, self.tasks).begin()
+        Steps(self._serve(cycle), self.loop, self.tasks).begin(soon=soon)
 
     async def _serve(self, cycle: Cycle) -> None:
         """`RequestResponseCycle.run_asgi`, but an answer may go on when the app has returned (`bind`)."""
         try:
             await self.entry(cycle.scope, cycle.receive, cycle.send)
-        except BaseException:  # the app has told of it
+        except BaseException as error:  # the app has told of it
             if cycle.response_started:
                 self._close()
-            else:
-                await cycle.send_500_response()
+            elif not cycle.disconnected:
+                cycle.response_complete = True
+                why = internal() if isinstance(error, Exception) else HttpError("OVERLOADED", STOPPED, retriable=True)
+                self._answer(_named(why, list(cycle.scope["headers"])))
         else:
             if self._bound is None and not cycle.response_complete and not cycle.disconnected:
                 self._close()
@@ -288,8 +314,11 @@ class Protocol(HttpToolsProtocol):
             return
         self.flow.resume_reading()
         if self.pipeline:
-            self._begin(self.pipeline.pop())  # type: ignore[arg-type]
-            return
+            following: Any = self.pipeline.pop()
+            if self._refused is None or not following.more_body:  # else the rest of its body will never come
+                # Whoever wrote the end of the last answer may be in the midst of something.
+                self._begin(following, soon=True)
+                return
         self._idle_since = now = self.loop.time()
         self.crowd.idle(self, now)
         if self.timeout_keep_alive_task is None:
@@ -343,8 +372,10 @@ class Protocol(HttpToolsProtocol):
         assert working is not None
         if working.disconnected:
             return
-        working.chunked_encoding = True
-        self.transport.write(self._head(working, status, [*headers, (b"transfer-encoding", b"chunked")]))
+        if working.scope["http_version"] == "1.1":
+            working.chunked_encoding = True
+            headers = [*headers, (b"transfer-encoding", b"chunked")]
+        self.transport.write(self._head(working, status, headers))
 
     def _head(self, working: Cycle, status: int, headers: Headers) -> bytes:
         """Of an answer, which begins with it. Raises ValueError for a header with a line break in it."""
@@ -361,12 +392,12 @@ class Protocol(HttpToolsProtocol):
 
     def bind(self, body: Body) -> Callable[[bytes], object]:
         write = self.transport.write
-        if self.transport.is_closing():
+        working = self._working
+        assert working is not None
+        if working.disconnected or self.transport.is_closing():
             body.lost()
             return write
         self._bound = body
-        working = self._working
-        assert working is not None
         # Nobody needs the request any more, and a stream may last for long.
         working.scope = _ANSWERED  # type: ignore[assignment]
         working.message_event = SET
@@ -423,6 +454,7 @@ class Protocol(HttpToolsProtocol):
         if self._refused is None:
             self._refused = error
             self._stop_timer()
+            _named(error, self.headers if self._head_size else [])  # of this request, as far as its head came
             working = self._working
             if working is not None and working.more_body and not working.response_started:
                 working.disconnected = True  # the rest of its body will never come: this is its answer
@@ -435,8 +467,7 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         status, headers, body = render(error)
-        read = self.headers if self._head_size else []  # of this request, as far as its head came
-        headers += [(b"x-correlation-id", correlation_id(read)), (b"connection", b"close")]
+        headers.append((b"connection", b"close"))
         lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]
         self.transport.write(b"".join(lines))
         self._close(reading=True)

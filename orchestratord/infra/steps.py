@@ -35,9 +35,10 @@ class Steps:
         self._cancelled = False
         self._waits_for: asyncio.Future[Any] | None = None
 
-    def begin(self) -> None:
-        """Its first step: now, and raises what that raises; a turn later where it would take a Task for its own."""
-        if asyncio.current_task(self._loop) is not None:
+    def begin(self, *, soon: bool = False) -> None:
+        """Its first step: now, and raises what that raises; a turn later where it would take a Task for its own, or,
+        `soon`, where the caller is in the midst of something."""
+        if soon or asyncio.current_task(self._loop) is not None:
             self._running.add(self)
             self._loop.call_soon(self._step, context=self._context)
             return

@@ -132,6 +132,100 @@ def test_it_can_be_cancelled(in_a_task: bool) -> None:
     run(scenario())
 
 
+def test_it_can_be_cancelled_between_the_end_of_a_wait_and_what_follows() -> None:
+    """As a Task: what it waited for is there, and all the same it goes on no further than to its `finally`."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        there, told = loop.create_future(), []
+        running: set[Any] = set()
+
+        async def work() -> None:
+            try:
+                await there
+                told.append("went on")
+            finally:
+                told.append("settled")
+
+        await outside(Steps(work(), loop, running).begin)
+        there.set_result(None)
+        (steps,) = running
+        steps.cancel("as uvicorn does")
+        await asyncio.sleep(0)  # noqa: TID251 - one turn of the loop
+        assert (told, running) == (["settled"], set())
+
+    run(scenario())
+
+
+@pytest.mark.parametrize("late", [False, True], ids=["of what it waits for", "after that"])
+def test_a_cancellation_that_is_caught_is_over(late: bool) -> None:
+    """It is raised once: the next wait is a wait again."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        there, later, told = loop.create_future(), loop.create_future(), []
+        running: set[Any] = set()
+
+        async def work() -> None:
+            try:
+                await there
+            except asyncio.CancelledError:
+                told.append(await later)
+
+        await outside(Steps(work(), loop, running).begin)
+        if late:
+            there.set_result(None)
+        (steps,) = running
+        steps.cancel()
+        await asyncio.sleep(0)  # noqa: TID251
+        assert (told, running) == ([], {steps})
+        later.set_result("later")
+        await asyncio.sleep(0)  # noqa: TID251
+        assert (told, running) == (["later"], set())
+
+    run(scenario())
+
+
+def test_cancelled_before_it_began_it_does_not_begin() -> None:
+    async def scenario() -> None:
+        told: list[str] = []
+        running: set[Any] = set()
+
+        async def work() -> None:
+            told.append("begun")
+
+        def caller() -> None:
+            steps = Steps(work(), asyncio.get_running_loop(), running)
+            steps.begin(soon=True)
+            steps.cancel()
+
+        await outside(caller)
+        await asyncio.sleep(0)  # noqa: TID251
+        assert (told, running) == ([], set())
+
+    run(scenario())
+
+
+def test_it_begins_a_turn_later_where_its_caller_is_in_the_midst_of_something() -> None:
+    async def scenario() -> None:
+        told: list[str] = []
+        running: set[Any] = set()
+
+        async def work() -> None:
+            told.append("begun")
+
+        def caller() -> None:
+            Steps(work(), asyncio.get_running_loop(), running).begin(soon=True)
+            assert len(running) == 1
+            told.append("done")
+
+        await outside(caller)
+        await asyncio.sleep(0)  # noqa: TID251
+        assert (told, running) == (["done", "begun"], set())
+
+    run(scenario())
+
+
 def test_begun_within_a_task_it_is_not_taken_for_that_one() -> None:
     """The answer to one request may be what begins the next of its connection."""
 
