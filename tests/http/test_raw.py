@@ -315,11 +315,15 @@ def test_the_second_head_on_a_connection_has_its_limit_too(hasty: LiveApp) -> No
         envelope_of(connection.answer(), 408)
 
 
-def test_a_slow_stream_is_no_slow_head(hasty: LiveApp) -> None:
+def test_a_slow_stream_is_no_slow_head(hasty: LiveApp, monkeypatch: pytest.MonkeyPatch) -> None:
     """The limit ends with the head: a stream that is older lives on."""
     hasty.call(hasty.engine().hold)
-    with hasty.session() as session, RawConnection(hasty.url) as connection:
+    with hasty.session() as session:
         task_id = submit(session)
+    monkeypatch.setattr(
+        server, "HEAD_S", 1.0
+    )  # from the connection on, also where this thread has to wait for its turn
+    with RawConnection(hasty.url) as connection:
         connection.get(f"/v1/tasks/{task_id}/stream")
         assert connection.head()[0] == 200
         with RawConnection(hasty.url) as other:
