@@ -381,7 +381,7 @@ class Protocol(HttpToolsProtocol):
         """Of an answer, which begins with it. Raises ValueError for a header with a line break in it."""
         if working.more_body:
             working.keep_alive = False
-        lines = [b"%b: %b\r\n" % header for header in headers]
+        lines = [b"%b: %b\r\n" % header for header in (*self.server_state.default_headers, *headers)]
         if not working.keep_alive:
             lines.append(b"connection: close\r\n")
         fields = b"".join(lines)
@@ -467,7 +467,7 @@ class Protocol(HttpToolsProtocol):
         if self.transport.is_closing():
             return
         status, headers, body = render(error)
-        headers.append((b"connection", b"close"))
+        headers += [*self.server_state.default_headers, (b"connection", b"close")]
         lines = [STATUS_LINE[status], *(b"%b: %b\r\n" % header for header in headers), b"\r\n", body]
         self.transport.write(b"".join(lines))
         self._close(reading=True)

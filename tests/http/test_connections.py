@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import asyncio
 import json
+import time
 import traceback
+from email.utils import parsedate_to_datetime
 from typing import Any
 
 import pytest
@@ -226,6 +228,29 @@ def test_a_stream_for_http_1_0_ends_with_its_connection() -> None:
         assert received.startswith((b"retry: ", b"id: "))
         assert b"event: end" in received
         assert received.endswith(b"\n\n"), "no mark of a chunk"
+
+
+@pytest.mark.parametrize(
+    ("request_", "status"),
+    [(HELLO, 200), (HELLO.replace(b"/healthz", b"/nope"), 404), (b"hello\r\n\r\n", 400)],
+    ids=["an answer", "a refusal", "no request"],
+)
+def test_every_answer_has_its_date(request_: bytes, status: int) -> None:
+    """RFC 9110 6.6.1: a server with a clock tells it."""
+    with LiveApp() as app, RawConnection(app.url) as connection:
+        connection.send(request_)
+        answer = connection.answer()
+        assert answer.status == status
+        date = parsedate_to_datetime(answer.header("date") or "")
+        assert abs(date.timestamp() - time.time()) < 60
+
+
+def test_a_stream_has_its_date() -> None:
+    """RFC 9110 6.6.1."""
+    with LiveApp() as app, app.session() as session, RawConnection(app.url) as connection:
+        connection.get(f"/v1/tasks/{submit(session)}/stream")
+        status, headers = connection.head()
+        assert (status, [name for name, _ in headers].count("date")) == (200, 1)
 
 
 # -- the end -------------------------------------------------------------------------------------------------
