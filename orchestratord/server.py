@@ -51,11 +51,13 @@ def _nothing() -> None:
 
 
 def _parts(url: bytes) -> tuple[str, bytes, bytes]:
-    """Path, path as it was sent, query."""
+    """Path, path as it was sent, query. Raises HttpParserError."""
     if _PLAIN.fullmatch(url):
         return url.decode("ascii"), url, b""
     parsed = httptools.parse_url(url)
     raw = parsed.path
+    if raw is None or not raw.isascii():
+        raise httptools.HttpParserInvalidURLError("no path, or one that is no text")
     path = raw.decode("ascii")
     return (unquote(path) if "%" in path else path), raw, parsed.query or b""
 
@@ -167,8 +169,13 @@ class Protocol(HttpToolsProtocol):
             try:
                 self.parser.feed_data(data)
                 return
-            except httptools.HttpParserError:
-                self._refuse(HttpError("INVALID_PARAMS", NOT_HTTP))
+            except httptools.HttpParserError as error:
+                fault = error.__context__ if isinstance(error, httptools.HttpParserCallbackError) else None
+                if fault is None or isinstance(fault, httptools.HttpParserError):
+                    self._refuse(HttpError("INVALID_PARAMS", NOT_HTTP))
+                else:  # ours, raised within the parser
+                    self.loop.call_exception_handler({"message": "reading a request failed", "exception": fault})
+                    self._refuse(internal())
             except httptools.HttpParserUpgrade as upgrade:  # to nothing that is served here: what follows is HTTP
                 data = data[upgrade.args[0] :]
 
@@ -351,7 +358,8 @@ class Protocol(HttpToolsProtocol):
         working = self._working
         if working is None or working.more_body or working.disconnected:
             return None
-        return working.body
+        body, working.body = working.body, bytearray()  # who asks has it now, and decides for how long
+        return body
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         working = self._working

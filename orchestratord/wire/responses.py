@@ -142,7 +142,7 @@ class Wire(Protocol):
         """The client does not take what was written; nothing more should be."""
 
     def whole(self) -> bytearray | None:
-        """The request's body, if all of it is there and not empty."""
+        """The request's body, if all of it is there; the connection keeps none of it."""
 
     def reply(self, status: int, headers: Headers, body: bytes) -> None:
         """A complete answer, in one write. Adds what HTTP wants, `Connection: close` too, and nothing else."""

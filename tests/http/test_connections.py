@@ -216,6 +216,50 @@ def _waiting(app: LiveApp) -> int:
     return sum(len(protocol.pipeline) for protocol in app._server.server_state.connections)
 
 
+def test_a_body_is_not_kept_while_its_request_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A thousand may wait for one commit of the journal."""
+    body = json.dumps(task(prompt="long " * 500)).encode()
+    with LiveApp() as app, RawConnection(app.url) as connection:
+        admit, ready = app.daemon.admission.admit, app.call(lambda: asyncio.get_running_loop().create_future())
+
+        async def later(*asked: Any, **how: Any) -> Any:
+            await ready
+            return await admit(*asked, **how)
+
+        monkeypatch.setattr(app.daemon.admission, "admit", later)
+        connection.send(POST + b"Content-Length: %d\r\n\r\n" % len(body) + body)
+        wait_for(lambda: app.call(lambda: len(app._server.server_state.tasks)), "the request waits")
+        assert app.call(lambda: len(_protocol(app)._working.body)) == 0
+        app.call(lambda: ready.set_result(None))
+        assert connection.answer().status == 202
+
+
+@pytest.mark.parametrize("url", [b"*", b"http://127.0.0.1", b"/\xff", b"/%ff", b"//", b"/a?\xc3\xa9"])
+def test_an_odd_target_is_the_fault_of_who_sent_it(url: bytes) -> None:
+    with LiveApp() as app, RawConnection(app.url) as connection:
+        connection.send(b"OPTIONS " + url + b" HTTP/1.1\r\n" + HOST + b"\r\n")
+        answer = connection.answer()
+        assert answer.status in (400, 404)
+        envelope_of(answer, answer.status)
+        assert "reading a request failed" not in app.log.getvalue()
+
+
+def test_a_fault_of_ours_in_reading_a_request_is_told_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The parser takes whatever its callbacks raise for an error of the request."""
+
+    def fail(*_: Any) -> None:
+        raise LookupError("secret")
+
+    with LiveApp() as app, RawConnection(app.url) as connection:
+        monkeypatch.setattr(server.Protocol, "_take", fail)
+        connection.send(named(HELLO, b"mine"))
+        answer = connection.answer()
+        assert envelope_of(answer, 500)["code"] == "INTERNAL"
+        assert answer.header("x-correlation-id") == "mine"
+        assert connection.closed()
+        wait_for(lambda: "LookupError" in app.log.getvalue(), "the log tells of it")
+
+
 # -- versions ------------------------------------------------------------------------------------------------
 def test_a_stream_for_http_1_0_ends_with_its_connection() -> None:
     """RFC 9112 6.1: no Transfer-Encoding to who did not say HTTP/1.1."""
