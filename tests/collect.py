@@ -21,6 +21,7 @@ from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.infra.storage.memory import MemoryArtifacts
 from orchestratord.ports import Artifact, ArtifactStore
 from orchestratord.wire.canonical import id_of
+from tests.turns import turn_of_loop
 
 AT_ONCE = 8
 
@@ -59,7 +60,7 @@ class Round:
 
     async def _later(self, actor: object) -> None:
         for _ in range(self._draw.randrange(6)):
-            await asyncio.sleep(0)  # noqa: TID251 - a turn of the loop, no time
+            await turn_of_loop()
         await actor()  # type: ignore[operator]
 
     async def _collect(self) -> None:
@@ -71,7 +72,7 @@ class Round:
                     self._tally.dropped += 1
                 else:
                     self._tally.refused += 1
-            await asyncio.sleep(0)  # noqa: TID251 - a turn of the loop, no time
+            await turn_of_loop()
 
     async def _again(self) -> None:
         """The daemon itself, which archives a transcript twice when it dies in between."""

@@ -23,6 +23,7 @@ from orchestratord.app import Daemon
 from orchestratord.infra.logs import make_sink
 from orchestratord.testing.live import mock_pool, mock_settings
 from tests.http.support import task
+from tests.turns import turn_of_loop
 
 BODY = 1_000_000
 TRIES = 3
@@ -110,7 +111,7 @@ async def ask(app: Any, method: str, path: str, body: bytes) -> int:
     status = 0
 
     async def receive() -> dict[str, Any]:
-        await asyncio.sleep(0)  # noqa: TID251 - a turn of the loop, as between two reads
+        await turn_of_loop()
         piece = pieces.pop(0)
         return {"type": "http.request", "body": piece, "more_body": bool(pieces)}
 

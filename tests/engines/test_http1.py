@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from orchestratord.infra.engines import http1
 from orchestratord.infra.engines.http1 import Connection
 from orchestratord.infra.engines.sse import SSEDecoder
+from tests.turns import turn_of_loop
 
 HEAD = b"HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n"
 
@@ -67,7 +68,7 @@ def events_of(
             return True
 
         reading = asyncio.ensure_future(reply.each(read))
-        await asyncio.sleep(0)  # noqa: TID251 - a turn of the loop
+        await turn_of_loop()
         for data in reads:
             if not connection._transport.is_closing():
                 connection.data_received(data)

@@ -21,6 +21,7 @@ from orchestratord.infra.fetch.trim import trim
 from orchestratord.ports import Used
 from tests.fetch.site import Asked, Reply, Site, digest, serving
 from tests.fetch.support import Lab
+from tests.turns import turn_of_loop
 
 NOTHING = Used(frozenset(), frozenset(), frozenset())
 
@@ -290,19 +291,19 @@ def test_many_together_or_one_alone() -> None:
         async def visit(n: int) -> None:
             alone = draw.random() < 0.3
             for _ in range(draw.randrange(4)):
-                await asyncio.sleep(0)  # noqa: TID251 - a turn of the loop, no time
+                await turn_of_loop()
             async with gate.alone() if alone else gate.together():
                 assert not inside if alone else "alone" not in inside
                 inside.append("alone" if alone else "together")
                 try:
                     for _ in range(draw.randrange(4)):
-                        await asyncio.sleep(0)  # noqa: TID251 - a turn of the loop, no time
+                        await turn_of_loop()
                 finally:
                     inside.remove("alone" if alone else "together")
                 done.append(n)
 
         visits = [asyncio.ensure_future(visit(n)) for n in range(12)]
-        await asyncio.sleep(0)  # noqa: TID251 - a turn of the loop, no time
+        await turn_of_loop()
         some = draw.sample(visits, 3)
         for one in some:
             one.cancel()

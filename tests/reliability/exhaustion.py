@@ -22,6 +22,7 @@ from tests.http.support import RawConnection, submit, task, wait_for
 from tests.reliability.clients import Request, crowd, request
 from tests.reliability.rows import ROOT, Seen, passing, program, row
 from tests.reliability.stage import all_end, daemon, live, many_descriptors, p99, works
+from tests.turns import turn_of_loop
 
 GET = b"GET /healthz HTTP/1.1\r\nHost: 127.0.0.1\r\n"
 
@@ -213,7 +214,7 @@ def loop_lag(size: int) -> Seen:
             # The processor time of the whole process: what a turn takes when nobody else wants the processor.
             last = time.process_time()
             while True:
-                await asyncio.sleep(0)  # noqa: TID251 - one turn
+                await turn_of_loop()
                 now = time.process_time()
                 lags.append(now - last)
                 last = now

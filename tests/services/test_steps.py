@@ -11,6 +11,7 @@ import pytest
 
 from orchestratord.infra.clock import SystemClock
 from orchestratord.infra.steps import Steps, as_task
+from tests.turns import turn_of_loop
 
 WHOSE: ContextVar[str] = ContextVar("whose", default="nobody's")
 
@@ -70,11 +71,11 @@ def test_it_goes_on_with_what_it_waited_for_and_in_its_own_context() -> None:
         assert WHOSE.get() == "nobody's"
         assert len(running) == 1
         first.set_result("one")
-        await asyncio.sleep(0)  # noqa: TID251 - one turn of the loop
+        await turn_of_loop()
         assert told == ["one"]
         second.set_exception(ValueError("two"))
         for _ in range(3):
-            await asyncio.sleep(0)  # noqa: TID251
+            await turn_of_loop()
         assert (told, running) == (["one", "two", "its own"], set())
 
     run(scenario())
@@ -99,7 +100,7 @@ def test_it_gets_a_task_where_it_asks_for_one() -> None:
 
         await outside(Steps(work(), loop, running).begin)
         assert await over
-        await asyncio.sleep(0)  # noqa: TID251
+        await turn_of_loop()
         assert running == set()
 
     run(scenario())
@@ -122,11 +123,11 @@ def test_it_can_be_cancelled(in_a_task: bool) -> None:
                 raise
 
         await outside(Steps(work(), loop, running).begin)
-        await asyncio.sleep(0)  # noqa: TID251
+        await turn_of_loop()
         (steps,) = running
         steps.cancel()
         for _ in range(3):
-            await asyncio.sleep(0)  # noqa: TID251
+            await turn_of_loop()
         assert (told, running, shared.cancelled()) == (["cancelled"], set(), False)
 
     run(scenario())
@@ -151,7 +152,7 @@ def test_it_can_be_cancelled_between_the_end_of_a_wait_and_what_follows() -> Non
         there.set_result(None)
         (steps,) = running
         steps.cancel("as uvicorn does")
-        await asyncio.sleep(0)  # noqa: TID251 - one turn of the loop
+        await turn_of_loop()
         assert (told, running) == (["settled"], set())
 
     run(scenario())
@@ -177,10 +178,10 @@ def test_a_cancellation_that_is_caught_is_over(late: bool) -> None:
             there.set_result(None)
         (steps,) = running
         steps.cancel()
-        await asyncio.sleep(0)  # noqa: TID251
+        await turn_of_loop()
         assert (told, running) == ([], {steps})
         later.set_result("later")
-        await asyncio.sleep(0)  # noqa: TID251
+        await turn_of_loop()
         assert (told, running) == (["later"], set())
 
     run(scenario())
@@ -200,7 +201,7 @@ def test_cancelled_before_it_began_it_does_not_begin() -> None:
             steps.cancel()
 
         await outside(caller)
-        await asyncio.sleep(0)  # noqa: TID251
+        await turn_of_loop()
         assert (told, running) == ([], set())
 
     run(scenario())
@@ -220,7 +221,7 @@ def test_it_begins_a_turn_later_where_its_caller_is_in_the_midst_of_something() 
             told.append("done")
 
         await outside(caller)
-        await asyncio.sleep(0)  # noqa: TID251
+        await turn_of_loop()
         assert (told, running) == (["done", "begun"], set())
 
     run(scenario())
@@ -238,7 +239,7 @@ def test_begun_within_a_task_it_is_not_taken_for_that_one() -> None:
 
         Steps(work(), asyncio.get_running_loop(), running).begin()
         assert (seen, len(running)) == ([], 1)
-        await asyncio.sleep(0)  # noqa: TID251
+        await turn_of_loop()
         assert (seen, running) == ([None], set())
 
     run(scenario())

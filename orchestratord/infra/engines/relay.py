@@ -7,6 +7,7 @@ stop without an end are `lost`.
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 
 from orchestratord.infra.engines.sse import SSEDecoder
@@ -14,7 +15,7 @@ from orchestratord.infra.engines.transport import Reply
 from orchestratord.ports import Chunk, Deliver, EngineError, JobEnd
 
 
-class Frames:
+class Frames(ABC):
     """What one stream has said: texts not handed over yet, the engine's count, and the end once it has come.
 
     keep: `Deliver.text` of whoever wants them; `relay` sets it.
@@ -28,9 +29,9 @@ class Frames:
         self.end: JobEnd | None = None
         self.keep: Callable[[str, int], bool]
 
+    @abstractmethod
     def take(self, payload: bytes) -> None:
         """The data of one event. Raises EngineError: what the engine reports, or protocol."""
-        raise NotImplementedError
 
     def keep_text(self, payload: bytes) -> bool:
         """The data of one event, where that is a text and nothing more: hand it to `keep`, in as few steps as can be.
@@ -41,6 +42,7 @@ class Frames:
 
     def closed(self) -> None:
         """The body ended in good order. Sets `end` where that proves the end; raises EngineError where it cannot."""
+        return
 
 
 async def relay(reply: Reply, frames: Frames, deliver: Deliver, who: str) -> None:
