@@ -131,7 +131,7 @@ class Body(Protocol):
 
 
 class Wire(Protocol):
-    """The client's connection below ASGI (`server.Protocol`), found in the scope's extensions under `WIRE`."""
+    """The client's connection below ASGI (`connection.Protocol`), found in the scope's extensions under `WIRE`."""
 
     @property
     def unread(self) -> bool:

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from orchestratord import server
+from orchestratord.connection import PIPELINED, Protocol
 from orchestratord.testing.ledger import ServedLedger
 from orchestratord.testing.live import LiveApp
 from tests.http.support import RawConnection, envelope_of, readers, state_of, submit, task, wait_for
@@ -41,7 +41,7 @@ def test_a_head_that_begins_behind_the_end_of_another_has_its_limit(monkeypatch:
         connection.send(HELLO[:30])
         app.settle()
         wait_for(lambda: app.call(lambda: _protocol(app)._head_size), "half a head is read")
-        monkeypatch.setattr(server, "HEAD_S", 0.2)
+        monkeypatch.setattr("orchestratord.connection.HEAD_S", 0.2)
         connection.send(HELLO[30:] + HELLO[:30])
         assert connection.answer().status == 200
         envelope_of(connection.answer(), 408)
@@ -163,17 +163,17 @@ def test_one_request_too_many_is_told_so_in_its_turn() -> None:
     with LiveApp() as app, app.session() as session, RawConnection(app.url) as connection:
         app.call(app.engine().hold)
         open_stream(app, connection, submit(session))
-        connection.send(b"".join(named(HELLO, b"n%d" % number) for number in range(server.PIPELINED + 3)))
+        connection.send(b"".join(named(HELLO, b"n%d" % number) for number in range(PIPELINED + 3)))
         app.settle()
         app.call(app.engine().release_hold)
         assert b"event: end" in b"".join(connection.chunks())
-        answers = [connection.answer() for _ in range(server.PIPELINED)]
+        answers = [connection.answer() for _ in range(PIPELINED)]
         assert [(a.status, a.header("x-correlation-id")) for a in answers] == [
-            (200, f"n{number}") for number in range(server.PIPELINED)
+            (200, f"n{number}") for number in range(PIPELINED)
         ]
         refusal = connection.answer()
         assert envelope_of(refusal, 503)["code"] == "OVERLOADED"
-        assert refusal.header("x-correlation-id") == f"n{server.PIPELINED}"
+        assert refusal.header("x-correlation-id") == f"n{PIPELINED}"
         assert connection.closed()
 
 
@@ -251,7 +251,7 @@ def test_a_fault_of_ours_in_reading_a_request_is_told_as_ours(monkeypatch: pytes
         raise LookupError("secret")
 
     with LiveApp() as app, RawConnection(app.url) as connection:
-        monkeypatch.setattr(server.Protocol, "_take", fail)
+        monkeypatch.setattr(Protocol, "_take", fail)
         connection.send(named(HELLO, b"mine"))
         answer = connection.answer()
         assert envelope_of(answer, 500)["code"] == "INTERNAL"

@@ -10,8 +10,10 @@ from typing import Any
 
 import pytest
 
-from orchestratord import crowd, server
+from orchestratord import crowd
 from orchestratord.app import Daemon
+from orchestratord.connection import LINGER_BYTES, Protocol
+from orchestratord.server import make_server
 from orchestratord.testing.live import LiveApp, mock_settings
 from tests.http.support import RawConnection, envelope_of, readers, submit, wait_for
 
@@ -36,14 +38,14 @@ def connected(app: LiveApp) -> int:
 def counted(monkeypatch: pytest.MonkeyPatch) -> Iterator[tuple[LiveApp, Callable[[], int]]]:
     """A daemon, and how many bytes it has read from its clients."""
     taken = 0
-    receive = server.Protocol.data_received
+    receive = Protocol.data_received
 
-    def count(self: server.Protocol, data: bytes) -> None:
+    def count(self: Protocol, data: bytes) -> None:
         nonlocal taken
         taken += len(data)
         receive(self, data)
 
-    monkeypatch.setattr(server.Protocol, "data_received", count)
+    monkeypatch.setattr(Protocol, "data_received", count)
     with LiveApp() as app:
         yield app, lambda: taken
 
@@ -67,7 +69,7 @@ def test_a_refused_body_is_not_read_on(counted: tuple[LiveApp, Callable[[], int]
         assert answer.status in (200, 404, 405, 413, 415)
         assert answer.header("connection") == "close"
     limit = 1024 * 1024 if name == "chunked" else 0
-    assert taken() <= limit + server.LINGER_BYTES + 2 * 256 * 1024  # and what one read of the socket brings
+    assert taken() <= limit + LINGER_BYTES + 2 * 256 * 1024  # and what one read of the socket brings
     wait_for(lambda: connected(app) == 0, "the connection is gone")
 
 
@@ -192,7 +194,7 @@ def test_slow_heads_keep_no_good_client_out(monkeypatch: pytest.MonkeyPatch) -> 
 def test_who_has_been_refused_takes_no_place(monkeypatch: pytest.MonkeyPatch) -> None:
     """F1: refused connections linger for a moment; that must not cost the places of those that idle ones make."""
     monkeypatch.setattr(crowd, "EVICT_S", 0.0)
-    monkeypatch.setattr(server, "LINGER_S", 600.0)
+    monkeypatch.setattr("orchestratord.connection.LINGER_S", 600.0)
     with limited(connections=8) as app:
         lingering = []
         for _ in range(20):
@@ -257,5 +259,5 @@ def test_the_kernel_watches_every_connection() -> None:
 
 def test_the_kernel_is_more_patient_than_the_daemon() -> None:
     """A reader may stall as long as `streams.stall_ms` says."""
-    protocol: Any = server.make_server(Daemon(mock_settings(streams={"stall_ms": 600_000}))).config.http
+    protocol: Any = make_server(Daemon(mock_settings(streams={"stall_ms": 600_000}))).config.http
     assert protocol.crowd._unacked_ms == 615_000

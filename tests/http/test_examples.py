@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 import requests
 
-from orchestratord import contract, crowd, server
+from orchestratord import contract, crowd
 from orchestratord.domain.kv import KvLayout
 from orchestratord.infra.engines.mock import MockEngine, MockScript
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
@@ -508,7 +508,7 @@ def test_every_answer_shown_is_given(stage: Stage, key: Key) -> None:
 
 
 def test_the_answer_to_a_slow_request_is_as_shown(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(server, "HEAD_S", 0.1)
+    monkeypatch.setattr("orchestratord.connection.HEAD_S", 0.1)
     with LiveApp() as app, RawConnection(app.url) as connection:
         connection.send(b"GET /heal")
         assert list(differences(EXAMPLES["RequestTimeout", "", "slow"], connection.answer().json())) == []

@@ -12,8 +12,8 @@ from unittest.mock import Mock
 
 from uvicorn.protocols.http.flow_control import FlowControl
 
+from orchestratord.connection import Protocol
 from orchestratord.frugal import Flow, Pipeline
-from orchestratord.server import Protocol
 from orchestratord.testing.live import LiveApp
 from tests.http.support import RawConnection, readers, submit, wait_for
 

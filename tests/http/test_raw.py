@@ -9,8 +9,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from orchestratord import server
 from orchestratord.testing.live import LiveApp
+from orchestratord.wire.limits import HEAD_BYTES, URL_BYTES
 from tests.http.support import RawConnection, envelope_of, readers, submit, task, wait_for
 
 GET = b"GET /healthz HTTP/1.1\r\n"
@@ -145,7 +145,7 @@ def test_the_number_of_headers_has_a_limit(shared_app: LiveApp) -> None:
 
 
 def test_the_size_of_a_head_has_a_limit(shared_app: LiveApp) -> None:
-    for size, status in ((server.HEAD_BYTES - 200, 200), (server.HEAD_BYTES + 1, 431)):
+    for size, status in ((HEAD_BYTES - 200, 200), (HEAD_BYTES + 1, 431)):
         with RawConnection(shared_app.url) as connection:
             connection.send(with_header(b"X-A: " + b"a" * size))
             assert connection.answer().status == status
@@ -160,7 +160,7 @@ def test_a_url_of_9_kb_is_414(shared_app: LiveApp, path: bytes) -> None:
 
 
 def test_the_limit_of_a_url_is_exact(shared_app: LiveApp) -> None:
-    for size, status in ((server.URL_BYTES, 404), (server.URL_BYTES + 1, 414)):
+    for size, status in ((URL_BYTES, 404), (URL_BYTES + 1, 414)):
         with RawConnection(shared_app.url) as connection:
             connection.send(b"GET /" + b"a" * (size - 1) + b" HTTP/1.1\r\n" + HOST + b"\r\n")
             envelope_of(connection.answer(), status)
@@ -275,7 +275,7 @@ def test_http_1_0_gets_its_answer_and_a_close(shared_app: LiveApp) -> None:
 @pytest.fixture
 def hasty(monkeypatch: pytest.MonkeyPatch) -> Iterator[LiveApp]:
     """A daemon that waits a fifth of a second for a head."""
-    monkeypatch.setattr(server, "HEAD_S", 0.2)
+    monkeypatch.setattr("orchestratord.connection.HEAD_S", 0.2)
     with LiveApp() as app:
         yield app
 
@@ -321,7 +321,7 @@ def test_a_slow_stream_is_no_slow_head(hasty: LiveApp, monkeypatch: pytest.Monke
     with hasty.session() as session:
         task_id = submit(session)
     monkeypatch.setattr(
-        server, "HEAD_S", 1.0
+        "orchestratord.connection.HEAD_S", 1.0
     )  # from the connection on, also where this thread has to wait for its turn
     with RawConnection(hasty.url) as connection:
         connection.get(f"/v1/tasks/{task_id}/stream")
