@@ -11,7 +11,7 @@ from typing import Any
 from unittest.mock import patch
 
 from features.engines import Disk, Flaky, Speaking, archive
-from orchestratord import crowd, server
+from orchestratord import connection, crowd
 from orchestratord.app import daemon as application
 from orchestratord.config import Settings
 from orchestratord.infra.journal.sqlite import SqliteJournal
@@ -88,7 +88,7 @@ class Plan:
 
     def limit_server(self, name: str, value: float) -> None:
         """Another limit of the HTTP server than the one it was built with."""
-        target = crowd if hasattr(crowd, name) else server
+        target = crowd if hasattr(crowd, name) else connection
         self.undo.enter_context(patch.object(target, name, value))
 
     def _check(self, what: str) -> None:
