@@ -76,6 +76,11 @@ class Cycle(RequestResponseCycle):
         self.chunked_encoding = None
         self.expected_content_length = 0
 
+    async def send(self, message: Any) -> None:
+        if self.more_body and not self.response_started:
+            self.keep_alive = False  # what follows is the rest of a body: the connection ends, and the answer says so
+        await super().send(message)
+
 
 class Pipeline(list[Any]):
     """A deque as far as uvicorn uses one: short (`server.PIPELINED`), and nearly always empty."""

@@ -134,6 +134,7 @@ class ProcessHost:
         port = _free_port()
         words, environment = driver.command(spec, port), driver.environment(spec)
         ours, theirs = socket.socketpair()
+        child: Child | None = None
         try:
             with theirs:
                 warden = await asyncio.create_subprocess_exec(
@@ -150,5 +151,7 @@ class ProcessHost:
             await child.greet()
         except BaseException:
             ours.close()  # whatever runs already ends
+            if child is not None:
+                await child.wait()
             raise
         return child

@@ -110,6 +110,27 @@ def test_what_is_refused_is_not_done() -> None:
         assert state_of(session, task_id) != "canceled"
 
 
+@pytest.mark.parametrize("past_asgi", [True, False])
+def test_a_refusal_before_the_body_has_come_says_that_the_connection_ends(
+    monkeypatch: pytest.MonkeyPatch, past_asgi: bool
+) -> None:
+    """RFC 9110 9.6: else a client sends its next request on it, and loses it."""
+    asked = ServedLedger.__call__
+
+    async def by_asgi(ledger: ServedLedger, scope: Any, receive: Any, send: Any) -> None:
+        scope["extensions"] = {}
+        await asked(ledger, scope, receive, send)
+
+    if not past_asgi:
+        monkeypatch.setattr(ServedLedger, "__call__", by_asgi)
+    with LiveApp() as app, RawConnection(app.url) as connection:
+        connection.send(POST + b"Content-Length: 99999999\r\n\r\n{")
+        answer = connection.answer()
+        envelope_of(answer, 413)
+        assert answer.header("connection") == "close"
+        assert connection.closed()
+
+
 def test_a_stream_that_is_refused_takes_no_seat() -> None:
     with LiveApp() as app, app.session() as session, RawConnection(app.url) as connection:
         app.call(app.engine().hold)
