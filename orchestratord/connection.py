@@ -402,13 +402,22 @@ class Protocol(HttpToolsProtocol):
             if not working.more_body:
                 self.parser = None  # made anew for what may follow
         self.flow.resume_reading()  # else nobody would notice that the client has left
-        if not working.chunked_encoding:
-            return write
+
+        def write_plain(data: bytes) -> None:
+            try:
+                write(data)
+            except Exception as fault:
+                self.abort(fault)
+                body.lost()
 
         def write_chunk(data: bytes) -> None:
-            write(b"%x\r\n%b\r\n" % (len(data), data))
+            try:
+                write(b"%x\r\n%b\r\n" % (len(data), data))
+            except Exception as fault:  # of this reader alone: the task and its others know nothing of it
+                self.abort(fault)
+                body.lost()
 
-        return write_chunk
+        return write_chunk if working.chunked_encoding else write_plain
 
     def end(self) -> None:
         working = self._working
@@ -422,7 +431,9 @@ class Protocol(HttpToolsProtocol):
         working.on_response()
         working.on_response = _nothing  # no circle is left, as uvicorn does it
 
-    def abort(self) -> None:
+    def abort(self, fault: Exception | None = None) -> None:
+        if fault is not None:
+            self.loop.call_exception_handler({"message": "writing a stream failed", "exception": fault})
         self.transport.abort()
 
     def pause_writing(self) -> None:

@@ -18,6 +18,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from orchestratord.domain.task import Task
 
+# Neither may raise: an append calls those of all readers, and would end the task for the others.
 Watcher = Callable[[], object]
 Write = Callable[[bytes], object]
 

@@ -152,13 +152,14 @@ class Wire(Protocol):
 
     def bind(self, body: Body) -> Callable[[bytes], object]:
         """From now on the answer, whose head is out, is the body's until `end` or `lost`, also when the app has
-        returned. Gives what writes a part of it, not empty: one function, since every token goes through it."""
+        returned. Gives what writes a part of it, not empty: one function, since every token goes through it. It never
+        raises: a connection that cannot be written is broken off, and the body told that it is lost."""
 
     def end(self) -> None:
         """The body is complete."""
 
-    def abort(self) -> None:
-        """Break the connection off; what was not taken is dropped."""
+    def abort(self, fault: Exception | None = None) -> None:
+        """Break the connection off; what was not taken is dropped. A fault of ours that made it so is told."""
 
 
 WIRE = "orchestratord.wire"
@@ -185,21 +186,26 @@ class _Pipe:
             self._push()
 
     def _push(self) -> None:
+        """Write what there is. Never raises: whoever has news for many readers must not fail at one of them."""
         if self._full:
             return  # `drained` goes on: a thousand readers who take nothing are told of every token
         source = self._source
-        while self._open and not self._full:
-            data = source.take()
-            if data:
-                self._write(data)
-                if source.flowing:
+        try:
+            while self._open and not self._full:
+                data = source.take()
+                if data:
+                    self._write(data)
+                    if source.flowing:
+                        break
+                elif source.over:
+                    self._wire.end()
+                    self._close()
+                    return
+                else:
                     break
-            elif source.over:
-                self._wire.end()
-                self._close()
-                return
-            else:
-                break
+        except Exception as fault:
+            self._wire.abort(fault)
+            self._close()
 
     def filled(self) -> None:
         self._full = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import socket
 from contextlib import ExitStack
@@ -9,6 +10,7 @@ from typing import Any
 
 import pytest
 
+from orchestratord.connection import Protocol
 from orchestratord.infra.engines import mock_text
 from orchestratord.infra.engines.mock import MockScript
 from orchestratord.testing.frames import Frame
@@ -538,3 +540,30 @@ def test_a_reader_who_was_refused_keeps_no_task_from_its_tokens() -> None:
             assert readers(app) == 0
         release(app)
         assert state_of(session, task_id) == "ended"
+
+
+@pytest.mark.parametrize("version", ["1.0", "1.1"])
+def test_a_reader_who_cannot_be_written_to_loses_its_own_stream_only(version: str) -> None:
+    """Every reader is handed a token in the call that appends it: one fault there must not end the task for all."""
+    with LiveApp(mock_settings()) as app, app.session() as session, ExitStack() as stack:
+        hold(app)
+        task_id = submit(session, max_tokens=TOKENS)
+        step(app, 2)
+        first = stack.enter_context(session.events(task_id))
+        seen = take(first, 2)
+        bad = stack.enter_context(RawConnection(app.url))
+        bad.send(f"GET /v1/tasks/{task_id}/stream HTTP/{version}\r\nHost: 127.0.0.1\r\n\r\n".encode())
+        assert bad.head()[0] == 200
+        last = stack.enter_context(session.events(task_id))
+        also = take(last, 2)
+        assert readers(app) == 3
+        protocols = app.call(lambda: [p for p in gc.get_objects() if isinstance(p, Protocol) and p._bound is not None])
+        (broken,) = (p for p in protocols if p.client[1] == bad.socket.getsockname()[1])
+        app.call(broken.transport.write_eof)  # what is written behind it raises
+        step(app, 1)
+        assert readers(app) == 2
+        assert state_of(session, task_id) == "running"
+        release(app)
+        assert log_of(seen + list(first)) == log_of(also + list(last))
+        assert state_of(session, task_id) == "ended"
+        wait_for(lambda: "writing a stream failed" in app.log.getvalue(), "the log tells of it")

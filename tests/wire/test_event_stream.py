@@ -53,6 +53,7 @@ class Connection:
         self.got = b""
         self.ended = False
         self.unread = False
+        self.faults: list[Exception | None] = []
 
     @property
     def full(self) -> bool:
@@ -75,8 +76,8 @@ class Connection:
         if self.full:
             self.body.filled()
 
-    def abort(self) -> None:
-        raise AssertionError("nobody asked for that")
+    def abort(self, fault: Exception | None = None) -> None:
+        self.faults.append(fault)
 
 
 def streamed(source: Source, connection: Connection, act: Callable[[], None]) -> list[dict[str, Any]]:
@@ -146,4 +147,22 @@ def test_a_reader_that_leaves_ends_the_stream_without_an_end() -> None:
 
     streamed(source, connection, act)
     assert not connection.ended
+    assert source.told == ["closed"]
+
+
+def test_a_source_that_fails_ends_its_own_stream_and_tells_why() -> None:
+    """Whoever has news calls this for every reader in turn: it must come back."""
+    source, connection = Source(b"a"), Connection(room=100)
+    fault = ValueError("a fault of ours")
+
+    def fail() -> bytes:
+        raise fault
+
+    def act() -> None:
+        source.take = fail  # type: ignore[method-assign]
+        source.notify()
+
+    streamed(source, connection, act)
+    assert (connection.got, connection.ended) == (b"a", False)
+    assert connection.faults == [fault]
     assert source.told == ["closed"]

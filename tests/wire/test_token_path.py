@@ -74,7 +74,8 @@ class Connection:
     def end(self) -> None:
         self.ends += 1
 
-    def abort(self) -> None:
+    def abort(self, fault: Exception | None = None) -> None:
+        assert fault is None, fault
         self.lose()
 
     def lose(self) -> None:
