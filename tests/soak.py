@@ -58,10 +58,12 @@ class Sample(NamedTuple):
 class Client:
     """One connection that is kept, as good clients do."""
 
-    def __init__(self, url: str, draw: Random) -> None:
+    def __init__(self, url: str, seed: str) -> None:
         parts = urlsplit(url)
         self._address = parts.hostname, parts.port
-        self._draw = draw
+        self._seed = seed
+        self._ids = Random(seed)
+        self._draw = Random(seed)
         self._stream: tuple[asyncio.StreamReader, asyncio.StreamWriter] | None = None
 
     async def ask(self, method: str, path: str, body: Any = None) -> tuple[int, bytes]:
@@ -93,11 +95,13 @@ class Client:
         writer.transport.abort() if self._draw.random() < 0.5 else writer.close()
 
     async def live(self, numbers: Callable[[], int | None]) -> None:
-        draw = self._draw
+        """The same tasks under other ids each time, so that what is kept of two parts can be compared."""
+        draw, ids = self._draw, self._ids
+        draw.seed(self._seed)
         while numbers() is not None:
             body = {
-                "task_id": str(uuid.UUID(int=draw.getrandbits(128), version=4)),
-                "session_id": str(uuid.UUID(int=draw.getrandbits(128), version=4)),
+                "task_id": str(uuid.UUID(int=ids.getrandbits(128), version=4)),
+                "session_id": str(uuid.UUID(int=ids.getrandbits(128), version=4)),
                 "workload": "completion",
                 "model_ref": "home",
                 "engine": "llamacpp",
@@ -149,7 +153,7 @@ def sample(app: LiveApp, folder: Path, done: int) -> Sample:
 
 async def load(app: LiveApp, count: int, seed: int, look: Callable[[int], Awaitable[None]]) -> None:
     """`count` tasks by all clients together; between two parts everything comes to rest and is looked at."""
-    clients = [Client(app.url, Random(f"{seed}/{number}")) for number in range(CLIENTS)]
+    clients = [Client(app.url, f"{seed}/{number}") for number in range(CLIENTS)]
     for part in range(20):
         share = iter(range(count * part // 20, count * (part + 1) // 20))
         await asyncio.gather(*(client.live(lambda share=share: next(share, None)) for client in clients))
