@@ -77,6 +77,57 @@ def test_the_environment_beats_the_file_and_the_file_the_defaults(tmp_path: Path
         config.load(None, {"ORCHD_SEVER__PORT": "1"})
 
 
+NOT_FILES = {
+    "no such date": ("yaml", "retention: 2024-13-45\n"),
+    "a long number, YAML": ("yaml", f"server: {'9' * 5000}\n"),
+    "a long number, TOML": ("toml", f"server = {'9' * 5000}\n"),
+    "deep YAML": ("yaml", f"server: {'[' * 2000}{']' * 2000}\n"),
+    "deep TOML": ("toml", f"server = {'[' * 2000}{']' * 2000}\n"),
+    "no text": ("toml", "\udcff"),
+}
+
+
+@pytest.mark.parametrize(("kind", "text"), NOT_FILES.values(), ids=NOT_FILES)
+def test_a_file_that_cannot_be_parsed_is_told_and_not_thrown(
+    kind: str, text: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """OD-18: whatever the parsers make of a file, it ends with 78 and the file's name."""
+    file = tmp_path / f"c.{kind}"
+    file.write_bytes(text.encode("utf-8", "surrogateescape"))
+    for words in (["config", "check", str(file)], ["config", "show", str(file)], ["serve", "-c", str(file)]):
+        assert cli.main(words) == 78
+        assert f"{file} cannot be parsed" in capsys.readouterr().err
+
+
+def test_a_file_of_comments_says_nothing(tmp_path: Path) -> None:
+    for kind in ("yaml", "toml"):
+        file = tmp_path / f"c.{kind}"
+        file.write_text("# server: {port: 1}\n")
+        assert config.load(file, {}) == config.Settings()
+
+
+@pytest.mark.parametrize(
+    ("variable", "meant"),
+    [("ORCHD_TOKEN", "AUTH_TOKEN"), ("ORCHD_AUTH_OPTIONAL", "AUTH_OPTIONAL"), ("ORCHD_TOKEN__X", "AUTH_TOKEN")],
+)
+def test_a_token_under_another_name_is_not_passed_over(variable: str, meant: str) -> None:
+    """OD-18: whoever sets it believes that the daemon is closed."""
+    with pytest.raises(config.ConfigError, match=f"{variable} .* {meant}") as caught:
+        config.load(None, {variable: "canary-of-a-token"})
+    assert "canary" not in str(caught.value)
+
+
+def test_a_number_of_the_environment_that_is_too_long_is_text() -> None:
+    assert config.load(None, {"ORCHD_DATA_DIR": "9" * 5000}).data_dir == "9" * 5000
+
+
+def test_a_home_that_may_not_be_looked_at(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after `su`, which keeps HOME: the daemon has no file, and starts."""
+    monkeypatch.delenv("ORCHD_CONFIG", raising=False)
+    monkeypatch.setenv("XDG_CONFIG_HOME", "/" + "x" * 300)  # any error of looking will do, and root may look anywhere
+    assert config_file(None) is None
+
+
 def test_where_the_file_is_looked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """The one given, ORCHD_CONFIG, the user's own by XDG, none: in this order."""
     monkeypatch.delenv("ORCHD_CONFIG", raising=False)
