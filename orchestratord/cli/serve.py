@@ -38,7 +38,7 @@ def config_file(given: Path | None) -> Path | None:
         return given
     if named := os.environ.get("ORCHD_CONFIG"):
         return Path(named)
-    return _home() if _home().exists() else None
+    return _home() if os.path.exists(_home()) else None  # what may not be looked at, as after `su`, is not there
 
 
 def environment() -> dict[str, str]:

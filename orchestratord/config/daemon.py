@@ -2,11 +2,23 @@
 
 from __future__ import annotations
 
+import re
+from ipaddress import IPv6Address
 from typing import Annotated, Literal
 
 from msgspec import Meta, field
 
-from orchestratord.config.section import MAX_AGE_MS, Millis, Positive, Section
+from orchestratord.config.section import MAX_AGE_MS, Amount, Millis, Positive, Section, Size, Small
+
+_NAME = re.compile(r"[A-Za-z0-9._-]+")
+_ORIGIN = re.compile(r"null|[a-z][a-z0-9+.-]*://(?:[a-z0-9._-]+|\[[0-9a-f:.]+\])(?::[0-9]{1,5})?")
+
+
+def _is_host(text: str) -> bool:
+    try:
+        return _NAME.fullmatch(text) is not None or IPv6Address(text).scope_id is None
+    except ValueError:
+        return False
 
 
 class ServerSettings(Section, frozen=True):
@@ -30,7 +42,7 @@ class LogSettings(Section, frozen=True):
 class RateLimitSettings(Section, frozen=True):
     """How fast one caller may submit tasks: `per_s` on average, `burst` at once; 0 is no limit."""
 
-    per_s: Annotated[float, Meta(ge=0)] = 0.0
+    per_s: Amount = 0.0
     burst: Positive = 10
 
 
@@ -41,6 +53,20 @@ class AuthSettings(Section, frozen=True):
     allowed_hosts: tuple[str, ...] = ()
     allowed_origins: tuple[str, ...] = ()
     rate_limit: RateLimitSettings = field(default_factory=RateLimitSettings)
+
+    def __post_init__(self) -> None:
+        """What no Host and no Origin header can ever be equal to is a mistake."""
+        for host in self.allowed_hosts:
+            if not _is_host(host):
+                raise ValueError(
+                    f"auth.allowed_hosts: {host!r} is no name or address. Write it without scheme, port and brackets."
+                )
+        for origin in self.allowed_origins:
+            if not _ORIGIN.fullmatch(origin):
+                raise ValueError(
+                    f"auth.allowed_origins: {origin!r} is no origin. Write it as browsers do, in lower case and "
+                    "without a path: https://ui.example.net or http://ui.example.net:3000"
+                )
 
 
 class JournalSettings(Section, frozen=True):
@@ -68,16 +94,16 @@ class BudgetSettings(Section, frozen=True):
 class TariffSettings(Section, frozen=True):
     """What work costs, in the unit of `budgets.cost`."""
 
-    per_task: Annotated[float, Meta(ge=0)] = 0.0
-    per_1k_tokens_in: Annotated[float, Meta(ge=0)] = 0.0
-    per_1k_tokens_out: Annotated[float, Meta(ge=0)] = 0.0
+    per_task: Amount = 0.0
+    per_1k_tokens_in: Amount = 0.0
+    per_1k_tokens_out: Amount = 0.0
 
 
 class SessionSettings(Section, frozen=True):
     """One conversation's life and means. The TTL runs only while no task of it is live."""
 
     ttl_ms: Millis = 600_000
-    turns_max: Positive = 8
+    turns_max: Small = 8
     budgets: BudgetSettings = field(default_factory=BudgetSettings)
     tariff: TariffSettings = field(default_factory=TariffSettings)
 
@@ -95,9 +121,9 @@ class RetentionSettings(Section, frozen=True):
 
     tasks_ms: Millis = 3_600_000
     tasks: Positive = 10_000
-    log_bytes: Annotated[int, Meta(ge=0)] = 64 * 1024 * 1024
+    log_bytes: Size = 64 * 1024 * 1024
     transcripts_ms: Annotated[int, Meta(ge=1, le=MAX_AGE_MS)] = 7 * 86_400_000
-    transcripts_bytes: Annotated[int, Meta(ge=0)] = 2 * 1024**3
+    transcripts_bytes: Size = 2 * 1024**3
     sweep_ms: Millis = 600_000
 
 

@@ -47,8 +47,12 @@ def read_file(path: Path) -> dict[str, Any]:
         parsed = tomllib.loads(text) if path.suffix == ".toml" else yaml.safe_load(text)
     except OSError as error:
         raise ConfigError(f"cannot read {path}: {error.strerror}") from None
-    except (tomllib.TOMLDecodeError, yaml.YAMLError, UnicodeDecodeError) as error:
+    except (yaml.YAMLError, ValueError) as error:  # a date that is none, a number too long: only ValueError to PyYAML
         raise ConfigError(f"{path} cannot be parsed: {error}") from None
+    except RecursionError:
+        raise ConfigError(f"{path} cannot be parsed: it nests too deep") from None
+    if parsed is None:  # YAML of comments alone
+        return {}
     if not isinstance(parsed, dict):
         raise ConfigError(f"{path} must be a table of sections at the top")
     return parsed
@@ -57,6 +61,8 @@ def read_file(path: Path) -> dict[str, Any]:
 def _override(raw: dict[str, Any], key: str, value: str) -> None:
     """ORCHD_SERVER__PORT=9000 -> raw["server"]["port"] = 9000."""
     steps = key.removeprefix("ORCHD_").lower().split("__")
+    if steps[0] in ENVIRONMENT_ONLY:
+        raise ConfigError(f"{key} names no setting: it is AUTH_{steps[0].removeprefix('auth_').upper()}.")
     if steps[0] not in Settings.__struct_fields__:
         close = difflib.get_close_matches(steps[0], Settings.__struct_fields__, n=1)
         hint = f" Did you mean ORCHD_{close[0].upper()}?" if close else ""
@@ -72,7 +78,7 @@ def _override(raw: dict[str, Any], key: str, value: str) -> None:
 def _scalar(value: str) -> Any:
     try:
         return tomllib.loads(f"x = {value}")["x"]
-    except tomllib.TOMLDecodeError:
+    except (ValueError, RecursionError):
         return value
 
 

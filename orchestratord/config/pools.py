@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 from typing import Annotated, Literal
+from urllib.parse import urlsplit
 
 from msgspec import Meta, field
 
-from orchestratord.config.section import Digest, Millis, Name, Positive, Section
+from orchestratord.config.section import (
+    WEEK_MS,
+    Devices,
+    Digest,
+    MaybeMillis,
+    Millis,
+    ModelName,
+    Name,
+    Positive,
+    Section,
+    Time,
+)
 
 
 class QueueSettings(Section, frozen=True):
@@ -15,24 +27,24 @@ class QueueSettings(Section, frozen=True):
     capacity: Annotated[int, Meta(ge=1, le=100_000)] = 64
     full_policy: Literal["reject", "drop-lru", "shed-low-priority"] = "reject"
     batch_capacity: Annotated[int, Meta(ge=0, le=100_000)] | None = None
-    batch_age_ms: Annotated[int, Meta(ge=0, le=7 * 86_400_000)] = 0
+    batch_age_ms: MaybeMillis = 0
 
 
 class PriorSettings(Section, frozen=True):
     """What is assumed of service times before the first task was observed."""
 
-    overhead_ms: Annotated[float, Meta(ge=0)] = 100.0
-    ms_per_unit: Annotated[float, Meta(gt=0)] = 20.0
+    overhead_ms: Time = 100.0
+    ms_per_unit: Annotated[float, Meta(gt=0, le=WEEK_MS)] = 20.0
     fraction: Annotated[float, Meta(gt=0, le=1)] = 0.5
-    load_ms: Annotated[float, Meta(ge=0)] = 10_000.0
+    load_ms: Time = 10_000.0
 
 
 class WatchdogSettings(Section, frozen=True):
     """Longest silences and the longest run; 0 switches one off."""
 
-    first_token_ms: Annotated[int, Meta(ge=0)] = 120_000
-    idle_ms: Annotated[int, Meta(ge=0)] = 60_000
-    wall_ms: Annotated[int, Meta(ge=0)] = 0
+    first_token_ms: MaybeMillis = 120_000
+    idle_ms: MaybeMillis = 60_000
+    wall_ms: MaybeMillis = 0
 
 
 class RestartSettings(Section, frozen=True):
@@ -56,7 +68,7 @@ class ProcessSettings(Section, frozen=True):
     model_path: str | None = None
     mode: Literal["completion", "embedding", "rerank"] = "completion"
     slots: Annotated[int, Meta(ge=1, le=256)] = 1
-    ctx: Annotated[int, Meta(ge=64)] = 4096
+    ctx: Annotated[int, Meta(ge=64, le=2**31 - 1)] = 4096
     threads: Annotated[int, Meta(ge=1, le=1024)] = 1
     binary: str | None = None
     extra_args: tuple[str, ...] = ()
@@ -67,20 +79,20 @@ class MockSettings(Section, frozen=True):
     """The in-process engine for trials and tests; needs `allow_mock`."""
 
     slots: Annotated[int, Meta(ge=1, le=4096)] = 1
-    ctx: Annotated[int, Meta(ge=64)] = 4096
-    token_ms: Annotated[float, Meta(ge=0)] = 0.0
-    prefill_ms: Annotated[float, Meta(ge=0)] = 0.0
-    load_ms: Annotated[float, Meta(ge=0)] = 0.0
+    ctx: Annotated[int, Meta(ge=64, le=2**31 - 1)] = 4096
+    token_ms: Time = 0.0
+    prefill_ms: Time = 0.0
+    load_ms: Time = 0.0
 
 
 class ReplicaSettings(Section, frozen=True):
     """Exactly one of url, process and mock."""
 
     id: Name
-    url: Annotated[str, Meta(pattern=r"^https?://[^\s/]+$")] | None = None
+    url: Annotated[str, Meta(pattern=r"^https?://[^\s/?#]+(?![\s\S])")] | None = None
     process: ProcessSettings | None = None
     mock: MockSettings | None = None
-    device_mask: str | None = None
+    device_mask: Devices | None = None
     memory_bytes: Positive | None = None
     vram_bytes: Positive | None = None
     api_key_env: str | None = None
@@ -89,6 +101,18 @@ class ReplicaSettings(Section, frozen=True):
     def __post_init__(self) -> None:
         if sum(x is not None for x in (self.url, self.process, self.mock)) != 1:
             raise ValueError(f"replica {self.id!r} needs exactly one of `url`, `process` and `mock`")
+        if self.url is not None and not _is_reachable(self.url):
+            raise ValueError(
+                f"replica {self.id!r}: its url has no host, or a port that is none; expected http://host:port"
+            )
+
+
+def _is_reachable(url: str) -> bool:
+    try:
+        parts = urlsplit(url)
+        return bool(parts.hostname) and parts.port != 0
+    except ValueError:
+        return False
 
 
 class PoolSettings(Section, frozen=True):
@@ -96,16 +120,16 @@ class PoolSettings(Section, frozen=True):
 
     id: Name
     engine: Literal["llamacpp", "vllm", "tgi", "triton"]
-    model: str
+    model: ModelName
     driver: str | None = None
-    aliases: tuple[str, ...] = ()
+    aliases: tuple[ModelName, ...] = ()
     queue: QueueSettings = field(default_factory=QueueSettings)
     prior: PriorSettings = field(default_factory=PriorSettings)
     watchdogs: WatchdogSettings = field(default_factory=WatchdogSettings)
     restarts: RestartSettings = field(default_factory=RestartSettings)
     load: Literal["always", "on_demand"] = "always"
     min_resident_ms: Annotated[int, Meta(ge=0, le=86_400_000)] = 5_000
-    idle_unload_ms: Annotated[int, Meta(ge=0, le=7 * 86_400_000)] = 0
+    idle_unload_ms: MaybeMillis = 0
     pins: PinSettings = field(default_factory=PinSettings)
     replicas: tuple[ReplicaSettings, ...] = ()
 
@@ -113,13 +137,13 @@ class PoolSettings(Section, frozen=True):
 class ProfileSettings(Section, frozen=True):
     """A sampler profile: an immutable set of defaults that `sampling` overrides knob by knob."""
 
-    temperature: float | None = None
-    top_p: float | None = None
-    top_k: int | None = None
-    min_p: float | None = None
-    repetition_penalty: float | None = None
-    presence_penalty: float | None = None
-    frequency_penalty: float | None = None
+    temperature: Annotated[float, Meta(ge=0, le=2)] | None = None
+    top_p: Annotated[float, Meta(gt=0, le=1)] | None = None
+    top_k: Annotated[int, Meta(ge=0, le=1000)] | None = None
+    min_p: Annotated[float, Meta(ge=0, le=1)] | None = None
+    repetition_penalty: Annotated[float, Meta(gt=0, le=2)] | None = None
+    presence_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
+    frequency_penalty: Annotated[float, Meta(ge=-2, le=2)] | None = None
 
 
 V1 = ProfileSettings(

@@ -8,10 +8,21 @@ from msgspec import Meta, Struct
 
 from orchestratord.domain.url import BadReference, parse_url
 
-Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$")]
-Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}$")]
-Positive = Annotated[int, Meta(ge=1)]
-Millis = Annotated[int, Meta(ge=1, le=7 * 86_400_000)]
+MOST = 2**53 - 1  # the largest integer every reader of JSON knows
+WEEK_MS = 7 * 86_400_000
+
+# What answers show has the form the contract gives it; `$` would let a newline at the end pass.
+Name = Annotated[str, Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9._-]{0,63}(?![\s\S])")]
+Digest = Annotated[str, Meta(pattern=r"^sha256:[0-9a-f]{64}(?![\s\S])")]
+ModelName = Annotated[str, Meta(min_length=1, max_length=512, pattern=r"^[^\s\x00-\x20\x7f-\xa0\ufeff]+(?![\s\S])")]
+Devices = Annotated[str, Meta(max_length=128, pattern=r"^[A-Za-z0-9:._-]+(,[A-Za-z0-9:._-]+)*(?![\s\S])")]
+Positive = Annotated[int, Meta(ge=1, le=MOST)]
+Size = Annotated[int, Meta(ge=0, le=MOST)]  # bytes
+Small = Annotated[int, Meta(ge=1, le=2**31 - 1)]
+Amount = Annotated[float, Meta(ge=0, le=9e9)]
+Millis = Annotated[int, Meta(ge=1, le=WEEK_MS)]
+MaybeMillis = Annotated[int, Meta(ge=0, le=WEEK_MS)]  # 0: never
+Time = Annotated[float, Meta(ge=0, le=WEEK_MS)]  # milliseconds and parts of them
 MAX_AGE_MS = 10 * 366 * 86_400_000
 
 

@@ -72,7 +72,7 @@ class Settings(Section, frozen=True):
 
     @property
     def data_path(self) -> Path:
-        return Path(self.data_dir) if self.data_dir else platformdirs.user_state_path("orchestratord")
+        return Path(self.data_dir).expanduser() if self.data_dir else platformdirs.user_state_path("orchestratord")
 
     @property
     def all_profiles(self) -> dict[str, ProfileSettings]:
