@@ -109,7 +109,7 @@ class Control(Core):
     def _settle(self, pool: Pool, now: float, wall_ms: int) -> None:
         """Find every queued task a place: here, in another pool in the order of admission, or no more at all."""
         self._settle_tried(pool, now, wall_ms)
-        moved: dict[str, list[Task]] = {}
+        moved: set[str] = set()
         for task in sorted(pool.queue, key=lambda task: task.admitted.order):
             if pool.queue.is_marked(task):
                 continue
@@ -120,18 +120,17 @@ class Control(Core):
                     self._give_up(task, pool, refusal, now, wall_ms)
                 continue
             there = self.pools[target]
-            full = len(there.queue) + len(moved.get(target, ())) >= there.queue.capacity
             if target == pool.id:
                 continue
-            if not full and there.queue.has_room(task.request.priority):
+            if there.queue.has_room(task.request.priority):
                 self._leave(pool, task)
-                moved.setdefault(target, []).append(task)
+                task.pool_id = target
+                there.queue.push(task)
+                moved.add(target)
             elif not self._may_stay(task, pool):
                 self._give_up(task, pool, self._no_room(there, task.request), now, wall_ms)
-        for target, tasks in moved.items():
-            for task in tasks:
-                task.pool_id = target
-            self.pools[target].queue.merge(tasks)
+        for target in moved:
+            self.pools[target].queue.order()
 
     def _settle_tried(self, pool: Pool, now: float, wall_ms: int) -> None:
         """The same for tasks that wait for another attempt. They hold no seat, and go first wherever they are."""

@@ -214,6 +214,7 @@ class Core(Lives):
                 self._trim_logs()
             else:
                 self._resume(task, now, wall_ms)
+        self.tasks.sort_finished()
         for session_id in deletions:
             self.sessions.delete(session_id, now)
         self._hooks.wake()

@@ -87,10 +87,8 @@ class TaskQueue:
         """When the next pause of a task that is tried again ends."""
         return min((t.not_before for t in self._again.values() if t.not_before > now), default=None)
 
-    def merge(self, tasks: Iterable[Task]) -> None:
-        """Take in tasks of another pool: each stands where its admission would have put it."""
-        for task in tasks:
-            self.push(task)
+    def order(self) -> None:
+        """Tasks that came from another pool: each stands where its admission would have put it."""
         for priority, lane in self._lanes.items():
             self.changes += 1
             ordered = sorted(lane.values(), key=lambda task: task.admitted.order)

@@ -23,11 +23,14 @@ INTERRUPTED = (
 
 
 def rebuild(journaled: JournaledTask, split: Split, now: float, wall_ms: int) -> Task:
-    """The task as its facts describe it. Monotonic times are derived from wall times; nothing else reads those."""
+    """The task as its facts describe it. Monotonic times are derived from wall times; nothing else reads those.
+
+    What happened is past: a wall clock that was set back prolongs nothing beyond what was asked for.
+    """
     admitted, started, finished = journaled.admitted, journaled.started, journaled.finished
 
     def monotonic(at_ms: int) -> float:
-        return now - (wall_ms - at_ms) / 1000
+        return now - max(0, wall_ms - at_ms) / 1000
 
     log = EventLog()
     log.append(admitted.started_frame)
@@ -38,8 +41,8 @@ def rebuild(journaled: JournaledTask, split: Split, now: float, wall_ms: int) ->
         log.show(1)  # what it may produce is gated by its `Started` as ever
     else:
         log.open()
-    deadline = monotonic(admitted.created_ms + admitted.request.deadline_ms)
-    task = Task(admitted, log, monotonic(admitted.created_ms), deadline, admitted.determinism_class)
+    created = monotonic(admitted.created_ms)
+    task = Task(admitted, log, created, created + admitted.request.deadline_ms / 1000, admitted.determinism_class)
     task.committed = task.recovered = True
     task.journaled = log.size
     if started is not None:

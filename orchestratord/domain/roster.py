@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections import OrderedDict, deque
 from collections.abc import Iterator
-from heapq import heappop, heappush
+from heapq import heapify, heappop, heappush
 
 from orchestratord.domain.task import Task
+
+SPARE = 1024  # deadlines that may be kept beyond two for each task
 
 
 class Roster(dict[str, Task]):
@@ -25,11 +27,18 @@ class Roster(dict[str, Task]):
         self[task.task_id] = task
         if not task.terminal:
             heappush(self._deadlines, (task.deadline, task.admitted.order, task.task_id))
+            if len(self._deadlines) > 2 * len(self) + SPARE:  # tasks that are over, and of no more interest
+                self._deadlines = [(t.deadline, t.admitted.order, t.task_id) for t in self.values() if not t.terminal]
+                heapify(self._deadlines)
 
     def retire(self, task: Task) -> None:
         """The task has ended; retention counts from here."""
         self._finished.append(task)
         self._content.append(task)
+
+    def sort_finished(self) -> None:
+        """Oldest end first again: a restart brings tasks in the order of their admission."""
+        self._finished = deque(sorted(self._finished, key=lambda task: task.ended or 0.0))
 
     def drop_content(self) -> None:
         """Nobody needs the input of a finished task any more, and ten thousand of them would fill the memory."""
@@ -57,9 +66,9 @@ class Roster(dict[str, Task]):
     def next_deadline(self) -> float | None:
         """Monotonic seconds of the earliest deadline of an open task."""
         while self._deadlines:
-            deadline, _, task_id = self._deadlines[0]
+            deadline, order, task_id = self._deadlines[0]
             task = self.get(task_id)
-            if task is not None and not task.terminal:
+            if task is not None and task.admitted.order == order and not task.terminal:  # an id may be used again
                 return deadline
             heappop(self._deadlines)
         return None

@@ -124,7 +124,7 @@ class Sessions:
         session = self._by_id.get(session_id)
         if session is not None:
             session.live -= 1
-            session.idle_since = now
+            session.idle_since = max(session.idle_since, now)  # a restart ends tasks in the order of their admission
             session.account.settle(held, used)
 
     def delete(self, session_id: str, now: float) -> None:

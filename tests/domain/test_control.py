@@ -84,6 +84,21 @@ def test_queued_tasks_move_in_the_order_of_their_admission() -> None:
     assert world.queued("home") == [tasks[3], tasks[5]]
 
 
+@pytest.mark.parametrize(
+    ("queue", "moved"), [(QueueSpec(8, batch_capacity=2), 2), (QueueSpec(5, "shed-low-priority"), 4)]
+)
+def test_batch_work_that_moves_takes_no_more_seats_than_batch_may(queue: QueueSpec, moved: int) -> None:
+    """ORCH-3005, ORCH-3031: one after the other, as if each were admitted there."""
+    world = Two(slots=0, queue=QueueSpec(8))
+    world.core.pools["away"].queue.spec = queue
+    tasks = [world.admit(priority="batch", placement=world.prefer("home")) for _ in range(6)]
+    world.replica("away").slots = 0
+    world.drain()
+    world.dispatch()
+    assert world.queued("away") == tasks[:moved]
+    assert world.queued("home") == tasks[moved:]
+
+
 def test_a_victim_that_has_promised_its_seat_does_not_move() -> None:
     """Its newcomer would find it gone, and drop it from a queue where nobody needs the seat."""
     world = Two(slots=0, queue=QueueSpec(1, "drop-lru"), auto=False)

@@ -28,6 +28,7 @@ from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
 from orchestratord.domain.pool import Lease, Replica
 from orchestratord.domain.request import PlacementHints, Sampling
+from orchestratord.domain.roster import SPARE
 from orchestratord.wire import sse
 from tests.domain.world import World
 
@@ -593,6 +594,34 @@ def test_what_is_forgotten_takes_no_memory() -> None:
     assert world.core.tasks.log_bytes == sum(task.log.size for task in kept)
     assert list(world.core.tasks._logs.values()) == kept
     assert [world.core.tasks.oldest_log() for _ in range(3)] == [*kept, None], "the oldest goes first"
+
+
+def test_a_deadline_belongs_to_one_task_and_not_to_its_id() -> None:
+    """ORCH-3014: who tries an id again that was withdrawn has all the time it asks for."""
+    world = World(slots=0, auto=False)
+    again = {"task_id": "t", "session_id": "s", "deadline_ms": 10_000}
+    world.admit(**again)
+    world.tickets[-1].resolve(Boom())
+    world.now += 5
+    task = world.admit(**again)
+    world.commit()
+    for passed, over in ((9.5, False), (10.0, True)):
+        world.now = task.created + passed
+        world.core.expire(world.now, world.wall_ms)
+        assert task.terminal is over
+
+
+def test_deadlines_of_forgotten_tasks_take_no_memory() -> None:
+    """SPEC 10: everything is bounded, also under deadlines of a day."""
+    world = World(slots=1, limits=Limits(retain_tasks=2, turns_max=10_000))
+    for _ in range(SPARE + 50):
+        world.cancel(world.admit(deadline_ms=86_400_000))
+        world.core.forget(world.now)
+        world.tickets.clear()
+        world.ended.clear()
+    waiting = world.admit(deadline_ms=60_000)
+    assert len(world.core.tasks._deadlines) < SPARE + 10
+    assert world.core.tasks.next_deadline() == waiting.deadline
 
 
 def test_what_a_finished_task_was_asked_takes_no_memory() -> None:

@@ -108,6 +108,49 @@ def test_deadlines_and_sessions_go_on_across_a_restart() -> None:
     assert after.core.tasks[task.task_id].failure is not None
 
 
+def ended_the_other_way_round(limits: Limits) -> tuple[World, list[Task]]:
+    """Two tasks of session `s`; the first one ended last, 900 s after the second."""
+    world = World(slots=2, limits=limits)
+    tasks = [world.admit(session_id="s"), world.admit(session_id="s")]
+    leases = world.dispatch()
+    for lease in reversed(leases):
+        world.output(lease, "a")
+        world.finish(lease)
+        world.now += 900
+    return world, tasks
+
+
+def test_a_session_is_idle_since_its_last_end_over_a_restart_too() -> None:
+    """ORCH-3021: whichever of its tasks was admitted last. Else it would expire early, and its budget be new."""
+    limits = Limits(session_ttl_s=1000)
+    world, _ = ended_the_other_way_round(limits)
+    session = world.core.session("s", world.now)
+    left = world.core.sessions.ttl_left(session, world.now)
+    after = restart(world, downtime=10.0, limits=limits)
+    assert after.core.session("s", after.now).turns == 2
+    assert after.core.sessions.ttl_left(after.core.session("s", after.now), after.now) == left - 10
+
+
+def test_retention_goes_by_the_ends_over_a_restart_too() -> None:
+    """SPEC 4 (Retention): by number and by age, whichever order the tasks were admitted in."""
+    world, (late, early) = ended_the_other_way_round(Limits())
+    after = restart(world, limits=Limits(retain_tasks=1))
+    after.core.forget(after.now)
+    assert list(after.core.tasks) == [late.task_id]
+    after = restart(world, limits=Limits(retain_s=1500))
+    after.core.forget(after.now)
+    assert early.task_id not in after.core.tasks
+
+
+def test_a_wall_clock_that_was_set_back_prolongs_nothing() -> None:
+    """K1: while the daemon was down. Nobody waits a day for a task that was to end within a minute."""
+    world = World()
+    task = world.admit(deadline_ms=60_000, session_id="s")
+    after = restart(world, downtime=-86_400.0)
+    assert after.core.tasks[task.task_id].created == after.now
+    assert after.core.tasks.next_deadline() == after.now + 60
+
+
 @pytest.mark.parametrize(("pinned", "home"), [(False, "away"), (True, None)])
 def test_a_task_does_not_wake_up_in_a_pool_that_serves_another_model(pinned: bool, home: str | None) -> None:
     """ORCH-3039: the swap of a reload was journaled, or the configuration changed, while it was waiting."""
