@@ -54,6 +54,7 @@ def _serve(arguments: argparse.Namespace) -> int:
     if arguments.port is not None:
         environ["ORCHD_SERVER__PORT"] = str(arguments.port)
     file = config_file(arguments.config)
+    lean.give_back()
     try:
         with lean.making():
             settings = config.load(file, environ)

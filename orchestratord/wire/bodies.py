@@ -13,15 +13,19 @@ from orchestratord.wire.errors import HttpError, short
 
 DEPTH = 64
 CONTAINERS = 65_536  # objects and arrays: more would hold up everybody else while they are read
+VALUES = 196_608  # commas and colons: a value takes ten times its bytes and more while it is read
+PIECES = 8192  # strings, and what is between them, that are looked at together; even
 BIG = 64 * 1024
 SHOWN, SHOWN_ITEMS = 10_000, 2_000  # values of a large body that its refusal is about, and of one array or object
 
 
 def parse(raw: bytearray) -> Any:
     """The document. Raises HttpError INVALID_PARAMS, rule body_syntax."""
-    brackets = raw.count(b"{") + raw.count(b"[")
-    if brackets > CONTAINERS and _containers(raw) > CONTAINERS:
+    brackets = _count(raw, b"{[")
+    if brackets > CONTAINERS and _outside(raw, b"{[", CONTAINERS):
         raise _bad(f"The body has more than {CONTAINERS} objects and arrays.")
+    if _count(raw, b",:") > VALUES and _outside(raw, b",:", VALUES):
+        raise _bad(f"The body has more than {VALUES} names and values.")
     try:
         body = _loads(raw)
     except orjson.JSONDecodeError as error:
@@ -54,11 +58,18 @@ def _deeper(value: Any, levels: int) -> bool:
     return True
 
 
-def _containers(raw: bytearray) -> int:
-    """Brackets outside of strings."""
-    plain = bytes(raw).replace(b"\\\\", b"").replace(b'\\"', b"")
-    bare = b"".join(plain.split(b'"')[::2])
-    return bare.count(b"{") + bare.count(b"[")
+def _count(raw: bytes | bytearray, marks: bytes) -> int:
+    return raw.count(marks[0]) + raw.count(marks[1])
+
+
+def _outside(raw: bytearray, marks: bytes, most: int) -> bool:
+    """Whether more than `most` of these two bytes are outside of strings."""
+    rest, found = bytes(raw).replace(b"\\\\", b"").replace(b'\\"', b""), 0
+    while rest and found <= most:
+        pieces = rest.split(b'"', PIECES)
+        rest = pieces.pop() if len(pieces) > PIECES else b""
+        found += _count(b"".join(pieces[::2]), marks)
+    return found > most
 
 
 def _loads(raw: bytearray) -> Any:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import gc
 import os
+import platform
 import subprocess
 import sys
 from pathlib import Path
@@ -61,6 +62,21 @@ def test_a_daemon_that_is_about_to_serve_takes_less_than_80_mib(tmp_path: Path) 
     """60 to 64 MiB where this was written."""
     code = SERVED.format("re.search('VmRSS:[^0-9]*([0-9]+)', Path('/proc/self/status').read_text())[1]")
     assert int(run(code, tmp_path)) < 80 * 1024
+
+
+@pytest.mark.skipif("glibc" not in platform.libc_ver(), reason="other libraries keep other things")
+def test_what_is_large_goes_back_to_the_system_when_it_is_freed(tmp_path: Path) -> None:
+    """Sixteen blocks of a mebibyte, of which the last is still in use; glibc has seen larger ones freed before."""
+    resident = "int(re.search('VmRSS:[^0-9]*([0-9]+)', Path('/proc/self/status').read_text())[1])"
+    code = SERVED.replace("sys.exit(", "came = ").replace('"0"]))', '"0"])')
+    code += f"""
+before = {resident}
+bytes(16 << 20)
+blocks = [b"x" * (1 << 20) for _ in range(16)]
+del blocks[:15]
+print({resident} - before)
+"""
+    assert int(run(code.format(""), tmp_path)) < 6 * 1024
 
 
 def test_the_collector_never_looks_at_what_a_start_has_made(tmp_path: Path) -> None:

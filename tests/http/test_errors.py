@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import gc
 import json
+import subprocess
+import sys
 import uuid
 from collections.abc import Iterator
 from typing import Any
@@ -13,9 +15,12 @@ import requests
 from uvicorn.protocols.http.httptools_impl import RequestResponseCycle
 
 from orchestratord import contract
+from orchestratord.domain.facts import TranscriptSource
 from orchestratord.testing.live import LiveApp, mock_settings
 from orchestratord.testing.session import VerifyingSession
+from orchestratord.wire import sse
 from orchestratord.wire.errors import HttpError
+from orchestratord.wire.transcript import transcript
 from tests.http.support import Answer, RawConnection, envelope_of, submit, task, wait_for
 
 JSON = {"Content-Type": "application/json"}
@@ -221,10 +226,66 @@ def test_the_number_of_objects_and_arrays_has_a_limit(shared_session: VerifyingS
         assert shared_session.post("/v1/artifacts", json=body).status_code == 201
 
 
+def test_the_number_of_names_and_values_has_a_limit(shared_session: VerifyingSession) -> None:
+    """H17: half a million small values in a mebibyte took 14 of memory. Commas and colons in text are text."""
+    for filled, status in (([1] * 196_605, 201), ([1] * 196_606, 400), ({f"{i:x}": 1 for i in range(90_000)}, 201)):
+        body = {"kind": "other", "content": {"a": filled}}  # that takes four commas and colons itself
+        answer = shared_session.post("/v1/artifacts", data=json.dumps(body, separators=(",", ":")), headers=JSON)
+        assert answer.status_code == status, len(filled)
+        if status == 400:
+            assert "names and values" in refused(answer, 400, "INVALID_PARAMS")
+            assert answer.json()["details"]["rule"] == "body_syntax"
+    for text in (":," * 150_000, '",\\"' * 40_000):
+        body = {"kind": "other", "content": {"a": text, "b": [",:" * 10] * 30_000}}
+        assert shared_session.post("/v1/artifacts", json=body).status_code == 201
+
+
+def test_no_transcript_that_fits_into_a_body_meets_the_limits(shared_session: VerifyingSession) -> None:
+    """What the daemon tells of a long task, a client can store as its own."""
+    texts = b"".join(sse.TOKEN % (i + 1, b'"a"', i) for i in range(18_700))  # none is shorter
+    made = transcript(TranscriptSource(texts, (), {}, 0))
+    body = b'{"kind":"trace","content":%b}' % made.content
+    assert (1 << 20) - 10_000 < len(body) < 1 << 20
+    assert shared_session.post("/v1/artifacts", data=body, headers=JSON).status_code == 201
+
+
 def test_brackets_are_counted_in_linear_time(shared_session: VerifyingSession) -> None:
     """A string that never ends is looked at once, not once for each quote in it."""
     body = b"[" * 70_000 + b'"' + b'\\"' * 480_000
     refused(shared_session.post("/v1/artifacts", data=body, headers=JSON), 400, "INVALID_PARAMS")
+
+
+REFUSE = """
+import re
+from pathlib import Path
+from orchestratord import contract, validation
+from orchestratord.wire.errors import HttpError
+
+op = next(op for op in contract.operations() if op.operation_id == "createTask")
+arguments = validation.Arguments(op)
+
+def peak():
+    return int(re.search("VmHWM:[^0-9]*([0-9]+)", Path("/proc/self/status").read_text())[1])
+
+def refuse(raw):
+    try:
+        arguments.body(bytearray(raw))
+    except HttpError as error:
+        assert "required" in error.message, error.message
+
+refuse(b"{}")
+Path("/proc/self/clear_refs").write_text("5")  # from now on
+before = peak()
+refuse(b'{"session_id":[%b]}' % b",".join([b'{"a":1}'] * 8000))
+print(peak() - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads Linux's /proc")
+def test_telling_what_is_wrong_with_a_body_takes_little() -> None:
+    """H17: a copy of the body for each of its faults made 30 MiB of 64 KiB. In a process of its own: peaks stay."""
+    done = subprocess.run([sys.executable, "-W", "ignore", "-c", REFUSE], capture_output=True, text=True, check=True)
+    assert int(done.stdout) < 16 * 1024  # 9 where this was written
 
 
 @pytest.mark.parametrize("items", [1_000, 100_000])

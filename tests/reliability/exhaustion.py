@@ -17,7 +17,10 @@ from typing import Any
 
 import psutil
 
+from orchestratord.domain.facts import TranscriptSource
 from orchestratord.testing.live import mock_pool
+from orchestratord.wire import sse
+from orchestratord.wire.transcript import transcript
 from tests.http.support import RawConnection, submit, task, wait_for
 from tests.reliability.clients import Request, crowd, request
 from tests.reliability.rows import ROOT, Seen, passing, program, row
@@ -176,6 +179,10 @@ def bodies(room: int) -> dict[str, tuple[str, bytes]]:
 
     lists = {"arrays": filled(b"[],", b"[]"), "floats": filled(b"1.5e10,", b"1"), "integers": filled(b"1,", b"1")}
     deep = room // 2 - 50
+
+    def texts(number: int) -> bytes:
+        return b"".join(sse.TOKEN % (i + 1, b'" w%d"' % (i % 1000), i) for i in range(number))
+
     return {
         "a long prompt": asked(prompt="a" * (room - 1000)),
         "a prompt of escapes": ("/v1/tasks", asked(prompt="")[1][:-2] + b"\\u00e9" * ((room - 1000) // 6) + b'"}'),
@@ -188,6 +195,7 @@ def bodies(room: int) -> dict[str, tuple[str, bytes]]:
         "an artifact that breaks off": ("/v1/artifacts", stored(b"{%b}" % keys.encode())[1][:-9]),
         **{f"content of {name}": stored(content) for name, content in lists.items()},
         **{f"a good artifact of {name}": stored(b'{"a":%b}' % content) for name, content in lists.items()},
+        "a good artifact of a transcript": stored(transcript(TranscriptSource(texts(room // 64), (), {}, 0)).content),
         "content of keys": stored(b"{%b}" % keys.encode()),
         "a good artifact of keys": stored(b'{"a":{%b}}' % keys.encode()),
         "an open string of quotes": ("/v1/artifacts", b"[" * 70_000 + b'"' + b'\\"' * ((room - 80_000) // 2)),

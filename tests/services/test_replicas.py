@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from orchestratord.infra.engines.mock import MockEngine, MockScript
+from orchestratord.services.replicas import HEALTH_LIMIT_S, POLL_S
 from orchestratord.services.runs import ATTEMPTS
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
@@ -203,6 +204,39 @@ def test_a_silent_engine_whose_health_is_late_is_down() -> None:
         late(app, engine)
         app.advance(5)
         assert health(session)["ready"] is False
+
+
+@pytest.mark.parametrize(
+    ("starved_s", "answers", "falls"),
+    [(3.0, True, 0), (3.0, False, 1), (0.04, True, 1)],
+    ids=["answers the second time", "is silent again", "we were not kept from it"],
+)
+def test_an_engine_is_asked_once_more_when_we_were_too_busy_to_hear_it(
+    starved_s: float, answers: bool, falls: int
+) -> None:
+    """OC-POOL-30xx: the loop was held up for longer than an answer may take: time was over before it was read."""
+    times = 0
+
+    async def slowly() -> str | None:
+        nonlocal times
+        times += 1
+        assert app.clock is not None
+        if times == 1 or not answers:
+            await app.clock.sleep(60)
+        return None
+
+    with prepared() as (app, engine, session):
+        clock = app.clock
+        assert clock is not None
+        engine.ready = slowly  # type: ignore[method-assign]
+        app.advance(POLL_S)
+        assert times == 1
+        app.call(lambda: clock.reach(clock.now() + HEALTH_LIMIT_S + starved_s))  # the timers are still to go off
+        app.advance(0)
+        assert times == 2
+        app.advance(0 if answers else HEALTH_LIMIT_S)
+        assert len(list(records(app, "replica_down"))) == falls
+        assert health(session)["ready"] is (falls == 0)
 
 
 def test_a_broken_stream_makes_it_suspect_at_once() -> None:
