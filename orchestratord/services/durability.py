@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import asyncio
-from typing import Any, cast
+from typing import Any
 
 from orchestratord.domain.errors import StorageUnavailable
 from orchestratord.ports import JournalUnavailable
 
 
 async def durable(ticket: Any) -> None:
-    """Return when the fact is safe. Shielded: a waiter that is cancelled must not cancel everybody's ticket.
-
-    Raises StorageUnavailable when the journal failed.
-    """
+    """Return when the fact is safe. Raises StorageUnavailable when the journal failed."""
     try:
-        await asyncio.shield(cast("asyncio.Future[Any]", ticket))
+        await ticket
     except JournalUnavailable as error:
         raise StorageUnavailable(retry_after_ms=1000) from error

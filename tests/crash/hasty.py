@@ -13,29 +13,29 @@ from typing import Any
 from orchestratord.cli import main
 from orchestratord.domain.facts import Admitted
 from orchestratord.infra.journal.sqlite import SqliteJournal
-from orchestratord.infra.journal.tickets import TicketFuture, resolve
+from orchestratord.infra.journal.tickets import Ticket
 
 BEHIND_S = 0.2
 
 
-def _settle(ours: TicketFuture, real: TicketFuture) -> None:
+def _settle(ours: Ticket, real: Ticket) -> None:
     if ours.done():
         return
     error = real.exception()
     if error is None:
-        ours.set_result(real.result())
+        ours.resolve(real.result())
     else:
-        ours.set_exception(error)
+        ours.fail(error)
 
 
 def hasty(append: Any) -> Any:
     """`append`, behind its callers' backs."""
 
-    def later(self: SqliteJournal, fact: Any) -> TicketFuture:
+    def later(self: SqliteJournal, fact: Any) -> Ticket:
         loop = asyncio.get_running_loop()
-        ticket: TicketFuture = loop.create_future()
+        ticket = Ticket(loop)
         if isinstance(fact, Admitted):
-            resolve(ticket)
+            ticket.resolve()
         loop.call_later(BEHIND_S, lambda: append(self, fact).add_done_callback(lambda real: _settle(ticket, real)))
         return ticket
 

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from orchestratord.infra.journal.memory import MemoryJournal
-from orchestratord.infra.journal.tickets import TicketFuture
+from orchestratord.infra.journal.tickets import Ticket
 from orchestratord.testing.live import LiveApp
 from orchestratord.testing.session import VerifyingSession
 from orchestratord.wire.transcript import transcript
@@ -35,7 +35,7 @@ class BreakingJournal(MemoryJournal):
         super().__init__(transcript)
         self.breaking = False
 
-    def append(self, fact: Any) -> TicketFuture:
+    def append(self, fact: Any) -> Ticket:
         ticket = super().append(fact)
         if self.breaking:
             self.broken = "no space left on device"

@@ -11,7 +11,7 @@ from typing import Any
 from orchestratord.domain.facts import Archived, Fact, Finished, Forgotten, Frames
 from orchestratord.infra.engines.mock import MockScript
 from orchestratord.infra.journal.memory import MemoryJournal, MemoryStore
-from orchestratord.infra.journal.tickets import TicketFuture
+from orchestratord.infra.journal.tickets import Ticket
 from orchestratord.ports import Clock
 
 
@@ -29,9 +29,9 @@ class FaultyJournal(MemoryJournal):
         self.gapped: set[str] = set()  # tasks of whose frames some are left out of the store, as an outage does
         self.note: Callable[..., None] = lambda *what: None
 
-    def append(self, fact: Fact) -> TicketFuture:
+    def append(self, fact: Fact) -> Ticket:
         if self.dead:
-            return asyncio.get_running_loop().create_future()
+            return Ticket(asyncio.get_running_loop())
         self.note(type(fact).__name__, getattr(fact, "task_id", None))
         ticket = super().append(fact)
         if isinstance(fact, Frames):
@@ -40,13 +40,13 @@ class FaultyJournal(MemoryJournal):
             ticket.add_done_callback(lambda ticket: self._settled(fact, ticket))
         return ticket
 
-    def _framed(self, task_id: str, ticket: TicketFuture) -> None:
-        if not ticket.cancelled() and ticket.exception() is not None:
+    def _framed(self, task_id: str, ticket: Ticket) -> None:
+        if ticket.exception() is not None:
             self.gapped.add(task_id)
 
-    def _settled(self, fact: Fact, ticket: TicketFuture) -> None:
+    def _settled(self, fact: Fact, ticket: Ticket) -> None:
         task_id = getattr(fact, "task_id", None)
-        if task_id is None or ticket.cancelled():
+        if task_id is None:
             return
         if ticket.exception() is not None:
             self.lost.add(task_id)

@@ -22,7 +22,7 @@ from orchestratord.domain.facts import (
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
 from orchestratord.infra.journal.intake import BACKLOG_LIMIT, Intake
-from orchestratord.infra.journal.tickets import TicketFuture, fail, resolve, transcripts_by
+from orchestratord.infra.journal.tickets import Ticket, transcripts_by
 from orchestratord.ports import Artifact, JournalUnavailable
 
 
@@ -93,7 +93,7 @@ class MemoryJournal:
         self._changed: Callable[[JournalUnavailable | None], object] = lambda _: None
         self._archive = archive
         self._intake = Intake(backlog_limit)
-        self._pending: list[tuple[Fact, int, TicketFuture]] = []
+        self._pending: list[tuple[Fact, int, Ticket]] = []
         self._transcripts: list[tuple[str, Artifact]] = []
         self._deleted: list[SessionDeleted] = []
         self._changed_pools: list[PoolChanged] = []
@@ -121,20 +121,20 @@ class MemoryJournal:
             return None
         return b"".join((task.admitted.started_frame, task.frames, task.finished.terminal_frame))
 
-    def append(self, fact: Fact) -> TicketFuture:
-        ticket: TicketFuture = self._loop.create_future()
+    def append(self, fact: Fact) -> Ticket:
+        ticket = Ticket(self._loop)
         if self._broken is not None:
             self._intake.lost(fact)
-            return fail(ticket, f"the journal cannot be written: {self._broken}")
+            return ticket.fail(JournalUnavailable(f"the journal cannot be written: {self._broken}"))
         verdict = self._intake.judge(fact)
         if verdict == "skip":
-            return resolve(ticket)
+            return ticket.resolve()
         if verdict == "refuse":
-            return fail(ticket, "the journal cannot keep up")
+            return ticket.fail(JournalUnavailable("the journal cannot keep up"))
         try:
             size = codec.size(*codec.encode(fact))
         except (TypeError, ValueError) as error:
-            return fail(ticket, f"this cannot be journaled: {error}")
+            return ticket.fail(JournalUnavailable(f"this cannot be journaled: {error}"))
         self._intake.backlog += size
         if not self._pending:
             self._loop.call_soon(self._flush)
@@ -147,11 +147,11 @@ class MemoryJournal:
             self._intake.backlog -= size
             if self._broken is not None:
                 self._intake.lost(fact)
-                fail(ticket, f"the journal cannot be written: {self._broken}")
+                ticket.fail(JournalUnavailable(f"the journal cannot be written: {self._broken}"))
                 continue
             transcript = self._transcript(fact)
             self.store.apply(fact, transcript)
-            resolve(ticket, transcript)
+            ticket.resolve(transcript)
 
     def transcripts(self) -> list[tuple[str, Artifact]]:
         found, self._transcripts = self._transcripts, []

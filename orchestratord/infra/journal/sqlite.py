@@ -39,7 +39,7 @@ from orchestratord.infra.journal.database import Database, Durability, Loaded
 from orchestratord.infra.journal.intake import BACKLOG_LIMIT, Intake
 from orchestratord.infra.journal.remedy import named, remedy
 from orchestratord.infra.journal.seal import Damaged
-from orchestratord.infra.journal.tickets import TicketFuture, fail, resolve, transcripts_by
+from orchestratord.infra.journal.tickets import Ticket, transcripts_by
 from orchestratord.ports import Artifact, JournalUnavailable
 
 WAL_LIMIT = 4 << 20
@@ -53,7 +53,7 @@ class _Entry(NamedTuple):
     fact: Fact
     body: bytes
     content: bytes
-    ticket: TicketFuture
+    ticket: Ticket
     size: int
 
 
@@ -82,7 +82,7 @@ class SqliteJournal:
         # All of the rest is the loop's.
         self._intake = Intake(backlog_limit)
         self._queue: list[_Entry] = []
-        self._writing: TicketFuture | None = None  # a batch is with the writer
+        self._writing: Ticket | None = None  # a batch is with the writer
         self._gathering = False
         self._refusal: JournalUnavailable | None = JournalUnavailable("the journal is not open")
         self._changed: Callable[[JournalUnavailable | None], object] = lambda _: None
@@ -91,8 +91,8 @@ class SqliteJournal:
     async def open(self) -> list[JournaledTask]:
         self._loop = asyncio.get_running_loop()
         self._database = Database(self._path, self._durability, transcripts_by(self._archive, self._loop), self._fault)
-        self._gone: TicketFuture = self._loop.create_future()
-        opened: TicketFuture = self._loop.create_future()
+        self._gone = Ticket(self._loop)
+        opened = Ticket(self._loop)
         self._thread = threading.Thread(target=self._work, args=(opened,), name="journal", daemon=True)
         self._thread.start()
         outcome = await opened
@@ -103,19 +103,19 @@ class SqliteJournal:
         tasks: list[JournaledTask] = outcome.tasks
         return tasks
 
-    def append(self, fact: Fact) -> TicketFuture:
-        ticket: TicketFuture = self._loop.create_future()
+    def append(self, fact: Fact) -> Ticket:
+        ticket = Ticket(self._loop)
         if self._refusal is not None:
             return self._lose(fact, ticket, str(self._refusal))
         verdict = self._intake.judge(fact)
         if verdict == "skip":
-            return resolve(ticket)
+            return ticket.resolve()
         if verdict == "refuse":
-            return fail(ticket, f"the journal {self._path} cannot keep up")
+            return ticket.fail(JournalUnavailable(f"the journal {self._path} cannot keep up"))
         try:
             body, content = codec.encode(fact)
         except (TypeError, ValueError) as error:
-            return fail(ticket, f"this cannot be journaled: {error}")
+            return ticket.fail(JournalUnavailable(f"this cannot be journaled: {error}"))
         size = codec.size(body, content)
         self._intake.backlog += size
         self._queue.append(_Entry(fact, body, content, ticket, size))
@@ -135,12 +135,12 @@ class SqliteJournal:
     def _hand_over(self) -> None:
         if self._queue and self._writing is None:
             batch, self._queue = self._queue, []
-            self._writing = self._loop.create_future()
+            self._writing = Ticket(self._loop)
             self._inbox.put(partial(self._write, batch))
 
-    def _lose(self, fact: Fact, ticket: TicketFuture, reason: str) -> TicketFuture:
+    def _lose(self, fact: Fact, ticket: Ticket, reason: str) -> Ticket:
         self._intake.lost(fact)
-        return fail(ticket, reason)
+        return ticket.fail(JournalUnavailable(reason))
 
     async def log(self, task_id: str) -> bytes | None:
         found: bytes | None = await self._asked(lambda: self._database.log(task_id))
@@ -153,7 +153,7 @@ class SqliteJournal:
     async def _asked(self, read: Callable[[], Any]) -> Any:
         if self._refusal is not None:
             raise self._refusal
-        answer: TicketFuture = self._loop.create_future()
+        answer = Ticket(self._loop)
         self._inbox.put(partial(self._read, read, answer))
         return await answer
 
@@ -188,16 +188,16 @@ class SqliteJournal:
         self._refusal = JournalUnavailable("the journal is closed")
         self._hand_over()
         while self._writing is not None:
-            await asyncio.shield(self._writing)
+            await self._writing
             self._hand_over()
         self._inbox.put(None)
-        await asyncio.shield(self._gone)
+        await self._gone
         self._thread.join()
 
     def _written(self, batch: list[_Entry], results: list[Artifact | None]) -> None:
         self._landed(batch)
         for entry, result in zip(batch, results, strict=True):
-            resolve(entry.ticket, result)
+            entry.ticket.resolve(result)
         if self._queue and not self._gathering:
             self._gathering = True
             self._gather(0, TURNS)
@@ -221,8 +221,8 @@ class SqliteJournal:
     def _landed(self, batch: list[_Entry]) -> None:
         self._intake.backlog -= sum([entry.size for entry in batch])
         assert self._writing is not None
-        resolve(self._writing)
-        self._writing = None
+        written, self._writing = self._writing, None
+        written.resolve()
 
     def _restore(self, refusal: JournalUnavailable) -> None:
         if self._refusal is refusal:
@@ -234,18 +234,18 @@ class SqliteJournal:
         with contextlib.suppress(RuntimeError):  # the loop is closed: nobody is left to tell
             self._loop.call_soon_threadsafe(callback, *arguments)
 
-    def _work(self, opened: TicketFuture) -> None:
+    def _work(self, opened: Ticket) -> None:
         try:
             try:
                 loaded = self._database.open()
             except Exception as error:
-                self._tell(resolve, opened, error)
+                self._tell(opened.resolve, error)
                 return
-            self._tell(resolve, opened, loaded)
+            self._tell(opened.resolve, loaded)
             self._serve()
         finally:
             self._database.close()
-            self._tell(resolve, self._gone)
+            self._tell(self._gone.resolve)
 
     def _serve(self) -> None:
         while True:
@@ -291,17 +291,17 @@ class SqliteJournal:
         else:
             self._erased = None
 
-    def _read(self, read: Callable[[], Any], answer: TicketFuture) -> None:
+    def _read(self, read: Callable[[], Any], answer: Ticket) -> None:
         if self._down is not None:
-            self._tell(fail, answer, str(self._down))
+            self._tell(answer.fail, JournalUnavailable(str(self._down)))
             return
         try:
-            self._tell(resolve, answer, read())
+            self._tell(answer.resolve, read())
         except Damaged as error:  # this alone cannot be had
-            self._tell(fail, answer, f"the journal {self._path}: {error}")
+            self._tell(answer.fail, JournalUnavailable(f"the journal {self._path}: {error}"))
         except Exception as error:
             self._down = self._unavailable(error)
-            self._tell(fail, answer, str(self._down))
+            self._tell(answer.fail, JournalUnavailable(str(self._down)))
             self._tell(self._refuse, [], self._down)
 
     def _unavailable(self, error: Exception) -> JournalUnavailable:
