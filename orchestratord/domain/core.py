@@ -89,6 +89,8 @@ class Core(Lives):
         victim = None
         if not pool.queue.has_room(request.priority) and (victim := pool.queue.victim()) is None:
             raise self._no_room(pool, request)
+        if victim is not None:
+            position -= any(other is victim for other in pool.queue.ahead_of(request.priority, now=now))
 
         admission = Admission(position, int(start), forecast.backoff_ms(pool))
         promise = {"queue_position": position, "predicted_start_ms": admission.predicted_start_ms}
