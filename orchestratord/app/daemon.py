@@ -133,7 +133,7 @@ class Daemon(Parts):
 
     async def stop(self) -> None:
         """Stop engines, archive what is done, close the stores."""
-        self.dispatch.pause()
+        self.dispatch.stop()
         self.sweeps.stop()
         self.interrupt()
         self.runs.give_up()

@@ -89,6 +89,8 @@ class Core(Lives):
         victim = None
         if not pool.queue.has_room(request.priority) and (victim := pool.queue.victim()) is None:
             raise self._no_room(pool, request)
+        if victim is not None:
+            position -= any(other is victim for other in pool.queue.ahead_of(request.priority, now=now))
 
         admission = Admission(position, int(start), forecast.backoff_ms(pool))
         promise = {"queue_position": position, "predicted_start_ms": admission.predicted_start_ms}
@@ -315,13 +317,29 @@ class Core(Lives):
         """Drop finished tasks past retention, and sessions past their TTL."""
         self.forget_tasks(now)
         self.sessions.expire(now)
+        lingering = self.tasks.lingering
+        for task_id in [one for one, session_id in lingering.items() if self.sessions.get(session_id, now) is None]:
+            self._erase(task_id)
 
     def forget_tasks(self, now: float) -> None:
         """Drop finished tasks past retention, oldest first, and what the others were asked. Costs nothing where
-        there is nothing to drop."""
+        there is nothing to drop.
+
+        After a restart a session has spent what the journal's tasks of it have: there they stay until it is gone, as
+        long as there are not too many.
+        """
         self.tasks.drop_content()
-        for task_id in self.tasks.discard_stale(now - self.limits.retain_s, self.limits.retain_tasks):
-            self._hooks.record(Forgotten(task_id))
+        lingering = self.tasks.lingering
+        for task in self.tasks.discard_stale(now - self.limits.retain_s, self.limits.retain_tasks):
+            lingering[task.task_id] = task.session_id
+            if self.sessions.get(task.session_id, now) is None:
+                self._erase(task.task_id)
+        while lingering and len(lingering) + len(self.tasks) > self.limits.retain_tasks:
+            self._erase(next(iter(lingering)))
+
+    def _erase(self, task_id: str) -> None:
+        del self.tasks.lingering[task_id]
+        self._hooks.record(Forgotten(task_id))
 
     # -- sessions ----------------------------------------------------------------------------------------
     def session(self, session_id: str, now: float) -> Session:

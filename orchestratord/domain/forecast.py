@@ -110,10 +110,10 @@ def room_ms(pool: Pool, priority: Priority) -> float:
 def backoff_ms(pool: Pool) -> int:
     """Advice for the next submission: until the queue has drained to half; 0 below half full."""
     over = len(pool.queue) + 1 - pool.queue.capacity // 2
-    if over <= 0 or not pool.slots_when_loaded:
+    near = pool.service.estimates_ms(task.admitted.request for task in islice(pool.queue, NEAR)) if over > 0 else []
+    if not near:
         return 0
-    near = pool.service.estimates_ms(task.admitted.request for task in islice(pool.queue, NEAR))
-    return int(over * sum(near) / len(near) / pool.slots_when_loaded) if near else 0
+    return int(opening_ms(pool, None) + over * sum(near) / len(near) / max(1, pool.slots_when_loaded))
 
 
 def on_time_probability(pool: Pool, task: Task, now: float) -> float:

@@ -22,9 +22,11 @@ class Roster(dict[str, Task]):
         self._logs: OrderedDict[str, Task] = OrderedDict()  # finished tasks whose frames are in memory, oldest first
         self.log_bytes = 0  # of those
         self.owed: set[str] = set()  # finished tasks whose transcripts have not reached the store
+        self.lingering: dict[str, str] = {}  # tasks that are gone from here and not from the journal -> their sessions
 
     def enlist(self, task: Task) -> None:
         self[task.task_id] = task
+        self.lingering.pop(task.task_id, None)  # the journal replaces it
         if not task.terminal:
             heappush(self._deadlines, (task.deadline, task.admitted.order, task.task_id))
             if len(self._deadlines) > 2 * len(self) + SPARE:  # tasks that are over, and of no more interest
@@ -78,8 +80,8 @@ class Roster(dict[str, Task]):
         while (due := self.next_deadline()) is not None and due <= now:
             yield self[heappop(self._deadlines)[2]]
 
-    def discard_stale(self, before: float, keep: int) -> Iterator[str]:
-        """Remove finished tasks that ended by `before`, and the oldest beyond `keep`; gives their ids.
+    def discard_stale(self, before: float, keep: int) -> Iterator[Task]:
+        """Remove finished tasks that ended by `before`, and the oldest beyond `keep`; gives them.
 
         The journal's copy of a transcript goes with its task: one that is owed stays as long as there are not too many.
         """
@@ -99,5 +101,5 @@ class Roster(dict[str, Task]):
                 del self[task.task_id]
                 if self._logs.pop(task.task_id, None) is not None:
                     self.log_bytes -= task.log.size
-                yield task.task_id
+                yield task
         self._finished.extendleft(reversed(spared))

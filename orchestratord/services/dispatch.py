@@ -22,7 +22,7 @@ class Dispatch:
         self._runs: dict[int, asyncio.Task[None]] = {}  # by lease id
         self._scheduled = False
         self._timer: tuple[float, Timer] | None = None
-        self._stopped = False
+        self._paused = self._stopped = False
 
     def bind(self, core: Core, narrator: Narrator, arrange: Callable[[], None]) -> None:
         """The core and its dispatcher need each other; this ties the knot at start-up.
@@ -45,6 +45,11 @@ class Dispatch:
             return
         now, wall_ms = self._clock.now(), self._clock.wall_ms()
         self._core.expire(now, wall_ms)
+        if not self._paused:
+            self._dispatch(now, wall_ms)
+        self._arm()
+
+    def _dispatch(self, now: float, wall_ms: int) -> None:
         self._arrange()
         for lease in self._core.dispatch(now, wall_ms):
             if lease.task.attempts == 1:  # a task starts once, however often it is tried
@@ -52,7 +57,6 @@ class Dispatch:
             task = asyncio.get_running_loop().create_task(self._run(lease), name=f"run-{lease.id}")
             self._runs[lease.id] = task
             task.add_done_callback(partial(self._over, lease))
-        self._arm()
 
     def _over(self, lease: Lease, run: asyncio.Task[None]) -> None:
         self._runs.pop(lease.id, None)
@@ -88,7 +92,11 @@ class Dispatch:
         return len(self._runs)
 
     def pause(self) -> None:
-        """Start nothing any more; what runs goes on."""
+        """Start nothing any more; what runs goes on, until its deadline at most."""
+        self._paused = True
+
+    def stop(self) -> None:
+        """Do nothing by itself any more."""
         self._stopped = True
         if self._timer is not None:
             self._timer[1].cancel()

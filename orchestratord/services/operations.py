@@ -37,7 +37,7 @@ class Operations:
         """
         pool = self.pool(pool_id)
         last = pool.operation
-        if pool.draining and last is not None and last.kind == "drain" and last.over:
+        if pool.draining and last is not None and last.kind == "drain" and last.state == "succeeded":
             return last
         if (known := self.running(pool, "drain", None, deadline_ms)) is not None:
             return await self.joined(pool, known)
@@ -176,8 +176,12 @@ class Operations:
             self.conclude(pool, "failed", Fault("INTERNAL", "A bug ended the operation.", self._clock.wall_ms()))
 
     async def joined(self, pool: Pool, operation: Operation) -> Operation:
-        """Somebody asked for the same again: it shares the fate of the first, also that of its fact."""
-        await durable(self._tickets[pool.id]) if pool.id in self._tickets else None
+        """Somebody asked for the same again: it shares the fate of the first, also that of its fact.
+
+        One that is over has long been durable; the last ticket may be that of another, which failed.
+        """
+        if not operation.over and pool.id in self._tickets:
+            await durable(self._tickets[pool.id])
         return pool.operation or operation
 
     async def over(self, pool: Pool) -> None:

@@ -13,6 +13,7 @@ from dataclasses import replace
 from functools import partial
 from typing import Any
 
+from orchestratord.domain.entry import CatalogChanged, CatalogRemoved
 from orchestratord.domain.facts import Admitted, Fact, Finished, Frames, TranscriptSource
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.ports import Clock, Journal, Ticket, Timer
@@ -91,7 +92,8 @@ class Recorder:
 
 
 def _matters_later(fact: Fact) -> bool:
-    """Not what was withdrawn with its failure (admissions, beginnings of operations), nor what has a gap now."""
+    """Not what was withdrawn with its failure (admissions, beginnings of operations, changes of the catalog), nor what
+    has a gap now."""
     if isinstance(fact, PoolChanged):
         return fact.operation.over
-    return not isinstance(fact, Admitted | Frames)
+    return not isinstance(fact, Admitted | CatalogChanged | CatalogRemoved | Frames)

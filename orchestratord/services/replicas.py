@@ -33,6 +33,7 @@ HEALTH_LIMIT_S = 2.0
 LATE_S = 0.05  # a timer that goes off so long after it was due says that we were kept from the loop, not the engine
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 STOP_GRACE_S = 5.0
+SLOTS_MAX, CTX_MAX, VERSION_CHARS = 4096, 2**31 - 1, 128  # of one replica
 
 
 class Replicas:
@@ -358,10 +359,11 @@ class Replicas:
 
 
 def _facts(props: EngineProps) -> dict[str, Any]:
+    """What an engine says of itself, within what answers may show."""
     return {
-        "slots": props.slots,
-        "ctx": props.ctx,
-        "engine_version": props.engine_version,
+        "slots": min(props.slots, SLOTS_MAX),
+        "ctx": min(props.ctx, CTX_MAX),
+        "engine_version": props.engine_version[:VERSION_CHARS] or "unknown",
         "model_id": props.model_id,
         "workloads": props.workloads,
         "chat_template": props.chat_template,

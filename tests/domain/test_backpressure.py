@@ -168,6 +168,22 @@ def test_what_has_aged_counts_as_ahead() -> None:
     assert order == [aged, first, young]
 
 
+@pytest.mark.parametrize(
+    ("priority", "aged_s", "place"), [("batch", 0, 1), ("interactive", 0, 0), ("interactive", 60, 1)]
+)
+def test_whose_seat_is_taken_is_not_ahead(priority: str, aged_s: float, place: int) -> None:
+    """OC-CTRL-2010: the 202 says the place that is left when the victim has gone."""
+    world = busy("drop-lru", capacity=2, batch_age_s=60.0)
+    pool = world.core.pools["home"]
+    victim, other = world.admit(priority="batch"), world.admit(priority="batch")
+    world.now += aged_s
+    newcomer = world.admit(priority=priority)
+    assert victim.terminal
+    assert newcomer.admitted.admission.queue_position == place
+    assert forecast.position(pool, newcomer.request.priority, newcomer, world.now) == place
+    assert list(pool.queue) == ([other, newcomer] if priority == "batch" else [newcomer, other])
+
+
 @given(
     st.sampled_from(["reject", "drop-lru", "shed-low-priority"]),
     st.lists(st.tuples(st.sampled_from(["interactive", "batch"]), st.booleans()), max_size=40),

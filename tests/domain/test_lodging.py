@@ -17,6 +17,7 @@ from orchestratord.domain.lodging import Lodging, larger
 from orchestratord.domain.operation import Fault, Model, Operation
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.pool import Lease, Pool, PoolSpec, Replica
+from orchestratord.domain.queue import QueueSpec
 from orchestratord.domain.residency import Plan
 from orchestratord.domain.task import Task
 from tests.domain.world import World
@@ -68,6 +69,16 @@ def test_one_that_is_always_loaded_gets_its_room_at_once() -> None:
     house = House()
     assert house.arrange().load == ("base",)
     assert [house.phase(p) for p in SIZES] == ["out", "out", "out", "in"]
+
+
+def test_who_waits_for_a_model_is_told_how_long_its_queue_takes() -> None:
+    """OC-CTRL-2010: `backoff_ms` is 0 below half full only, and counts the load; also before the first one."""
+    house = House()
+    told = [house.admit(model_ref="red").admitted.admission.backoff_ms for _ in range(QueueSpec().capacity)]
+    half = len(told) // 2
+    assert told[: half - 1] == [0] * (half - 1)
+    assert min(told[half:]) > house.pools["red"].stay.load_s * 1000
+    assert told[half:] == sorted(told[half:])
 
 
 def test_a_swap_from_the_first_task_to_the_last() -> None:

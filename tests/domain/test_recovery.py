@@ -9,9 +9,10 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from orchestratord.domain.budget import Budget
 from orchestratord.domain.facts import Admitted, Finished, Forgotten, Frames, JournaledTask, SessionDeleted, Started
 from orchestratord.domain.hooks import Limits
-from orchestratord.domain.outcome import TaskState
+from orchestratord.domain.outcome import TaskState, Usage
 from orchestratord.domain.pool import Replica
 from orchestratord.domain.task import Task
 from orchestratord.wire import sse
@@ -129,6 +130,45 @@ def test_a_session_is_idle_since_its_last_end_over_a_restart_too() -> None:
     after = restart(world, downtime=10.0, limits=limits)
     assert after.core.session("s", after.now).turns == 2
     assert after.core.sessions.ttl_left(after.core.session("s", after.now), after.now) == left - 10
+
+
+def test_what_a_session_has_spent_is_known_after_a_restart_however_long_ago_it_was() -> None:
+    """ORCH-3099: the journal keeps its early tasks as long as it is there, though nobody can ask for them any more."""
+    limits = Limits(session_ttl_s=600, retain_s=100, budget=Budget(tokens=100))
+    world = World(slots=1, limits=limits)
+    for _ in range(2):
+        world.admit(session_id="s")
+        (lease,) = world.dispatch()
+        world.output(lease, "a")
+        world.finish(lease, finish_reason="stop", usage=Usage(3, 5))
+        world.now += 300
+    world.core.forget(world.now)
+    assert not world.core.tasks
+    after = restart(world, limits=limits)
+    session = after.core.session("s", after.now)
+    assert (session.turns, session.account.spent.tokens) == (2, 16)
+    after.core.forget(after.now)
+    assert not after.core.tasks
+    assert not any(isinstance(fact, Forgotten) for fact in after.facts)
+    after.now += 600
+    after.core.forget(after.now)
+    assert len([fact for fact in after.facts if isinstance(fact, Forgotten)]) == 2, "they go when it does"
+
+
+def test_what_the_journal_keeps_for_sessions_has_a_bound_and_no_claim_to_an_id() -> None:
+    """SPEC 4 (Retention): an id that is free again can be used, and what it names then is not forgotten."""
+    limits = Limits(retain_s=100, retain_tasks=3, turns_max=100)
+    world = World(slots=0, limits=limits, capacity=10)
+    ids = [world.admit(session_id="s").task_id for _ in range(4)]
+    for task_id in ids:
+        world.cancel(world.core.tasks[task_id])
+    world.now += 200
+    world.core.forget(world.now)
+    assert [fact.task_id for fact in world.facts if isinstance(fact, Forgotten)] == ids[:1]
+    world.admit(task_id=ids[1], session_id="t")
+    world.now += 700
+    world.core.forget(world.now)
+    assert [fact.task_id for fact in world.facts if isinstance(fact, Forgotten)] == [ids[0], *ids[2:]]
 
 
 def test_retention_goes_by_the_ends_over_a_restart_too() -> None:

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 from orchestratord.infra.engines.mock import MockScript
-from orchestratord.testing.live import LiveApp
-from tests.services.support import leases, soon, state_of, submit
+from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
+from tests.services.support import leases, running, soon, state_of, submit
 
 
 def test_a_cancel_between_lease_and_first_step_frees_the_slot() -> None:
@@ -44,3 +45,16 @@ def test_an_engine_that_dies_after_output_is_not_asked_again() -> None:
         assert (last.name, last.data["code"], last.data["retriable"]) == ("error", "WORKER_RESET", True)
         assert app.engine().calls == before + 1
         assert leases(app) == 0
+
+
+def test_deadlines_hold_while_the_daemon_stops() -> None:
+    """ORCH-3014: however long the grace is; of what runs and of what waits."""
+    with LiveApp(mock_settings(pools=[mock_pool(slots=1)])) as app, app.session() as session:
+        tasks = [running(app, session, deadline_ms=6000), submit(session, deadline_ms=5000)]
+        draining = app.call(lambda: asyncio.ensure_future(app.daemon.drain(60)))
+        app.advance(4)
+        assert [state_of(session, task_id) for task_id in tasks] == ["running", "queued"]
+        app.advance(3)
+        for task_id in tasks:
+            assert session.get(f"/v1/tasks/{task_id}").json()["error"]["code"] == "DEADLINE_UNMET"
+        assert app.call(draining.done), "nothing runs any more"

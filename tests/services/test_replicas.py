@@ -35,6 +35,26 @@ def prepared(
 
 
 # -- coming up -----------------------------------------------------------------------------------------------
+@pytest.mark.parametrize(
+    ("said", "shown"),
+    [
+        ({"engine_version": "v" * 1000}, {"engine_version": "v" * 128}),
+        ({"engine_version": ""}, {"engine_version": "unknown"}),
+        ({"ctx": 1 << 39, "slots": 1 << 39}, {"ctx_max": 2**31 - 1, "slots_total": 4096}),
+    ],
+)
+def test_what_an_engine_says_of_itself_fits_into_answers(said: dict[str, Any], shown: dict[str, Any]) -> None:
+    """OC-CTRL-2061: no engine can make the daemon break its contract."""
+    with prepared(lambda engine: engine.change(**said)) as (app, _, session):
+        app.advance(1)
+        task_id = submit(session)
+        app.settle()
+        assert state_of(session, task_id) == "ended"
+        assert session.get("/v1/capabilities").status_code == 200
+        replica = health(session)["replicas"][0]
+        assert {name: replica[name] for name in shown} == shown
+
+
 def test_a_replica_decodes_and_cancels_before_it_is_ready() -> None:
     """Two jobs: one to its end, one left early; then no slot is busy."""
     with prepared() as (_, engine, session):

@@ -190,7 +190,7 @@ class World:
     def _gone(self) -> None:
         assert self.daemon is not None
         self.doubtful |= self.journal.lost
-        self.daemon.dispatch.pause()
+        self.daemon.dispatch.stop()
         self.daemon = self.watch = None
         for task in asyncio.all_tasks() - self.ours:
             task.cancel()
