@@ -119,6 +119,7 @@ class Parts:
             Hooks(
                 record=self.recorder.append,
                 encode=sse.encode,
+                tokens=sse.tokens,
                 token_form=sse.TOKEN,
                 quote=sse.quote,
                 abort=self.dispatch.abort,

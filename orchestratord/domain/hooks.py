@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
@@ -31,6 +31,7 @@ class Hooks:
 
     record: Callable[[Fact], Ticket]
     encode: Callable[[int, str, dict[str, Any]], bytes]  # (event id, name, payload) -> frame
+    tokens: Callable[[int, Sequence[str], int], list[bytes]]  # frames of texts: (event id, texts, index of the first)
     token_form: bytes  # what `%` makes a token's frame of: of (event id, quoted text, index)
     quote: Callable[[str], bytes]
     abort: Callable[[Lease], None]  # the lease's task is over: stop its engine call

@@ -71,17 +71,13 @@ class Lives:
         if task.first_token is None:
             self._first_output(task, lease, now, wall_ms)
         task.last_output = now
-        form, quote, index = self._hooks.token_form, self._hooks.quote, task.token_frames
+        index = task.token_frames
         # A frame holds at least one token, so more frames are more tokens.
         room = task.admitted.request.max_tokens - index
         excess = len(texts) > room
-        event_id = log.next_id
-        frames = []
-        for text in texts[:room] if excess else texts:
-            frames.append(form % (event_id, quote(text), index))
-            event_id += 1
-            index += 1
-        task.token_frames = index
+        frames = self._hooks.tokens(log.next_id, texts[:room] if excess else texts, index)
+        task.token_frames = index + len(frames)
+        event_id = log.next_id + len(frames)
         for payload in results:
             frame = self._hooks.encode(event_id, "result", payload)
             frames.append(frame)

@@ -11,7 +11,8 @@ b'id: 2\nevent: token\ndata: {"t":"a\\"b\\n","i":0}\n\n'
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Sequence
+from operator import add
 from typing import Any
 
 import msgspec
@@ -24,6 +25,42 @@ _FRAME = re.compile(rb"^(?:id: (\d+)\n)?event: ([^\n]*)\ndata: ([^\n]*)$", re.MU
 
 TOKEN = b'id: %d\nevent: token\ndata: {"t":%b,"i":%d}\n\n'  # `encode` by the thousand: event id, quoted text, index
 quote: Callable[[str], bytes] = msgspec.json.Encoder().encode
+
+PREPARED = 4096  # numbers
+
+
+class Numbered:
+    """What `form` gives for 0, 1, 2 and so on: what differs by a number alone is made once for all streams."""
+
+    __slots__ = ("_form", "_made")
+
+    def __init__(self, form: bytes) -> None:
+        self._form = form
+        self._made: list[bytes] = []
+
+    def of(self, start: int, count: int) -> list[bytes]:
+        """For `count` numbers from `start` on. May be called in any thread."""
+        made, stop, form = self._made, start + count, self._form
+        if stop > PREPARED:
+            return [form % number for number in range(start, stop)]
+        if len(made) < stop:
+            more = range(len(made), min(PREPARED, 2 * stop))
+            made = self._made = [*made, *[form % number for number in more]]
+        return made[start:stop]
+
+
+def around(before: Iterable[bytes], texts: Iterable[bytes], behind: Iterable[bytes]) -> list[bytes]:
+    """Each text between its two."""
+    return list(map(add, map(add, before, texts), behind))
+
+
+_BEFORE, _BEHIND = (Numbered(part) for part in TOKEN.split(b"%b"))
+
+
+def tokens(event_id: int, texts: Sequence[str], index: int) -> list[bytes]:
+    """Frames of texts that come together, the first with these two numbers: the same as `TOKEN` gives for each."""
+    count = len(texts)
+    return around(_BEFORE.of(event_id, count), map(quote, texts), _BEHIND.of(index, count))
 
 
 def encode(event_id: int, name: str, payload: dict[str, Any]) -> bytes:

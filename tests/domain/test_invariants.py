@@ -56,6 +56,7 @@ class Life(RuleBasedStateMachine):
         hooks = Hooks(
             record=self._record,
             encode=sse.encode,
+            tokens=sse.tokens,
             token_form=sse.TOKEN,
             quote=sse.quote,
             abort=lambda lease: None,

@@ -60,6 +60,7 @@ class World:
         hooks = Hooks(
             record=self._record,
             encode=sse.encode,
+            tokens=sse.tokens,
             token_form=sse.TOKEN,
             quote=sse.quote,
             abort=self.aborted.append,

@@ -108,6 +108,42 @@ def test_both_ways_say_the_same(name: str, data: st.DataObject) -> None:
     assert through(made(), events, wanted) == through(made(), events, None)
 
 
+def at_once(frames: Frames, events: list[bytes], *, together: bool) -> tuple[list[str], int, Any, str | None]:
+    """Texts, the engine's count, the end and the kind of error of events that came in one read."""
+    try:
+        if together:
+            frames.take_all(events)
+        else:
+            Frames.take_all(frames, events)
+    except EngineError as error:
+        return frames.texts, frames.tokens, frames.end, error.kind
+    return frames.texts, frames.tokens, frames.end, None
+
+
+@pytest.mark.parametrize("name", ADAPTERS)
+@given(data=st.data())
+def test_events_of_one_read_say_the_same_as_each_alone(name: str, data: st.DataObject) -> None:
+    made, frame = ADAPTERS[name]
+    events = data.draw(payloads(frame))
+    one, other = made(), made()
+    for _ in range(2):  # what the first read has left behind counts in the second, if there is one
+        said = at_once(one, events, together=True)
+        assert said == at_once(other, events, together=False)
+        if said[2] is not None or said[3] is not None:
+            return
+
+
+PLAIN = b'{"content":"a","stop":false,"tokens_predicted":1}'
+
+
+@pytest.mark.parametrize("torn", [b"", PLAIN + b"," + PLAIN, b'{"content":"a","x":[1', b"2]}"])
+def test_an_event_that_is_not_one_object_ends_the_texts_of_its_read(torn: bytes) -> None:
+    frames = llamacpp._Stream(MOST)
+    with pytest.raises(EngineError, match="cannot be read"):
+        frames.take_all([PLAIN, torn, PLAIN])
+    assert frames.texts == ["a"]
+
+
 @pytest.mark.parametrize(
     ("name", "event"),
     [

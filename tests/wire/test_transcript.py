@@ -60,6 +60,17 @@ def test_a_text_that_looks_like_a_frame(text: str) -> None:
     check(START + token(2, text, 0) + token(3, "b", 1))
 
 
+@pytest.mark.parametrize("events", [(), ("result",), ("token", "result", "token"), ("token", "result"), ("token",) * 3])
+@pytest.mark.parametrize("ended", [True, False])
+def test_any_order_of_events(events: tuple[str, ...], ended: bool) -> None:
+    """OC-CTRL-2067: what a completion's tokens are spared by standing in a row, no other log may lose."""
+    frames, index = START, 0
+    for event_id, name in enumerate([*events, "end"] if ended else events, 2):
+        frames += token(event_id, "a", index) if name == "token" else sse.encode(event_id, name, {"n": '","i":'})
+        index += name == "token"
+    check(frames)
+
+
 @pytest.mark.parametrize(
     ("name", "payload"),
     [

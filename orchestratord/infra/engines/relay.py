@@ -33,6 +33,13 @@ class Frames(ABC):
     def take(self, payload: bytes) -> None:
         """The data of one event. Raises EngineError: what the engine reports, or protocol."""
 
+    def take_all(self, payloads: list[bytes]) -> None:
+        """The data of the events that came in one read: the same as `take` for each up to the end."""
+        for payload in payloads:
+            self.take(payload)
+            if self.end is not None:
+                return
+
     def keep_text(self, payload: bytes) -> bool:
         """The data of one event, where that is a text and nothing more: hand it to `keep`, in as few steps as can be.
 
@@ -48,7 +55,7 @@ class Frames(ABC):
 async def relay(reply: Reply, frames: Frames, deliver: Deliver, who: str) -> None:
     """Deliver what each read brought, up to and including the end. Raises EngineError."""
     decoder = SSEDecoder()
-    feed, take = decoder.feed, frames.take
+    feed = decoder.feed
     frames.keep = deliver.text
     wanted = True
 
@@ -56,10 +63,7 @@ async def relay(reply: Reply, frames: Frames, deliver: Deliver, who: str) -> Non
         nonlocal wanted
         fault: EngineError | None = None
         try:
-            for payload in feed(data):
-                take(payload)
-                if frames.end is not None:
-                    break
+            frames.take_all(feed(data))
         except EngineError as error:
             fault = error  # after what came before it in the same read
         texts, end = frames.texts, frames.end
