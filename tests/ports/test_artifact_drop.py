@@ -362,24 +362,26 @@ def test_a_damaged_line_of_a_pack_costs_its_own_entry(tmp_path: Path, hurt: int)
     asyncio.run(body())
 
 
-def test_a_damaged_entry_that_two_find_at_once_is_damaged_for_both(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("packed", [True, False])
+def test_damage_that_two_find_at_once_is_damage_for_both(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, packed: bool
 ) -> None:
     async def body() -> None:
         store = await files(tmp_path)
         one, other = together(2)
-        assert await store.put_all([one, other]) == 2
-        (pack,) = visible(tmp_path)
-        pack.write_bytes(pack.read_bytes().replace(b"one of many 0", b"one of many 7"))
-        both, checked = threading.Barrier(2), store._checked
+        if packed:
+            assert await store.put_all([one, other]) == 2
+        else:
+            await store.put(one)
+        (file,) = visible(tmp_path)
+        file.write_bytes(file.read_bytes().replace(b"one of many 0", b"one of many 7"))
+        both, move = threading.Barrier(2), os.rename
 
-        def check(artifact_id: str, data: bytes) -> Artifact:
-            try:
-                return checked(artifact_id, data)
-            finally:
-                both.wait(5)
+        def together_(*names: Any, **folders: Any) -> None:
+            both.wait(20)
+            move(*names, **folders)
 
-        monkeypatch.setattr(store, "_checked", check)
+        monkeypatch.setattr(os, "rename", together_)
         found = await asyncio.gather(*(store.get(one.id) for _ in range(2)), return_exceptions=True)
         assert [type(each) for each in found] == [ArtifactCorrupt] * 2
 

@@ -246,7 +246,7 @@ class FileArtifacts:
                 reason = "it is a symbolic link"
             except ValueError as error:
                 reason = str(error)
-            with self._directory(QUARANTINE, create=True) as quarantine:
+            with self._directory(QUARANTINE, create=True) as quarantine, contextlib.suppress(FileNotFoundError):
                 os.rename(name, f"{artifact_id}.json", src_dir_fd=folder, dst_dir_fd=quarantine)
         raise _corrupt(artifact_id, reason)
 
