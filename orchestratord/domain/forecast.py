@@ -150,8 +150,9 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
     probes = [] if available else [r.breaker.open_until for r in fit if r.breaker.open_until is not None]
     opens_at = stay.not_before if stay.shut else pool.opens_at
     if opens_at is None and any(r.kind == "process" for r in loading if r in there):
-        up_at = stay.since + stay.load_s
-        opens_at = up_at if up_at > now else None  # overdue: nobody knows
+        opens_at = stay.since + stay.load_s
+    if opens_at is not None and opens_at <= now:
+        opens_at = None  # overdue: nobody knows
     hinted = request.expected_tokens is not None or pool.service.observations > 0
     start = start_ms(pool, request.priority, now=now) if hinted else None
     return PoolSnapshot(
