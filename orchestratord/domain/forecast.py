@@ -8,7 +8,7 @@ from typing import Any
 from orchestratord.domain import eta
 from orchestratord.domain.outcome import TaskState
 from orchestratord.domain.placement import PoolSnapshot, suits
-from orchestratord.domain.pool import Pool
+from orchestratord.domain.pool import Pool, Replica
 from orchestratord.domain.queue import NEAR
 from orchestratord.domain.request import Priority, TaskRequest
 from orchestratord.domain.task import Task
@@ -135,6 +135,15 @@ def _union(sets: list[frozenset[Any]]) -> frozenset[Any] | None:
     return None if not sets else sets[0] if len(sets) == 1 else sets[0].union(*sets[1:])
 
 
+def _features(known: list[Replica], request: TaskRequest) -> frozenset[str] | None:
+    """What can be asked for besides the rest of the request: knobs count only together, and where the rest fits."""
+    asked = request.sampling.given
+    if not asked or len(known) < 2:
+        return _union([frozenset(r.features) for r in known])
+    fit = [r for r in known if request.workload in r.workloads and r.ctx >= request.ctx] or known
+    return frozenset(max(fit, key=lambda r: sum(knob in r.features for knob in asked)).features)
+
+
 def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) -> PoolSnapshot:
     """What placement may know of `pool` for `request`."""
     spec, stay = pool.spec, pool.stay
@@ -166,8 +175,9 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
                 probes.append(replica.breaker.open_until)
     opens_at = stay.not_before if stay.shut else pool.opens_at
     if opens_at is None and coming:
-        up_at = stay.since + stay.load_s
-        opens_at = up_at if up_at > now else None  # overdue: nobody knows
+        opens_at = stay.since + stay.load_s
+    if opens_at is not None and opens_at <= now:
+        opens_at = None  # overdue: nobody knows
     hinted = request.expected_tokens is not None or pool.service.observations > 0
     start = start_ms(pool, request.priority, now=now) if hinted else None
     return PoolSnapshot(
@@ -181,7 +191,7 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
         draining=pool.draining,
         ctx=ctx,
         workloads=_union([r.workloads for r in known]),
-        features=_union([frozenset(r.features) for r in known]),
+        features=_features(known, request),
         device_masks=frozenset(masks),
         exact=True in [r.strict for r in fit or known] or (dormant and not known),
         predicted_start_ms=start,

@@ -308,7 +308,7 @@ class Lives:
 
     def _used(self, task: Task) -> Amounts:
         """What the task is charged: the engine's counts, the bound where it gave none, nothing for one that waited."""
-        if task.started is None or task.ended is None:
+        if task.started is None or task.ended is None or task.retrying:
             return Amounts()
         known = task.tokens_in
         tokens_in = task.admitted.prompt_bound if known is None else known

@@ -190,6 +190,7 @@ class Reloads:
             if not there.done():
                 there.set_result(room)
 
+        pool.opens_at = self._clock.now() + pool.stay.load_s
         self._core.move_out(pool, claim, told, self._clock.now())
         try:
             async with self._clock.limit(self._settings.load_s):

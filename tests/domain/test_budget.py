@@ -110,6 +110,18 @@ def test_a_task_that_never_started_is_charged_nothing() -> None:
     assert (account(w).held, account(w).spent) == (Amounts(), Amounts())
 
 
+def test_a_task_that_waits_for_another_attempt_has_used_nothing() -> None:
+    """ORCH-3099, OD-24: the first one came to nothing through the engine's fault, and no slot is held since."""
+    world = World(slots=1, limits=Limits(budget=Budget(tokens=1000, time=1_000_000)))
+    task = world.admit(session_id="s", deadline_ms=600_000)
+    (lease,) = world.dispatch()
+    world.now += 1
+    world.core.retry(lease, world.now + 50)
+    world.now += 40
+    world.cancel(task)
+    assert world.core.session("s", world.now).account.spent == Amounts()
+
+
 def test_a_failed_commit_gives_the_hold_back() -> None:
     w = world()
     w.admit(session_id="s", deadline_ms=20_000)

@@ -739,3 +739,31 @@ def test_a_task_goes_only_where_its_knobs_are_honoured() -> None:
     with pytest.raises(InvalidParams) as refused:
         world.admit(sampling=Sampling(top_k=1), placement=World.pin("away"))
     assert refused.value.details["rule"] == "pin_infeasible"
+
+
+@pytest.mark.parametrize(
+    ("fields", "rule"),
+    [
+        ({"ctx": 4096, "sampling": Sampling(min_p=0.1)}, "unsupported_sampling"),
+        ({"sampling": Sampling(top_k=1, min_p=0.1)}, "unsupported_sampling"),
+        ({"ctx": 4096, "sampling": Sampling(top_k=1)}, None),
+        ({"ctx": 512, "sampling": Sampling(min_p=0.1)}, None),
+    ],
+)
+def test_what_no_single_replica_can_do_the_pool_cannot(fields: dict[str, Any], rule: str | None) -> None:
+    """OC-CORE-1011: one has the room and another the knob: a 400, and not for ever "try again"."""
+    world = World(slots=1)
+    pool = world.core.pools["home"]
+    world.core.add_replica("home", Replica("r1"))
+    for replica, ctx, features in (("r0", 4096, ("top_k",)), ("r1", 512, ("min_p",))):
+        world.core.replica_ready("home", pool.replicas[replica], ctx=ctx, features=features, slots=1)
+        pool.replicas[replica].workloads = frozenset({"completion"})
+    if rule is None:
+        world.admit(**fields)
+        assert len(world.dispatch()) == 1
+        return
+    for state in ("ready", "dead"):
+        pool.replicas["r1"].state = state
+        with pytest.raises(InvalidParams) as refused:
+            world.admit(**fields)
+        assert refused.value.details["rule"] == rule

@@ -13,7 +13,7 @@ from orchestratord.infra.engines.mock import MockEngine, MockScript
 from orchestratord.ports import JournalUnavailable, ModelUnavailable
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import VerifyingSession
-from tests.services.support import health, records, running, state_of, submit
+from tests.services.support import health, records, running, state_of, submit, task
 
 NEXT = "file:next.gguf"
 
@@ -213,6 +213,27 @@ def test_a_rollback_resumes_the_drain_that_was_there() -> None:
         app.settle()
         found = reload(app, session)
         assert (found["operation"]["state"], found["draining"]) == ("rolled_back", True)
+
+
+def test_a_refusal_during_a_reload_says_what_it_is_expected_to_take_yet() -> None:
+    """OC-CORE-1013: what runs has five minutes at most; once nothing does, it is a load, by the prior."""
+    with reloading(memory=False, drain_ms=300_000) as (app, session):
+        last = running(app, session)
+        next_engine(app).token_ms = 20_000
+        assert reload(app, session)["operation"]["state"] == "draining"
+        app.advance(60)
+        assert session.post("/v1/tasks", json=task()).json()["retry_after_ms"] == 240_000
+        app.call(app.engine().release_hold)
+        app.settle()
+        assert state_of(session, last) == "ended"
+        assert health(session)["operation"]["state"] == "probing"
+        told = []
+        for _ in range(3):
+            refused = session.post("/v1/tasks", json=task())
+            assert (refused.status_code, refused.json()["code"]) == (503, "POOL_UNREADY")
+            told.append(refused.json()["retry_after_ms"])
+            app.advance(6)
+        assert told == [10_000, 4000, 1000], "and then nobody knows"
 
 
 def test_ten_at_once_are_one_and_nine_conflicts() -> None:
