@@ -9,14 +9,26 @@ from __future__ import annotations
 
 import http.client
 import json
+import threading
 import uuid
 from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import quote, urlsplit
 
 TERMINAL = ("end", "error")
 RECONNECTS = 5
+PAUSE_S = 0.2  # before the first of them; doubles, so that a daemon that restarts is met again
+NAMED = "X-Correlation-Id"  # every answer of a daemon has one
+
+
+class Unreachable(ConnectionError):
+    """No daemon answers: nobody does, or somebody else."""
+
+
+class _Over(Exception):
+    """A stream has nothing more to come for this reader."""
 
 
 class ServerError(Exception):
@@ -47,16 +59,12 @@ class Client:
             raise ValueError(f"{base_url!r} is not an http://host:port address")
         self._host, self._port = parts.hostname, parts.port or 80
         self._timeout_s = timeout_s
-        self._headers = {"Authorization": f"Bearer {token}"} if token else {}
+        self._headers: dict[str, str | bytes] = {"Authorization": f"Bearer {token}".encode()} if token else {}
 
     def call(self, method: str, path: str, body: Any = None) -> Any:
-        """One request; the parsed JSON answer, or None when there is none. Raises ServerError, OSError."""
-        connection = self._open(method, path, body)
-        try:
-            response = connection.getresponse()
+        """One request; the parsed JSON answer, or None when there is none. Raises ServerError, Unreachable."""
+        with self._asked(method, path, body) as response:
             return _read(response)
-        finally:
-            connection.close()
 
     def submit(self, **fields: Any) -> dict[str, Any]:
         """POST /v1/tasks; ids are drawn unless given. Returns the AdmissionResponse."""
@@ -67,7 +75,7 @@ class Client:
     def stream(self, task_id: str, after: int = 0) -> Iterator[Event]:
         """The task's events from the first one after `after` to the terminal one.
 
-        A broken connection is resumed where it broke, up to five times in a row.
+        A broken connection is resumed where it broke, up to five times in a row. Raises ServerError, Unreachable.
         """
         failures = 0
         while True:
@@ -78,17 +86,20 @@ class Client:
                     yield event
                     if event.name in TERMINAL:
                         return
-            except (OSError, http.client.HTTPException):
+            except _Over:
+                return
+            except Unreachable:
                 pass
             failures += 1
             if failures > RECONNECTS:
-                raise ConnectionError(f"the stream of task {task_id} broke {failures} times")
+                raise Unreachable(f"the stream of task {task_id} broke {failures} times")
+            threading.Event().wait(PAUSE_S * 2 ** (failures - 1))
 
     def cancel(self, task_id: str) -> None:
-        self.call("POST", f"/v1/tasks/{task_id}/cancel")
+        self.call("POST", f"/v1/tasks/{quote(task_id, safe='')}/cancel")
 
     def task(self, task_id: str) -> dict[str, Any]:
-        status: dict[str, Any] = self.call("GET", f"/v1/tasks/{task_id}")
+        status: dict[str, Any] = self.call("GET", f"/v1/tasks/{quote(task_id, safe='')}")
         return status
 
     def pools(self) -> list[dict[str, Any]]:
@@ -108,23 +119,33 @@ class Client:
         admission = self.submit(**{**defaults, **fields, "prompt": prompt})
         return self.stream(admission["task_id"])
 
-    def _open(
+    @contextmanager
+    def _asked(
         self, method: str, path: str, body: Any = None, headers: dict[str, str] | None = None
-    ) -> http.client.HTTPConnection:
+    ) -> Iterator[http.client.HTTPResponse]:
+        """The answer to a request. What goes wrong while it is read is Unreachable as well."""
         connection = http.client.HTTPConnection(self._host, self._port, timeout=self._timeout_s)
         data = None if body is None else json.dumps(body).encode()
         extra = {"Content-Type": "application/json"} if data is not None else {}
-        connection.request(method, path, data, {**self._headers, **extra, **(headers or {})})
-        return connection
+        try:
+            connection.request(method, path, data, {**self._headers, **extra, **(headers or {})})
+            response = connection.getresponse()
+            if NAMED not in response.headers:
+                raise Unreachable(f"what answers there, with {response.status}, is no orchestratord")
+            yield response
+        except Unreachable:
+            raise
+        except (OSError, http.client.HTTPException) as error:
+            raise Unreachable(str(error) or type(error).__name__) from error
+        finally:
+            connection.close()
 
     def _events(self, task_id: str, after: int) -> Iterator[Event]:
         headers = {"Accept": "text/event-stream", **({"Last-Event-ID": str(after)} if after else {})}
-        connection = self._open("GET", f"/v1/tasks/{task_id}/stream", headers=headers)
-        try:
-            response = connection.getresponse()
+        with self._asked("GET", f"/v1/tasks/{quote(task_id, safe='')}/stream", headers=headers) as response:
             if response.status != 200:
                 _read(response)
-                return
+                raise _Over
             fields: dict[str, str] = {}
             while line := response.readline():
                 text = line.decode().rstrip("\r\n")
@@ -135,8 +156,6 @@ class Client:
                     event_id = int(fields["id"]) if "id" in fields else None
                     yield Event(event_id, fields.get("event", "message"), json.loads(fields["data"]))
                     fields = {}
-        finally:
-            connection.close()
 
 
 def _read(response: http.client.HTTPResponse) -> Any:

@@ -8,11 +8,16 @@ Exit codes are those of sysexits.h, so that scripts can tell what to do next: se
 from __future__ import annotations
 
 import argparse
+import errno
 import importlib
+import io
+import os
 import sys
+from contextlib import suppress
 
 from orchestratord import __version__
-from orchestratord.cli.command import INTERRUPTED
+from orchestratord.cli.command import FAILED, INTERRUPTED
+from orchestratord.cli.output import complain
 
 GROUPS = {
     "serve": ("serve", "demo"),
@@ -26,6 +31,8 @@ GROUPS = {
     "verify": ("verify",),
     "completion": ("completion",),
 }  # module: its commands
+
+OUTPUT = (errno.EPIPE, errno.ENOSPC, errno.EDQUOT, errno.EIO)  # what writing to a pipe or a file may come to
 
 EXIT_CODES = """exit codes:
   0 done   1 the work failed   2 wrong usage   69 no daemon answers, or it cannot start   75 try again later
@@ -61,11 +68,24 @@ def build_parser(asked: str | None = None) -> argparse.ArgumentParser:
 def main(argv: list[str] | None = None) -> int:
     argv = sys.argv[1:] if argv is None else argv
     arguments = build_parser(argv[0] if argv else None).parse_args(argv)
+    if isinstance(sys.stdout, io.TextIOWrapper):
+        sys.stdout.reconfigure(errors="backslashreplace")  # a terminal that lacks a letter ends no command
     try:
         code: int = arguments.call(arguments)
+        sys.stdout.flush()
     except KeyboardInterrupt:
         return INTERRUPTED
-    except BrokenPipeError:  # the reader of our output has had enough, as `head` does
-        sys.stderr.close()
-        return 0
+    except OSError as error:
+        if error.errno not in OUTPUT or error.filename is not None:
+            raise
+        _discard_output()
+        if isinstance(error, BrokenPipeError):  # the reader has had enough, as `head` does
+            return 0
+        return complain(f"the output cannot be written: {error.strerror}", FAILED)
     return code
+
+
+def _discard_output() -> None:
+    """What is still in the buffer would fail once more at the exit, loudly."""
+    with suppress(OSError, ValueError):
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -42,7 +42,7 @@ def _show(client: Client, arguments: argparse.Namespace) -> int:
     artifact_id = arguments.id
     if "-" in artifact_id:
         artifact_id = client.task(artifact_id).get("transcript_id", artifact_id)
-    artifact = client.call("GET", f"/v1/artifacts/{artifact_id}")
+    artifact = client.call("GET", f"/v1/artifacts/{quote(artifact_id, safe='')}")
     return show(arguments, artifact, lambda: _text(artifact["content"]))
 
 

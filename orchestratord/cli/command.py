@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import math
 import os
 from collections.abc import Callable
-from http.client import HTTPException
 from pathlib import Path
 from typing import Any
 
 from orchestratord.cli.output import complain
-from orchestratord.client import Client, ServerError
+from orchestratord.client import Client, ServerError, Unreachable
 
 FAILED, USAGE, UNAVAILABLE, TRY_LATER, NO_PERMISSION, BAD_CONFIG, INTERRUPTED = 1, 2, 69, 75, 77, 78, 130
 DEFAULT_URL = "http://127.0.0.1:8080"
@@ -18,6 +18,33 @@ DEFAULT_URL = "http://127.0.0.1:8080"
 Commands = Any  # what add_subparsers gives
 Call = Callable[[argparse.Namespace], int]
 PAGE = 200
+WEEK_S = 7 * 86_400
+
+
+def seconds(text: str) -> float:
+    """The type of a flag that takes a time. Raises ArgumentTypeError."""
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not 0 < value <= WEEK_S:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of seconds above 0 and up to a week")
+    return value
+
+
+def token(file: Path | None) -> str | None:
+    """The token in `--token FILE`, else AUTH_TOKEN, as the daemon reads them. Raises ValueError without it."""
+    try:
+        given = file.read_text("utf-8") if file is not None else os.environ.get("AUTH_TOKEN")
+    except UnicodeDecodeError:
+        raise ValueError(f"the token file {file} cannot be read: it is not text") from None
+    except OSError as error:
+        raise ValueError(f"the token file {file} cannot be read: {error.strerror}") from None
+    if given is None:
+        return None
+    if not (given := given.strip()).isprintable():  # a library would quote it when it refuses
+        raise ValueError("the token has a line break or another control character in it")
+    return given
 
 
 def command(commands: Commands, name: str, call: Call, summary: str, **more: Any) -> argparse.ArgumentParser:
@@ -40,18 +67,12 @@ def client_command(
 
 def _asking(call: Callable[[Client, argparse.Namespace], int], arguments: argparse.Namespace) -> int:
     try:
-        token = arguments.token.read_text("utf-8").strip() if arguments.token else os.environ.get("AUTH_TOKEN")
-    except OSError as error:
-        return complain(f"the token file {arguments.token} cannot be read: {error.strerror}", USAGE)
-    try:
-        return call(Client(arguments.url, token), arguments)
+        return call(Client(arguments.url, token(arguments.token)), arguments)
     except ValueError as error:
         return complain(str(error), USAGE)
     except ServerError as error:
         return refused(error)
-    except (OSError, HTTPException) as error:
-        if isinstance(error, BrokenPipeError):
-            raise
+    except Unreachable as error:
         hint = "Start one with `orchestratord serve`, or name another with --url."
         return complain(f"no daemon answers at {arguments.url} ({error}). {hint}", UNAVAILABLE)
 

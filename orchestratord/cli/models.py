@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 from typing import Any
+from urllib.parse import quote
 
-from orchestratord.cli.command import Commands, client_command, items
+from orchestratord.cli.command import Commands, client_command, items, seconds
 from orchestratord.cli.output import show, table
 from orchestratord.client import Client
 
@@ -26,7 +27,7 @@ def register(commands: Commands) -> None:
         parser.add_argument("id")
     parser = client_command(actions, "retire", _retire, "Retire a model; pools that use it are drained")
     parser.add_argument("id")
-    parser.add_argument("--deadline-s", type=float, default=60.0, help="for what still runs on it (default 60)")
+    parser.add_argument("--deadline-s", type=seconds, default=60.0, help="for what still runs on it (default 60)")
     parser = client_command(actions, "activate", _activate, "Take a retired model back")
     parser.add_argument("id")
     parser = client_command(actions, "add", _add, "Add a model to the catalog")
@@ -46,29 +47,33 @@ def _table(found: list[dict[str, Any]]) -> str:
     return table(("MODEL", "STATE", "VERIFIED", "SOURCE"), rows) if rows else "The catalog is empty."
 
 
+def _path(arguments: argparse.Namespace) -> str:
+    return f"{PATH}/{quote(arguments.id, safe='')}"
+
+
 def _show(client: Client, arguments: argparse.Namespace) -> int:
-    model = client.call("GET", f"{PATH}/{arguments.id}")
+    model = client.call("GET", _path(arguments))
     return show(arguments, model, lambda: "\n".join(f"{name}: {value}" for name, value in model.items()))
 
 
 def _verify(client: Client, arguments: argparse.Namespace) -> int:
-    answer = client.call("POST", f"{PATH}/{arguments.id}/verify")
+    answer = client.call("POST", f"{_path(arguments)}/verify")
     return show(arguments, answer, lambda: f"{arguments.id}: verification started; `models show` has the outcome")
 
 
 def _delete(client: Client, arguments: argparse.Namespace) -> int:
-    client.call("DELETE", f"{PATH}/{arguments.id}")
+    client.call("DELETE", _path(arguments))
     return show(arguments, {}, lambda: f"{arguments.id} is deleted")
 
 
 def _retire(client: Client, arguments: argparse.Namespace) -> int:
     body = {"state": "Retired", "deadline_ms": int(arguments.deadline_s * 1000)}
-    answer = client.call("POST", f"{PATH}/{arguments.id}/state", body)
+    answer = client.call("POST", f"{_path(arguments)}/state", body)
     return show(arguments, answer, lambda: f"{arguments.id} is retired")
 
 
 def _activate(client: Client, arguments: argparse.Namespace) -> int:
-    answer = client.call("POST", f"{PATH}/{arguments.id}/state", {"state": "Active"})
+    answer = client.call("POST", f"{_path(arguments)}/state", {"state": "Active"})
     return show(arguments, answer, lambda: f"{arguments.id} is active")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 import threading
 from typing import Any
+from urllib.parse import quote
 
-from orchestratord.cli.command import FAILED, Commands, client_command
+from orchestratord.cli.command import FAILED, Commands, client_command, seconds
 from orchestratord.cli.output import complain, show, table
 from orchestratord.client import Client
 
@@ -18,7 +19,7 @@ def register(commands: Commands) -> None:
     parser.add_argument("pool", nargs="?")
     drain = client_command(commands, "drain", _drain, "Stop dispatching to a pool; what runs may finish")
     drain.add_argument("pool")
-    drain.add_argument("--deadline-s", type=float, default=60.0, help="then what still runs is ended (default 60)")
+    drain.add_argument("--deadline-s", type=seconds, default=60.0, help="then what still runs is ended (default 60)")
     resume = client_command(commands, "resume", _resume, "Let a drained pool take work again")
     resume.add_argument("pool")
     reload = client_command(commands, "reload", _reload, "Serve another model; any failure keeps the old one")
@@ -44,11 +45,15 @@ def _state(pool: dict[str, Any]) -> str:
     return "ready" if pool["ready"] else "draining" if pool["draining"] else "loading" if pool["live"] else "down"
 
 
+def _path(arguments: argparse.Namespace) -> str:
+    return f"/v1/pools/{quote(arguments.pool, safe='')}"
+
+
 def _pools(client: Client, arguments: argparse.Namespace) -> int:
     if arguments.pool is None:
         pools = client.pools()
         return show(arguments, pools, lambda: overview(pools))
-    health = client.call("GET", f"/v1/pools/{arguments.pool}/health")
+    health = client.call("GET", f"{_path(arguments)}/health")
     return show(arguments, health, lambda: _whole(arguments.pool, health))
 
 
@@ -84,11 +89,11 @@ def _reload(client: Client, arguments: argparse.Namespace) -> int:
 
 def _operate(client: Client, arguments: argparse.Namespace, kind: str, body: dict[str, Any] | None) -> int:
     """Start an operation and, unless told otherwise, stay until it is over."""
-    operation = client.call("POST", f"/v1/pools/{arguments.pool}/{kind}", body)
+    operation = client.call("POST", f"{_path(arguments)}/{kind}", body)
     pause = threading.Event()
     while not arguments.no_wait and "ended_at_ms" not in operation:
         pause.wait(POLL_S)
-        latest = client.call("GET", f"/v1/pools/{arguments.pool}/health").get("operation", operation)
+        latest = client.call("GET", f"{_path(arguments)}/health").get("operation", operation)
         if latest["operation_id"] != operation["operation_id"]:
             return complain(f"another operation followed: {latest['kind']} is {latest['state']}", FAILED)
         operation = latest

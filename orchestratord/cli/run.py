@@ -8,8 +8,8 @@ import sys
 import time
 from typing import Any
 
-from orchestratord.cli.command import FAILED, INTERRUPTED, TRY_LATER, Commands, client_command
-from orchestratord.cli.output import complain, show
+from orchestratord.cli.command import FAILED, INTERRUPTED, TRY_LATER, Commands, client_command, refused, seconds
+from orchestratord.cli.output import complain, harmless, show
 from orchestratord.client import Client, Event, ServerError
 
 
@@ -23,28 +23,36 @@ def register(commands: Commands) -> None:
         "--raw", action="store_true", help="send the prompt as it is, without the model's chat template"
     )
     parser.add_argument("--batch", action="store_true", help="priority batch instead of interactive")
-    parser.add_argument("--deadline-s", type=float, default=300.0)
+    parser.add_argument("--deadline-s", type=seconds, default=300.0)
     parser = client_command(commands, "cancel", _cancel, "Cancel tasks; what they produced so far is kept")
     parser.add_argument("task_id", nargs="+")
 
 
 def _cancel(client: Client, arguments: argparse.Namespace) -> int:
+    states, code = [], 0
     for task_id in arguments.task_id:
-        client.cancel(task_id)
-    states = [client.task(task_id) for task_id in arguments.task_id]
-    return show(arguments, states, lambda: "\n".join(f"{state['task_id']} {state['state']}" for state in states))
+        try:
+            client.cancel(task_id)
+            states.append(client.task(task_id))
+        except ServerError as error:  # the others are to be canceled all the same
+            code = refused(error)
+    if states or not code:
+        show(arguments, states, lambda: "\n".join(f"{state['task_id']} {state['state']}" for state in states))
+    return code
 
 
 def _run(client: Client, arguments: argparse.Namespace) -> int:
     prompt = sys.stdin.read() if arguments.prompt == "-" else arguments.prompt
     pools = client.pools()
-    pool = next((p for p in pools if arguments.model in (None, p["model_ref"], p["id"]) and p["ready"]), None)
-    if pool is None:
+    if arguments.model is None:
+        meant = [pool for pool in pools if pool["ready"]][:1]
+    else:  # an alias, which summaries do not show, is for the daemon to know
+        meant = [pool for pool in pools if arguments.model in (pool["model_ref"], pool["id"])] or pools
+    if not meant:
         return complain("no pool is ready for this; `orchestratord status` shows them and says why", TRY_LATER)
     fields: dict[str, Any] = {
         "workload": "completion",
-        "model_ref": arguments.model or pool["model_ref"],
-        "engine": pool["engine"],
+        "model_ref": arguments.model or meant[0]["model_ref"],
         "ctx": arguments.max_tokens + len(prompt.encode()) + 64,
         "max_tokens": arguments.max_tokens,
         "priority": "batch" if arguments.batch else "interactive",
@@ -52,7 +60,7 @@ def _run(client: Client, arguments: argparse.Namespace) -> int:
     }
     if arguments.seed is not None:
         fields["seed"] = arguments.seed
-    admission = _submit(client, prompt, arguments.raw, fields)
+    admission = _submit(client, prompt, arguments.raw, fields, sorted({pool["engine"] for pool in meant}))
     try:
         if arguments.json:
             return _follow_as_json(client, admission)
@@ -63,15 +71,26 @@ def _run(client: Client, arguments: argparse.Namespace) -> int:
         return complain("canceled", INTERRUPTED)
 
 
-def _submit(client: Client, prompt: str, raw: bool, fields: dict[str, Any]) -> dict[str, Any]:
-    """Through the model's chat template if it has one, else (or with --raw) as plain text to continue."""
-    if not raw:
+def _submit(client: Client, prompt: str, raw: bool, fields: dict[str, Any], engines: list[str]) -> dict[str, Any]:
+    """Through the model's chat template if it has one, else (or with --raw) as plain text to continue.
+
+    With no more room asked for than the model has. `engines`: those that may have it, one at least.
+    """
+    engine, *others = engines
+    while True:
+        text = {"prompt": prompt} if raw else {"messages": [{"role": "user", "content": prompt}]}
         try:
-            return client.submit(**fields, messages=[{"role": "user", "content": prompt}])
+            return client.submit(**fields, **text, engine=engine)
         except ServerError as error:
-            if error.envelope.get("details", {}).get("rule") != "no_chat_template":
+            details = error.envelope.get("details", {})
+            if details.get("rule") == "no_chat_template" and not raw:
+                raw = True
+            elif details.get("rule") == "ctx_exceeds_model" and details.get("limit", fields["ctx"]) < fields["ctx"]:
+                fields = {**fields, "ctx": details["limit"]}
+            elif others and error.code == "POOL_UNREADY" and not error.envelope.get("retriable"):
+                engine, *others = others
+            else:
                 raise
-    return client.submit(**fields, prompt=prompt)
 
 
 def _follow_as_json(client: Client, admission: dict[str, Any]) -> int:
@@ -87,6 +106,7 @@ def _follow_as_json(client: Client, admission: dict[str, Any]) -> int:
 def _follow(client: Client, admission: dict[str, Any]) -> int:
     """Print the answer as it comes; one live progress line on a terminal until then."""
     live = sys.stderr.isatty()
+    shown = harmless if sys.stdout.isatty() else str  # a model may write anything; a file gets it as it is
     begun = time.monotonic()
     first: float | None = None
     for event in client.stream(admission["task_id"]):
@@ -95,7 +115,7 @@ def _follow(client: Client, admission: dict[str, Any]) -> int:
                 first = time.monotonic()
                 if live:
                     print("\r\x1b[K", end="", file=sys.stderr, flush=True)
-            print(event.data["t"], end="", flush=True)
+            print(shown(event.data["t"]), end="", flush=True)
         elif event.name == "error":
             print()
             return complain(f"{event.data['code']}: {event.data['message']}", FAILED)

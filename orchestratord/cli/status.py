@@ -6,7 +6,7 @@ import argparse
 import threading
 from typing import Any
 
-from orchestratord.cli.command import Commands, client_command
+from orchestratord.cli.command import Commands, client_command, seconds
 from orchestratord.cli.output import show, table
 from orchestratord.cli.pools import overview
 from orchestratord.client import Client
@@ -15,7 +15,7 @@ from orchestratord.client import Client
 def register(commands: Commands) -> None:
     parser = client_command(commands, "status", _status, "Show pools, queues and the newest tasks of a running daemon")
     parser.add_argument("-w", "--watch", action="store_true", help="again and again, until interrupted")
-    parser.add_argument("--interval-s", type=float, default=2.0, help="between two looks (default 2)")
+    parser.add_argument("--interval-s", type=seconds, default=2.0, help="between two looks (default 2)")
     parser.add_argument("--tasks", type=int, default=10, metavar="N", help="how many tasks to show (default 10)")
 
 

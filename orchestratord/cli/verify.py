@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import argparse
 import importlib
-import os
 from pathlib import Path
 
-from orchestratord.cli.command import FAILED, UNAVAILABLE, USAGE, Commands, command
+from orchestratord.cli.command import FAILED, UNAVAILABLE, USAGE, Commands, command, token
 from orchestratord.cli.output import complain
 
 
@@ -25,11 +24,7 @@ def _verify(arguments: argparse.Namespace) -> int:
     except ImportError as error:
         return complain(f"{error.name} is missing: pip install 'orchestratord[testing]'", USAGE)
     try:
-        token = arguments.token.read_text("utf-8").strip() if arguments.token else os.environ.get("AUTH_TOKEN")
-    except OSError as error:
-        return complain(f"the token file {arguments.token} cannot be read: {error.strerror}", USAGE)
-    try:
-        report = provider.inspect(arguments.url, token, arguments.model_ref)
+        report = provider.inspect(arguments.url, token(arguments.token), arguments.model_ref)
     except ValueError as error:
         return complain(str(error), USAGE)
     except OSError as error:  # of requests too

@@ -64,7 +64,7 @@ class VerifyingSession(requests.Session):
         self.trust_env = False
         self.headers["Accept-Encoding"] = "identity"
         if token is not None:
-            self.headers["Authorization"] = f"Bearer {token}"
+            self.headers["Authorization"] = f"Bearer {token}".encode()
 
     @property
     def ledger(self) -> list[tuple[str, int]]:

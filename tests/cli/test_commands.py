@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 import re
+import socketserver
 import subprocess
+import sys
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -16,16 +19,17 @@ import pytest
 from orchestratord import cli, contract
 from orchestratord.cli import build_parser
 from orchestratord.cli.settings import in_force
-from orchestratord.client import Client
+from orchestratord.client import Client, Event, Unreachable
 from orchestratord.infra.engines.mock import MockScript
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
-from tests.http.daemon import free_port, write_config
+from tests.http.daemon import ROOT, free_port, write_config
 from tests.http.support import wait_for
 
 
 @pytest.fixture(scope="module")
 def app() -> Iterator[LiveApp]:
-    pools = [mock_pool(), mock_pool("away")]
+    small = mock_pool("small", ctx=512, engine="vllm", aliases=["home-latest"])
+    pools = [mock_pool(), mock_pool("away"), small]
     with LiveApp(mock_settings(pools=pools), manual=False) as app:
         wait_for(lambda: not app.call(app.daemon.pools.not_ready), "the pools are ready")
         yield app
@@ -82,7 +86,7 @@ def test_a_failed_task_is_a_failed_command(command: Command, app: LiveApp) -> No
 def test_pools_at_a_glance_and_in_full(command: Command) -> None:
     code, out, _ = command("status")
     assert (code, "home" in out, "ready" in out) == (0, True, True)
-    assert [pool["id"] for pool in command.json("pools")] == ["away", "home"]
+    assert [pool["id"] for pool in command.json("pools")] == ["away", "home", "small"]
     code, out, _ = command("pools", "home")
     assert (code, "home: ready, llamacpp mock-1" in out, "r0: ready" in out) == (0, True, True)
     assert command.json("pools", "home")["slots_total"] == 2
@@ -125,6 +129,18 @@ def test_what_engines_say_cannot_steer_the_terminal(
         assert (code, "title" in out) == (0, True)
         assert not set(out) & set(evil) & set("\x1b\x07\u202e\x9b")
         assert command.json("pools", "home")["last_error"]["message"] == evil
+
+
+def test_what_a_model_writes_cannot_steer_the_terminal(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """On a terminal escapes are shown; a file or a pipe gets the text as it is."""
+    evil = "a\tb\n\x1b]52;c;cm0gLXJm\x07\x9b31m"
+    end = {"tokens_out": 1, "finish_reason": "stop"}
+    monkeypatch.setattr(Client, "stream", lambda *_: iter([Event(1, "token", {"t": evil}), Event(2, "end", end)]))
+    assert command("run", "hello")[1] == f"{evil}\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    assert command("run", "hello")[1] == "a\tb\n\\x1b]52;c;cm0gLXJm\\x07\\x9b31m\n"
 
 
 def test_drain_and_resume_stay_until_it_is_done(command: Command) -> None:
@@ -203,12 +219,149 @@ def test_models_asks_what_the_contract_has(
     [
         (["cancel", "nonsense"], 1, "INVALID_PARAMS"),
         (["pools", "nowhere"], 1, "NOT_FOUND"),
-        (["run", "x", "--model", "nowhere"], 75, "orchestratord status"),
+        (["run", "x", "--model", "nowhere"], 1, "POOL_UNREADY"),
+        (["drain", "my pool"], 1, "INVALID_PARAMS"),
+        (["resume", "p\u00f6ol"], 1, "INVALID_PARAMS"),
+        (["pools", "../../healthz?x="], 1, "NOT_FOUND"),
+        (["models", "show", "a/b"], 1, "NOT_FOUND"),
+        (["artifacts", "show", "no such"], 1, "INVALID_PARAMS"),
     ],
 )
 def test_what_fails_says_why(command: Command, argv: list[str], code: int, says: str) -> None:
     got, _, err = command(*argv)
     assert (got, says in err) == (code, True), err
+
+
+def test_a_model_may_be_named_by_its_alias_and_gets_no_more_room_than_it_has(command: Command) -> None:
+    """`home-latest` is an alias of the third pool, on another engine and with 512 tokens; the prompt has 600 bytes."""
+    code, _, err = command("run", "word " * 120, "--model", "home-latest", "--max-tokens", "4")
+    assert (code, "4 tokens, length" in err) == (0, True), err
+    code, _, err = command("run", "word " * 900, "--model", "home-latest", "--max-tokens", "4")
+    assert (code, "INVALID_PARAMS" in err) == (1, True)
+
+
+def test_one_task_that_cannot_be_canceled_keeps_no_other(command: Command, app: LiveApp) -> None:
+    app.call(app.engine().hold)
+    client = Client(app.url)
+    fields = {"workload": "completion", "model_ref": "home", "engine": "llamacpp", "ctx": 64, "max_tokens": 5}
+    task_id = client.submit(**fields, priority="batch", deadline_ms=60_000, prompt="hi")["task_id"]
+    code, out, err = command("cancel", "nonsense", task_id)
+    assert (code, out, "INVALID_PARAMS" in err) == (1, f"{task_id} canceled\n", True)
+    app.call(app.engine().release_hold)
+
+
+@pytest.mark.parametrize("given", ["0", "-1", "nan", "inf", "1e300", "soon"])
+def test_times_are_numbers_of_seconds(command: Command, given: str, capsys: pytest.CaptureFixture[str]) -> None:
+    for words in (["run", "x", "--deadline-s"], ["drain", "home", "--deadline-s"], ["status", "--interval-s"]):
+        with pytest.raises(SystemExit) as left:
+            command(*words, given)
+        assert left.value.code == 2
+        assert "seconds" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("words", [["pools"], ["verify"]])
+def test_a_token_that_cannot_be_sent_is_not_shown(
+    words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "token"
+    file.write_bytes(b"\xff\xfe a canary")
+    where = ["--url"] if words != ["verify"] else []
+    assert cli.main([*words, *where, "http://127.0.0.1:1", "--token", str(file)]) == 2
+    said = capsys.readouterr().err
+    assert ("it is not text" in said, "canary" in said) == (True, False)
+    assert cli.main([*words, *where, "http://127.0.0.1:1", "--token", str(tmp_path / "none")]) == 2
+    monkeypatch.setenv("AUTH_TOKEN", "canary\nof a token")
+    assert cli.main([*words, *where, "http://127.0.0.1:1"]) == 2
+    said = capsys.readouterr().err
+    assert ("line break" in said, "canary" in said) == (True, False)
+
+
+@pytest.mark.parametrize("token", ["p\u00e4ssw\u00f6rd-\u20ac", "two words"])
+def test_a_token_is_read_as_the_daemon_reads_it(
+    command: Command, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], token: str
+) -> None:
+    """Blanks around it do not count, and it may have any letters."""
+    monkeypatch.setenv("AUTH_TOKEN", f" {token}\n")
+    with LiveApp(msgspec.structs.replace(mock_settings(), token=token), manual=False) as closed:
+        command.url = closed.url
+        assert command("pools")[0] == 0
+        assert cli.main(["verify", closed.url]) == 0, capsys.readouterr().out
+
+
+class Stranger(socketserver.BaseRequestHandler):
+    """Answers anything with what the server was given to say."""
+
+    def handle(self) -> None:
+        self.request.recv(65536)
+        self.request.sendall(self.server.says)  # type: ignore[attr-defined]
+
+
+OTHERS = {
+    "no HTTP": b"SSH-2.0-OpenSSH_9.2\r\n",
+    "nothing": b"",
+    "a page": b"HTTP/1.1 404 Not Found\r\nContent-Type: text/html\r\nContent-Length: 6\r\n\r\n<html>",
+    "other JSON": b'HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 13\r\n\r\n{"detail": 1}',
+}
+
+
+@pytest.mark.parametrize("says", OTHERS.values(), ids=OTHERS)
+def test_somebody_else_at_the_address_is_no_daemon(command: Command, says: bytes) -> None:
+    """69, whatever it is, and the address."""
+    with socketserver.TCPServer(("127.0.0.1", 0), Stranger) as server:
+        server.says = says  # type: ignore[attr-defined]
+        thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01})
+        thread.start()
+        try:
+            command.url = f"http://127.0.0.1:{server.server_address[1]}"
+            code, out, err = command("status")
+        finally:
+            server.shutdown()
+            thread.join()
+    assert (code, out, "no daemon answers at " + command.url in err) == (69, "", True), err
+
+
+def test_a_stream_is_resumed_while_the_daemon_restarts(monkeypatch: pytest.MonkeyPatch, app: LiveApp) -> None:
+    """Five times, each after a longer pause; one who has everything is not told that it broke."""
+    client, waits = Client(app.url), list[float]()
+    fields = {"workload": "completion", "model_ref": "home", "engine": "llamacpp", "ctx": 64, "max_tokens": 2}
+    task_id = client.submit(**fields, priority="batch", deadline_ms=60_000, prompt="hi")["task_id"]
+    *_, last = client.stream(task_id)
+    with monkeypatch.context() as patch:
+        patch.setattr(threading.Event, "wait", lambda _, seconds: waits.append(seconds))
+        assert list(client.stream(task_id, after=last.id or 0)) == []
+        assert waits == []
+        with pytest.raises(Unreachable):
+            list(Client(f"http://127.0.0.1:{free_port()}").stream(task_id))
+    assert waits == [0.2, 0.4, 0.8, 1.6, 3.2]
+
+
+def run_here(*words: str, stdout: Any, **environ: str) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-W", "ignore", "-m", "orchestratord", *words]
+    env = {**os.environ, "PYTHONPATH": str(ROOT), **environ}
+    return subprocess.run(command, stdout=stdout, stderr=subprocess.PIPE, text=True, env=env)
+
+
+@pytest.mark.parametrize("words", [("config", "schema"), ("config", "check"), ("status",), ("run", "hi")])
+def test_output_that_cannot_be_written_is_told_as_that(app: LiveApp, words: tuple[str, ...], tmp_path: Path) -> None:
+    """A full disk is a failure of the command, not of the daemon, and a reader that has had enough is none."""
+    with open("/dev/full", "w") as full:
+        done = run_here(*words, stdout=full, ORCHD_URL=app.url, XDG_STATE_HOME=str(tmp_path))
+    assert (done.returncode, done.stderr.splitlines()[-1].partition(": ")[2]) == (
+        1,
+        "the output cannot be written: No space left on device",
+    )
+    reading, writing = os.pipe()
+    os.close(reading)
+    with open(writing, "w") as broken:
+        done = run_here(*words, stdout=broken, ORCHD_URL=app.url, XDG_STATE_HOME=str(tmp_path))
+    assert (done.returncode, done.stderr) == (0, "")
+
+
+def test_a_terminal_that_lacks_a_letter(tmp_path: Path) -> None:
+    file = tmp_path / "caf\u00e9.toml"
+    file.write_text("")
+    done = run_here("config", "check", str(file), stdout=subprocess.PIPE, PYTHONIOENCODING="ascii", PYTHONUTF8="0")
+    assert (done.returncode, "caf\\xe9.toml" in done.stdout) == (0, True), done.stderr
 
 
 def test_no_daemon_no_token_no_address(command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
