@@ -18,6 +18,7 @@ import uvicorn
 from orchestratord.app import Daemon
 from orchestratord.connection import Protocol
 from orchestratord.crowd import UNACKED_MS, Crowd
+from orchestratord.domain.url import authority
 from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
 from orchestratord.wire.limits import CONNECTIONS
@@ -55,7 +56,7 @@ class Server(uvicorn.Server):
         strays.capture_loop(self._daemon.telemetry, self._loop)
         await super().startup(sockets)
         self._heartbeat.start(self._loop)
-        url = f"http://{self.config.host}:{self.port}"
+        url = f"http://{authority(self.config.host, self.port)}"
         self._daemon.telemetry.event("listening", f"open {url}/docs, or run `orchestratord status`", url=url)
         self.up.set()
 

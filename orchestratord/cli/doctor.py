@@ -16,18 +16,21 @@ from importlib.metadata import entry_points
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Literal, NamedTuple
+from urllib.parse import urlsplit
 
 from orchestratord import config
 from orchestratord.cli.command import FAILED, Commands, command
 from orchestratord.cli.exposure import exposed
 from orchestratord.cli.output import show
 from orchestratord.cli.serve import config_file, environment
-from orchestratord.client import Client, ServerError
+from orchestratord.client import Client, ServerError, Unreachable
+from orchestratord.domain.url import authority
 from orchestratord.infra.secrets import secret_options
 
 WAL_RESET_FIXED = (3, 51, 3)  # earlier versions can lose a WAL that two connections checkpoint at once
 FILES_WANTED = 1024
 FREE_WANTED = 1 << 30
+PORTS = {"http": 80, "https": 443}
 BUILT = 1_735_689_600  # 2025: a clock before this has not been set
 
 Level = Literal["ok", "warn", "fail"]
@@ -115,7 +118,10 @@ def _data(settings: config.Settings) -> Iterator[Finding]:
         )
         return
     path = settings.data_path
-    there = next(place for place in (path, *path.parents) if place.exists())
+    there = next(place for place in (path, *path.parents) if os.path.exists(place) or place == place.parent)
+    if not there.is_dir():
+        yield Finding("data", "fail", f"{there} is not a directory", "move it away, or set data_dir")
+        return
     if not os.access(there, os.W_OK | os.X_OK):
         yield Finding("data", "fail", f"{there} cannot be written", f"chown it to user {os.getuid()}, or set data_dir")
         return
@@ -130,24 +136,25 @@ def _data(settings: config.Settings) -> Iterator[Finding]:
 
 def _address(settings: config.Settings) -> Iterator[Finding]:
     host, port = settings.server.host, settings.server.port
+    address = authority(host, port)
     family = socket.AF_INET6 if ":" in host else socket.AF_INET
     try:
         socket.create_server((host, port), family=family).close()
-        yield Finding("address", "ok", f"{host}:{port} is free")
+        yield Finding("address", "ok", f"{address} is free")
     except OSError as error:
-        if _is_ours(host, port):
-            yield Finding("address", "ok", f"a daemon is running at {host}:{port}")
+        if _is_ours(address):
+            yield Finding("address", "ok", f"a daemon is running at {address}")
         else:
             fix = "stop what uses it, or choose another with --port or server.port"
-            yield Finding("address", "fail", f"{host}:{port} cannot be listened on: {error.strerror}", fix)
+            yield Finding("address", "fail", f"{address} cannot be listened on: {error.strerror}", fix)
 
 
-def _is_ours(host: str, port: int) -> bool:
+def _is_ours(address: str) -> bool:
     try:
-        Client(f"http://{host}:{port}", timeout_s=2).call("GET", "/v1/capabilities")
-    except ServerError as error:
-        return error.code != "INTERNAL"
-    except (OSError, ValueError):
+        Client(f"http://{address}", timeout_s=2).call("GET", "/v1/capabilities")
+    except ServerError:
+        return True
+    except (Unreachable, ValueError):
         return False
     return True
 
@@ -207,11 +214,11 @@ def _engines(settings: config.Settings) -> Iterator[Finding]:
 
 
 def _reachable(name: str, url: str) -> Finding:
-    url = f"{url.partition('//')[0]}//{url.rpartition('//')[2].rpartition('@')[2]}"  # without a password
-    host, _, port = url.rpartition("//")[2].partition("/")[0].rpartition(":")
+    parts = urlsplit(url)
+    url = f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"  # without a password
     try:
-        socket.create_connection((host or "127.0.0.1", int(port)), timeout=2).close()
-    except (OSError, ValueError) as error:
+        socket.create_connection((parts.hostname or "", parts.port or PORTS[parts.scheme]), timeout=2).close()
+    except OSError as error:
         return Finding("engine", "warn", f"{name}: nothing answers at {url} ({error})", "start it, or correct `url`")
     return Finding("engine", "ok", f"{name}: {url} answers")
 

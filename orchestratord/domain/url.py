@@ -55,9 +55,14 @@ class Url:
 
 
 def netloc(host: str, port: int) -> str:
-    """host:port as it stands in a URL and in a Host header."""
-    name = f"[{host}]" if ":" in host else host
-    return name if port == HTTPS_PORT else f"{name}:{port}"
+    """host:port as it stands in an https URL and in a Host header."""
+    whole = authority(host, port)
+    return whole.removesuffix(f":{port}") if port == HTTPS_PORT else whole
+
+
+def authority(host: str, port: int) -> str:
+    """host:port, of an IPv6 address in brackets."""
+    return f"[{host}]:{port}" if ":" in host else f"{host}:{port}"
 
 
 def parse_url(text: str) -> Url:

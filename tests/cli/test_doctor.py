@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 import os
 import socket
+import threading
 from pathlib import Path
 
+import msgspec
 import pytest
 
-from orchestratord import cli
+from orchestratord import cli, config
 from orchestratord.cli import doctor
 from orchestratord.cli.doctor import Finding, examine
+from orchestratord.domain.url import authority
 from orchestratord.testing.live import LiveApp, mock_settings
 from tests.http.daemon import free_port
 
@@ -43,6 +46,56 @@ def test_a_port_in_use_and_a_daemon_that_runs(tmp_path: Path) -> None:
     with LiveApp(mock_settings(), manual=False) as app:
         found = look(tmp_path, server(int(app.url.rpartition(":")[2])))
     assert (found["address"].level, "a daemon is running" in found["address"].seen) == ("ok", True)
+
+
+def test_a_port_in_use_by_what_speaks_no_http(tmp_path: Path) -> None:
+    """Whatever answers there, and however, it is one finding."""
+
+    def greet(listener: socket.socket) -> None:
+        connection, _ = listener.accept()
+        with connection:
+            connection.recv(4096)
+            connection.sendall(b"SSH-2.0-OpenSSH_9.2\r\n")
+
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        thread = threading.Thread(target=greet, args=(taken,))
+        thread.start()
+        found = look(tmp_path, server(taken.getsockname()[1]))
+        thread.join()
+    assert found["address"].level == "fail"
+    assert "clock" in found
+
+
+@pytest.mark.parametrize("host", ["127.0.0.1", "::1"])
+def test_engines_that_listen(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, host: str) -> None:
+    """At any address an engine may have, with a password, and at the port that `http:` means."""
+    family = socket.AF_INET6 if ":" in host else socket.AF_INET
+    pool = '[[pools]]\nid = "p"\nengine = "tgi"\nmodel = "m"\nreplicas = [{{ id = "r", url = "{}" }}]\n'
+    with socket.create_server((host, 0), family=family) as engine:
+        port = engine.getsockname()[1]
+        found = look(tmp_path, pool.format(f"http://u:secret@{authority(host, port)}"))["engine"]
+        assert (found.level, found.seen) == ("ok", f"p/r: http://{authority(host, port)} answers")
+        monkeypatch.setattr(doctor, "PORTS", {"http": port})
+        name = authority(host, port).removesuffix(f":{port}")
+        assert look(tmp_path, pool.format(f"http://{name}"))["engine"].level == "ok"
+
+
+def test_a_daemon_at_an_address_of_version_6(tmp_path: Path) -> None:
+    settings = msgspec.structs.replace(mock_settings(), server=config.ServerSettings(host="::1", port=0))
+    with LiveApp(settings, manual=False) as app:
+        port = int(app.url.rpartition(":")[2])
+        found = look(tmp_path, f'server = {{ host = "::1", port = {port} }}\n')
+        listening = next(
+            line for line in map(json.loads, app.log.getvalue().splitlines()) if line["event"] == "listening"
+        )
+    assert (found["address"].level, found["address"].seen) == ("ok", f"a daemon is running at [::1]:{port}")
+    assert listening["url"] == f"http://[::1]:{port}"
+
+
+def test_a_data_directory_that_is_a_file(tmp_path: Path) -> None:
+    (tmp_path / "data").write_text("")
+    found = look(tmp_path, server(free_port()))
+    assert (found["data"].level, found["data"].seen) == ("fail", f"{tmp_path / 'data'} is not a directory")
 
 
 def test_a_wrong_configuration_is_one_finding_of_many(tmp_path: Path) -> None:
