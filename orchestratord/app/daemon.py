@@ -15,6 +15,7 @@ from orchestratord.domain.outcome import Failure
 from orchestratord.framework import App, Front
 from orchestratord.handlers import Services, artifacts, catalog, operations, pools, sessions, tasks
 from orchestratord.infra import prometheus
+from orchestratord.infra.journal.remedy import remedy
 from orchestratord.infra.storage.filesystem import FileArtifacts
 from orchestratord.middleware import BodyLimit, Guard
 from orchestratord.ports import JournalUnavailable
@@ -60,21 +61,33 @@ class Daemon(Parts):
 
     @asynccontextmanager
     async def _lifespan(self, _: Any) -> AsyncIterator[None]:
-        await self.start()
+        try:
+            await self.start()
+        except Exception as error:
+            if self.failure is None:
+                self.telemetry.event("start_failed", "an unforeseen exception ended the start", exc_info=error)
+            raise
         try:
             yield
         finally:
             await self.stop()
 
     async def start(self) -> None:
-        """Recover what the journal knows, then bring the replicas up in the background. Raises JournalUnavailable."""
+        """Recover what the journal knows, then bring the replicas up in the background.
+
+        Raises JournalUnavailable, and OSError when the artifacts cannot be listed.
+        """
         try:
             journaled = await self.journal.open()
+            if isinstance(self.store, FileArtifacts):
+                await self.store.open()
         except JournalUnavailable as error:
             self.failure = str(error)  # the server's lifespan swallows the exception
             raise
-        if isinstance(self.store, FileArtifacts):
-            await self.store.open()
+        except OSError as error:
+            folder = self.settings.data_path / "artifacts"
+            self.failure = f"cannot open the artifacts in {folder}: {error.strerror}. {remedy(error, folder)}"
+            raise
         now, wall_ms = self.clock.now(), self.clock.wall_ms()
         self.core.catalog.restore(self.journal.catalog())
         self.core.restore_pools(self.journal.changed_pools(), wall_ms)

@@ -78,10 +78,8 @@ def _serve(arguments: argparse.Namespace) -> int:
         server.run()
     except CannotListen as error:
         return complain(str(error), UNAVAILABLE)
-    except SystemExit as error:  # uvicorn's way to say that the lifespan did not start
-        if daemon.failure is not None:
-            return complain(daemon.failure, UNAVAILABLE)
-        return complain("could not start; see the log above", int(error.code or 1))
+    except SystemExit:  # uvicorn's way to say that the lifespan did not start
+        return complain(daemon.failure or "could not start; see the log above", UNAVAILABLE)
     return 0
 
 

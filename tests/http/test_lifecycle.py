@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import signal
 import stat
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from orchestratord.app import Daemon
+from orchestratord.testing.live import mock_settings
 from orchestratord.testing.session import EventStream, VerifyingSession
 from tests.http.daemon import DaemonProcess, free_port, write_config
 from tests.http.support import RawConnection, submit, task
@@ -247,6 +251,42 @@ def test_a_data_directory_that_cannot_be_written_is_said_so(tmp_path: Path) -> N
     with launch(tmp_path, data=True) as daemon:
         assert daemon.ended() != 0
         assert "Traceback" not in daemon.output()
+
+
+@pytest.mark.parametrize(
+    ("in_the_way", "says"), [("artifacts", "cannot open the artifacts"), ("journal.db.lock", "cannot open the journal")]
+)
+def test_what_is_in_the_way_of_a_start_is_said_so(tmp_path: Path, in_the_way: str, says: str) -> None:
+    """69 and one line that names it, whichever of the stores it is."""
+    (tmp_path / "data").mkdir(mode=0o700)
+    blocked = tmp_path / "data" / in_the_way
+    if in_the_way == "artifacts":
+        blocked.write_text("a file where a directory should be")
+    else:
+        blocked.mkdir()
+    with launch(tmp_path, data=True) as daemon:
+        assert daemon.ended() == 69
+        said = one_line(daemon.output())
+    assert (says in said, str(tmp_path / "data") in said) == (True, True), said
+
+
+def test_a_bug_that_ends_the_start_is_in_the_log(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What nobody foresaw is not lost: the server shows nothing of it."""
+    log: list[Any] = []
+    daemon = Daemon(mock_settings(), log=log.append)
+
+    async def broken() -> None:
+        raise RuntimeError("nobody foresaw this")
+
+    async def serve() -> None:
+        async with daemon._lifespan(None):
+            raise AssertionError("it has started")
+
+    monkeypatch.setattr(daemon.journal, "open", broken)
+    with pytest.raises(RuntimeError):
+        asyncio.run(serve())
+    assert [(line["event"], line["level"]) for line in log] == [("start_failed", "error")]
+    assert isinstance(log[0]["exc_info"], RuntimeError)
 
 
 def test_the_mock_needs_to_be_allowed(tmp_path: Path) -> None:
