@@ -271,6 +271,30 @@ def test_an_exporter_nobody_has(
     assert re.search(said, capsys.readouterr().err)
 
 
+@pytest.mark.parametrize(
+    ("variable", "value"),
+    [
+        ("OTEL_EXPORTER_OTLP_HEADERS", "authorization Bearer canary"),
+        ("OTEL_EXPORTER_OTLP_HEADERS", "canary"),
+        ("OTEL_TRACES_SAMPLER", "canary"),
+        ("OTEL_RESOURCE_ATTRIBUTES", "canary"),
+        ("OTEL_BSP_SCHEDULE_DELAY", "-1"),
+        ("OTEL_BSP_MAX_QUEUE_SIZE", "1"),
+    ],
+)
+def test_a_variable_that_means_nothing_is_told_without_its_value(
+    monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str], variable: str, value: str
+) -> None:
+    """78, and not past our log in words of the library's, which would show a key."""
+    monkeypatch.setenv(variable, value)
+    monkeypatch.setenv("ORCHD_TRACING__ENABLED", "true")
+    for words in (["config", "check"], ["serve", "--port", "0"]):
+        assert cli.main(words) == 78
+        said = capfd.readouterr()
+        assert said.err.startswith("orchestratord: tracing: a variable OTEL_* is wrong: ")
+        assert "canary" not in said.err + said.out
+
+
 def test_a_collector_that_does_not_answer_holds_up_no_stop(kept: Kept, monkeypatch: pytest.MonkeyPatch) -> None:
     """What is left is handed over, as long as that takes no longer than a stop may wait for it."""
     monkeypatch.setattr(spans, "CLOSE_S", 0.0)
