@@ -83,7 +83,8 @@ def in_force(path: Path | None, environ: Mapping[str, str]) -> list[tuple[str, A
     rows = []
     for name, value in _leaves(msgspec.to_builtins(settings)):
         if name in ("token", "auth_optional"):
-            variable = "AUTH_OPTIONAL" if name == "auth_optional" else "AUTH_TOKEN"
+            token = "AUTH_TOKEN_FILE" if environ.get("AUTH_TOKEN_FILE") else "AUTH_TOKEN"
+            variable = "AUTH_OPTIONAL" if name == "auth_optional" else token
             shown = value if name == "auth_optional" else ("set" if value else None)
             rows.append((name, shown, f"environment {variable}" if value else "default"))
             continue

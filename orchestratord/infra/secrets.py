@@ -11,7 +11,7 @@ SHORTEST = 6  # shorter values would turn every text into holes; `doctor` asks f
 
 _NAME = re.compile(r"key|token|secret|passw|credential", re.IGNORECASE)
 
-_OPTION = re.compile(r"api[-_]?key$|password|secret|hf[-_]?token$", re.IGNORECASE)
+_OPTION = re.compile(r"api[-_]?key$|password|secret|hf[-_]?token$|^-hft$", re.IGNORECASE)
 
 
 def is_secret_name(name: str) -> bool:

@@ -397,9 +397,13 @@ def test_config_is_checked_and_explained(command: Command, tmp_path: Path, monke
     assert json.loads(command("config", "schema")[1])["$ref"].endswith("Settings")
 
 
-def test_no_secret_is_shown() -> None:
+def test_no_secret_is_shown(tmp_path: Path) -> None:
     rows = in_force(None, {"AUTH_TOKEN": "secret-of-the-test"})
     assert ("token", "set", "environment AUTH_TOKEN") in rows
+    file = tmp_path / "token"
+    file.write_text("secret-of-the-test")
+    from_file = in_force(None, {"AUTH_TOKEN_FILE": str(file), "AUTH_TOKEN": "another"})
+    assert ("token", "set", "environment AUTH_TOKEN_FILE") in from_file
     assert "secret-of-the-test" not in repr(rows)
 
 

@@ -19,6 +19,7 @@ HOLDING = {
     "url": ('url = "http://u:canary-password@h:1"\n', True),
     "env": ('process = { model_path = "/m", env = { LLAMA_API_KEY = "canary-key" } }\n', True),
     "harmless env": ('process = { model_path = "/m", env = { OMP_NUM_THREADS = "2" } }\n', False),
+    "short option": ('process = { model_path = "/m", extra_args = ["-hft", "canary-key"] }\n', True),
     "option": ('process = { model_path = "/m", extra_args = ["--api-key", "canary-key"] }\n', True),
 }
 
