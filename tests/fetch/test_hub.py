@@ -179,8 +179,10 @@ def test_the_digest_serves_while_the_hub_is_away(tmp_path: Path, sites: tuple[Si
         b'{"sha": 5}',
         b'{"sha": "../../../../etc/passwd"}',
         b'{"sha": "' + b"a" * 41 + b'"}',
+        b'{"x": ' + b"[" * 100_000,
         b" " * (9 << 20),
     ],
+    ids=range(7),
 )
 def test_what_is_no_hub_is_found_out(lab: Lab, sites: tuple[Site, Site], body: bytes) -> None:
     sites[0].answer = lambda _: Reply(200, body)  # type: ignore[method-assign]
@@ -216,3 +218,17 @@ def test_another_hub_by_configuration(tmp_path: Path, sites: tuple[Site, Site], 
     lab = Lab(tmp_path, *sites, hub=parse_url(sites[0].at("/", "a.test")))
     assert lab.fetch("hf:acme/coder").read_bytes() == MODEL
     assert sites[0].asked[0].headers["host"] == f"a.test:{sites[0].port}"
+
+
+def test_a_size_that_no_file_has(lab: Lab, sites: tuple[Site, Site], hub: HubSite) -> None:
+    """A header may hold more digits than Python reads: then the size is not known."""
+    whole = hub.answer
+
+    def exaggerating(asked: Asked) -> Reply:
+        reply = whole(asked)
+        if "X-Linked-Size" in reply.headers:
+            reply.headers["X-Linked-Size"] = "9" * 5000
+        return reply
+
+    sites[0].answer = exaggerating  # type: ignore[method-assign]
+    assert lab.fetch("hf:acme/coder/q4.gguf").read_bytes() == MODEL

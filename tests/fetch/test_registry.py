@@ -133,7 +133,10 @@ def test_what_is_not_there(lab: Lab, site: Site) -> None:
     assert lab.refusal(ref(site, "acme/nothing")).code == "NOT_FOUND"
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"layers": 5}', b'{"layers": [{}]}'])
+DEEP = b'{"x": ' + b"[" * 100_000 + b"]" * 100_000 + b"}"
+
+
+@pytest.mark.parametrize("body", [b"<html>", b"[]", b'{"layers": 5}', b'{"layers": [{}]}', DEEP], ids=range(5))
 def test_what_is_no_registry_is_found_out(lab: Lab, site: Site, body: bytes) -> None:
     site.answer = lambda _: Reply(200, body)  # type: ignore[method-assign]
     assert lab.refusal(ref(site, "acme/coder")).code == "FETCH_FAILED"
@@ -201,7 +204,7 @@ def test_without_a_realm_there_is_no_token(lab: Lab, site: Site, challenge: str)
     assert lab.refusal(ref(site, "acme/coder")).code == "FETCH_FAILED"
 
 
-@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"token": "a\\r\\nX: y"}', b'{"token": 5}'])
+@pytest.mark.parametrize("body", [b"<html>", b"{}", b'{"token": "a\\r\\nX: y"}', b'{"token": 5}', DEEP], ids=range(5))
 def test_a_realm_that_gives_nothing_of_use(tmp_path: Path, site: Site, body: bytes) -> None:
     with serving() as realm:
         RegistrySite(site, realm=realm)

@@ -14,9 +14,10 @@ import socket
 import ssl
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import aiohttp
+import msgspec
 from aiohttp import hdrs, http_exceptions
 from yarl import URL
 
@@ -29,6 +30,7 @@ READ_BUFFER = 1 << 18  # what is in it when a connection is cut is lost
 REDIRECTS = (301, 302, 303, 307, 308)
 PASSING = (408, 425, 429, 500, 502, 503, 504)
 
+T = TypeVar("T")
 Resolve = Callable[[str, int], Awaitable[list[str]]]
 
 
@@ -91,6 +93,14 @@ class Answer:
             hint = f"Name the environment variable with its token in models.fetch.tokens for {self.url.netloc}."
             raise ModelUnavailable("FETCH_FAILED", f"{where} wants other credentials ({status}). {hint}")
         raise ModelUnavailable("FETCH_FAILED", f"{where} answers {status}, which is no way to send a file.")
+
+
+def decode(body: bytes, kind: type[T]) -> T:
+    """What a stranger's JSON holds. Raises msgspec.DecodeError."""
+    try:
+        return msgspec.json.decode(body, type=kind)
+    except RecursionError:
+        raise msgspec.DecodeError("it nests too deep") from None
 
 
 class _Failures:

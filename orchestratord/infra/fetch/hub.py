@@ -16,7 +16,7 @@ from orchestratord.domain.modelref import HubRef
 from orchestratord.domain.url import BadReference, Url, join
 from orchestratord.infra.fetch.cache import NAME
 from orchestratord.infra.fetch.download import Source
-from orchestratord.infra.fetch.https import REDIRECTS, Answer, Https
+from orchestratord.infra.fetch.https import REDIRECTS, Answer, Https, decode
 from orchestratord.infra.fetch.policy import refused
 from orchestratord.ports import ModelUnavailable
 
@@ -26,6 +26,7 @@ MAX_PAGES, MAX_HOPS, MAX_NAMED = 20, 5, 10
 DATA = (".safetensors", ".json", ".txt", ".model", ".tiktoken", ".jinja")
 T = TypeVar("T")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
+_SIZE = re.compile(r"[0-9]{1,18}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NEXT = re.compile(r'<([^>]+)>; *rel="next"')
 PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf")
@@ -86,7 +87,7 @@ class Hub:
         if _COMMIT.fullmatch(commit):
             url = Url(url.host, url.port, url.target.replace(f"/resolve/{ref.revision}/", f"/resolve/{commit}/", 1))
         digest = f"sha256:{oid}" if _SHA256.fullmatch(oid) else None
-        return Source(str(url), url, digest, int(size) if size.isdecimal() and digest else None)
+        return Source(str(url), url, digest, int(size) if _SIZE.fullmatch(size) and digest else None)
 
     def _moved(self, answer: Answer) -> Url:
         try:
@@ -162,6 +163,6 @@ def only(ref: object, models: list[str]) -> list[str]:
 
 def _decode(ref: HubRef, body: bytes, kind: type[T]) -> T:
     try:
-        return msgspec.json.decode(body, type=kind)
+        return decode(body, kind)
     except msgspec.DecodeError as error:
         raise ModelUnavailable("FETCH_FAILED", f"{ref}: the hub does not answer like a hub ({error}).") from None

@@ -16,7 +16,7 @@ from orchestratord.domain.modelref import RegistryRef
 from orchestratord.domain.url import BadReference, Url, parse_url
 from orchestratord.infra.fetch.cache import DIGEST, NAME
 from orchestratord.infra.fetch.download import Source
-from orchestratord.infra.fetch.https import Answer, Https
+from orchestratord.infra.fetch.https import Answer, Https, decode
 from orchestratord.infra.fetch.hub import only
 from orchestratord.infra.fetch.policy import refused
 from orchestratord.ports import ModelUnavailable
@@ -95,7 +95,7 @@ class Registry:
         if DIGEST.fullmatch(version) and f"sha256:{hashlib.sha256(body).hexdigest()}" != version:
             raise refused(f"{ref}: the registry sends another manifest than {version}.")
         try:
-            return msgspec.json.decode(body, type=Manifest), authorization
+            return decode(body, Manifest), authorization
         except msgspec.DecodeError as error:
             raise ModelUnavailable("FETCH_FAILED", f"{ref}: its manifest cannot be read ({error}).") from None
 
@@ -117,7 +117,7 @@ class Registry:
             reply.unless_fine(200)
             body = await reply.body(MAX_MANIFEST)
         try:
-            token = msgspec.json.decode(body, type=Token)
+            token = decode(body, Token)
         except msgspec.DecodeError as error:
             raise ModelUnavailable("FETCH_FAILED", f"{ref}: {url.shown} gives no token ({error}).") from None
         value = token.token or token.access_token
