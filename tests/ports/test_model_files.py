@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import os
+import threading
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,10 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from orchestratord.domain.modelref import is_reference, normalise
+from orchestratord.infra.fetch.cache import Cache
 from orchestratord.infra.fetch.files import LocalFiles
+from orchestratord.infra.fetch.models import Models
+from orchestratord.infra.fetch.policy import FetchPolicy
 from orchestratord.ports import ModelUnavailable
 
 GGUF = b"GGUF\x03\x00\x00\x00 and more"
@@ -109,6 +114,26 @@ def test_what_is_not_there_is_not_found(root: Path) -> None:
     with pytest.raises(ModelUnavailable) as missing:
         resolve(root, "file:nothing.gguf")
     assert missing.value.code == "NOT_FOUND"
+
+
+def test_a_pipe_is_not_waited_for(root: Path) -> None:
+    """Whoever waited would keep a thread for good, and a few reloads all there are."""
+    os.mkfifo(root / "pipe.gguf")
+    models = Models(LocalFiles([str(root)]), FetchPolicy(), Cache(root / "cache"), None)
+    codes: list[str] = []
+
+    def ask() -> None:
+        hashed = models.resolve("file:pipe.gguf", f"sha256:{'0' * 64}")
+        for question in (hashed, models.verify(str(root / "pipe.gguf"))):
+            try:
+                asyncio.run(question)
+            except ModelUnavailable as error:
+                codes.append(error.code)
+
+    asking = threading.Thread(target=ask, daemon=True)
+    asking.start()
+    asking.join(10)
+    assert codes == ["UNTRUSTED_ARTIFACT"] * 2
 
 
 @pytest.mark.parametrize("name", ["empty.gguf", "page.gguf", "deep", "nothing.gguf"])

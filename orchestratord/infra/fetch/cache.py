@@ -23,6 +23,7 @@ from pathlib import Path
 import msgspec
 
 from orchestratord.infra.fetch.policy import refused
+from orchestratord.infra.regular import open_regular
 
 CHUNK = 1 << 20
 STALE_S = 7 * 86_400
@@ -234,8 +235,8 @@ class Cache:
 
 
 def file_digest(path: str) -> str:
-    """Raises OSError."""
-    with open(path, "rb") as file:
+    """Raises ModelUnavailable for what is no file, and OSError."""
+    with open_regular(path) as file:
         return f"sha256:{hashlib.file_digest(file, 'sha256').hexdigest()}"
 
 

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import asyncio
 import os
-import stat
 from collections.abc import Iterable
 from pathlib import Path
 
+from orchestratord.infra.regular import open_regular
 from orchestratord.ports import ModelUnavailable
 
 MAGIC = b"GGUF"
@@ -66,9 +66,7 @@ class LocalFiles:
         if (folder / "config.json").is_file() and any(folder.glob("*.safetensors")):
             return None
         try:
-            with open(path, "rb") as file:
-                if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
-                    raise ModelUnavailable("UNTRUSTED_ARTIFACT", f"{path} is not a file.")
+            with open_regular(path) as file:
                 magic = file.read(len(MAGIC))
         except OSError as error:
             raise ModelUnavailable("NOT_FOUND", f"{path} cannot be read: {error.strerror}.") from error

@@ -6,13 +6,14 @@ import asyncio
 import hashlib
 import os
 import re
-import stat
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Iterator
+from io import BufferedReader
 from pathlib import Path
 from typing import Protocol, TypeVar
 
+from orchestratord.infra.regular import open_regular
 from orchestratord.ports import Measured, ModelUnavailable
 
 T = TypeVar("T")
@@ -71,8 +72,7 @@ class Measure:
             hashed = algo()
             hashed.update(listing)
             return hashed.digest()
-        descriptor = _open(path)
-        with open(descriptor, "rb", buffering=0) as file:
+        with open_regular(path) as file:
             return _read(file.readinto, algo, stopped)
 
     def _list(
@@ -91,16 +91,15 @@ class Measure:
         return "".join(lines).encode("utf-8", "surrogateescape"), files
 
     def _file(self, path: str, stopped: Callable[[], bool], *, fresh: bool) -> tuple[str, int]:
-        descriptor = _open(path)
-        with open(descriptor, "rb", buffering=0) as file:
-            before = os.fstat(descriptor)
+        with open_regular(path) as file:
+            before = os.fstat(file.fileno())
             same = (path, before.st_dev, before.st_ino, before.st_size, before.st_mtime_ns, before.st_ctime_ns)
             with self._lock:
                 known = None if fresh else self._known.get(same)
             if known is not None:
                 return known, before.st_size
             digest = f"sha256:{_read(file.readinto, hashlib.sha256, stopped).hex()}"
-            after = os.fstat(descriptor)
+            after = os.fstat(file.fileno())
             if (after.st_size, after.st_mtime_ns) != (before.st_size, before.st_mtime_ns):
                 raise ModelUnavailable("UNTRUSTED_ARTIFACT", f"{path} was changed while it was read.")
         with self._lock:
@@ -123,15 +122,6 @@ def _parts(path: str) -> tuple[str, Iterable[str]] | None:
         return None
     total = found["total"]
     return folder, [f"{found['stem']}-{number:05}-of-{total}.gguf" for number in range(1, int(total) + 1)]
-
-
-def _open(path: str) -> int:
-    """A regular file; whatever else lies there is not waited for."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC)
-    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-        os.close(descriptor)
-        raise ModelUnavailable("UNTRUSTED_ARTIFACT", f"{path} is not a file.")
-    return descriptor
 
 
 def _read(readinto: Callable[[memoryview], int | None], algo: Callable[[], Hash], stopped: Callable[[], bool]) -> bytes:
@@ -160,8 +150,7 @@ def _raise(error: OSError) -> None:
 def small(path: str) -> bytes:
     """A file that is never large. Raises ModelUnavailable."""
     try:
-        descriptor = _open(path)
-        with open(descriptor, "rb") as file:
+        with BufferedReader(open_regular(path)) as file:
             found = file.read(SMALL + 1)
     except OSError as error:
         raise ModelUnavailable("NOT_FOUND", f"{path} cannot be read: {error.strerror or error}.") from error
