@@ -51,14 +51,15 @@ class Lines:
 def _sender(stream: TextIO) -> Callable[[bytes], int] | None:
     """A way past the stream's buffer, which would lose count of what a full disk took; None for one without a file.
 
-    To a pipe or socket it raises BlockingIOError where it would wait. A description of its own for a pipe: others that
-    have the same one (a shell) must not find it changed.
+    To a pipe, a socket or a terminal it raises BlockingIOError where it would wait: Ctrl-S or a connection that hangs
+    stops a terminal for hours. A description of its own: others that have the same one (a shell) must not find it
+    changed.
     """
     try:
         fd = stream.fileno()
         mode = os.fstat(fd).st_mode
-        if stat.S_ISFIFO(mode):
-            own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC)
+        if stat.S_ISFIFO(mode) or os.isatty(fd):
+            own = os.open(f"/proc/self/fd/{fd}", os.O_WRONLY | os.O_NONBLOCK | os.O_NOCTTY | os.O_CLOEXEC)
             return lambda data: os.write(own, data)
         if stat.S_ISSOCK(mode):
             peer = socket.socket(fileno=os.dup(fd))

@@ -11,6 +11,7 @@ import pty
 import re
 import subprocess
 import sys
+import threading
 import unicodedata
 from collections.abc import Callable
 from pathlib import Path
@@ -198,6 +199,20 @@ def test_a_reader_that_stalls_does_not_stall_the_daemon_and_is_told_what_it_miss
     assert kept == list(range(len(kept)))
     assert lost > 0
     assert PENDING_BYTES / 1000 < len(kept) == count - lost
+
+
+def test_a_terminal_that_was_stopped_does_not_stop_the_daemon() -> None:
+    """Ctrl-S, or a session that hangs: nobody empties it, and writing returns at once all the same."""
+    ours, theirs = os.openpty()
+    with os.fdopen(theirs, "w") as stream:
+        lines = Lines(stream, str)
+        writing = threading.Thread(target=lambda: [lines.write("x" * 500) for _ in range(2000)], daemon=True)
+        writing.start()
+        writing.join(10)
+        stuck = writing.is_alive()
+        assert os.get_blocking(stream.fileno())
+        os.close(ours)
+    assert not stuck
 
 
 def test_a_log_on_a_full_disk_tears_no_line_and_tells_how_many_it_lost(tmp_path: Path) -> None:
