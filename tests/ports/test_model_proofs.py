@@ -187,6 +187,27 @@ def check(path: Path, signature: bytes, among: list[str] | None = None, model: b
     return asyncio.run(body())
 
 
+@pytest.mark.parametrize("there", [True, False])
+def test_a_model_that_is_exchanged_between_two_reads_is_not_signed(tmp_path: Path, there: bool) -> None:
+    """ORCH-3080: what was measured and what is signed are the same bytes, or there is no signature."""
+    file, signed = tmp_path / "m", tmp_path / "m.sig"
+    file.write_bytes(samples.MODEL + b"and something else")
+    signed.write_bytes(samples.MINISIGN_SIGNATURE)
+    proofs = FileProofs(ROOTS)
+
+    async def body() -> None:
+        found = await proofs.measure(str(file))
+        if there:
+            file.write_bytes(samples.MODEL)
+        else:
+            file.unlink()
+        with pytest.raises(ModelUnavailable) as refused:
+            await proofs.signature(str(signed), str(file), found, ["mini"])
+        assert refused.value.code == ("UNTRUSTED_ARTIFACT" if there else "NOT_FOUND")
+
+    asyncio.run(body())
+
+
 def bundle(signature: bytes) -> bytes:
     """As `cosign sign-blob --key --bundle` writes it."""
     material = {"publicKey": {"hint": "whatever"}}

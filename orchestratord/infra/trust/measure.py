@@ -31,6 +31,21 @@ class Hash(Protocol):
     def digest(self) -> bytes: ...
 
 
+class _Both:
+    """A hash, and the SHA-256 of the same."""
+
+    def __init__(self, hashed: Hash) -> None:
+        self._hashed = hashed
+        self.sha256 = hashlib.sha256()
+
+    def update(self, data: memoryview | bytes, /) -> None:
+        self._hashed.update(data)
+        self.sha256.update(data)
+
+    def digest(self) -> bytes:
+        return self._hashed.digest()
+
+
 class Cancelled(Exception):
     """Nobody waits for the digest any more."""
 
@@ -65,15 +80,23 @@ class Measure:
         except OSError as error:
             raise ModelUnavailable("NOT_FOUND", f"{path} cannot be read: {error.strerror or error}.") from error
 
-    def content(self, path: str, algo: Callable[[], Hash], stopped: Callable[[], bool]) -> bytes:
-        """Another hash of what `Measured.digest` is the SHA-256 of."""
-        if (parts := _parts(path)) is not None:
-            listing, _ = self._list(*parts, stopped, fresh=False)
-            hashed = algo()
-            hashed.update(listing)
-            return hashed.digest()
-        with open_regular(path) as file:
-            return _read(file.readinto, algo, stopped)
+    def content(self, path: str, algo: Callable[[], Hash], digest: str, stopped: Callable[[], bool]) -> bytes:
+        """Another hash of the bytes that were measured to have this digest.
+
+        Raises ModelUnavailable when these are not there any more: the signature would be over others.
+        """
+        both = _Both(algo())
+        try:
+            if (parts := _parts(path)) is not None:
+                both.update(self._list(*parts, stopped, fresh=False)[0])
+            else:
+                with open_regular(path) as file:
+                    _read(file.readinto, lambda: both, stopped)
+        except OSError as error:
+            raise ModelUnavailable("NOT_FOUND", f"{path} cannot be read: {error.strerror or error}.") from error
+        if f"sha256:{both.sha256.hexdigest()}" != digest:
+            raise ModelUnavailable("UNTRUSTED_ARTIFACT", f"{path} was changed while it was checked.")
+        return both.digest()
 
     def _list(
         self, folder: str, names: Iterable[str], stopped: Callable[[], bool], *, fresh: bool

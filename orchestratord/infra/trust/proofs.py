@@ -36,7 +36,7 @@ class FileProofs:
         def check(stopped: Callable[[], bool]) -> Signed:
             from orchestratord.infra.trust import signatures  # 8 MB, and most daemons never check a signature
 
-            content = partial(self._measure.content, model, hashlib.blake2b, stopped)
+            content = partial(self._measure.content, model, hashlib.blake2b, measured.digest, stopped)
             return signatures.check(small(path), sha256, content, self._roots, roots)
 
         return await off_loop(check)
