@@ -60,8 +60,8 @@ class ModelProofs(Protocol):
     async def signature(self, path: str, model: str, measured: Measured, roots: Collection[str]) -> Signed:
         """Whether the signature in `path` is one of these roots' over the model that was measured at `model`."""
 
-    async def listed(self, path: str) -> frozenset[str]:
-        """The digests a bill of materials lists."""
+    async def listed(self, path: str, digest: str) -> frozenset[str]:
+        """The digests that the bill of materials with this digest lists."""
 
 
 class ModelFiles(Protocol):

@@ -189,7 +189,7 @@ def check(path: Path, signature: bytes, among: list[str] | None = None, model: b
 
 @pytest.mark.parametrize("there", [True, False])
 def test_a_model_that_is_exchanged_between_two_reads_is_not_signed(tmp_path: Path, there: bool) -> None:
-    """ORCH-3080: what was measured and what is signed are the same bytes, or there is no signature."""
+    """What was measured and what is signed are the same bytes, or there is no signature."""
     file, signed = tmp_path / "m", tmp_path / "m.sig"
     file.write_bytes(samples.MODEL + b"and something else")
     signed.write_bytes(samples.MINISIGN_SIGNATURE)
@@ -206,6 +206,13 @@ def test_a_model_that_is_exchanged_between_two_reads_is_not_signed(tmp_path: Pat
         assert refused.value.code == ("UNTRUSTED_ARTIFACT" if there else "NOT_FOUND")
 
     asyncio.run(body())
+
+
+def test_a_bill_is_read_once(tmp_path: Path) -> None:
+    """What is judged by its digest is what its list is taken from."""
+    (tmp_path / "bill").write_bytes(b"{}")
+    with pytest.raises(ModelUnavailable, match="another digest"):
+        asyncio.run(FileProofs().listed(str(tmp_path / "bill"), f"sha256:{'0' * 64}"))
 
 
 def bundle(signature: bytes) -> bytes:
@@ -370,7 +377,8 @@ def spdx(*hashes: str, **fields: Any) -> dict[str, Any]:
 def listed(tmp_path: Path, document: Any) -> frozenset[str]:
     path = tmp_path / "bill.json"
     path.write_bytes(document if isinstance(document, bytes) else json.dumps(document).encode())
-    return asyncio.run(FileProofs().listed(str(path)))
+    digest = f"sha256:{hashlib.sha256(path.read_bytes()).hexdigest()}"
+    return asyncio.run(FileProofs().listed(str(path), digest))
 
 
 @pytest.mark.parametrize("make", [cyclonedx, spdx])
@@ -420,6 +428,6 @@ def test_files_beside_a_model_are_small(tmp_path: Path) -> None:
     with path.open("wb") as file:
         file.truncate(measure.SMALL + 1)
     with pytest.raises(ModelUnavailable, match="larger than"):
-        asyncio.run(FileProofs().listed(str(path)))
+        asyncio.run(FileProofs().listed(str(path), ""))
     with pytest.raises(ModelUnavailable, match="cannot be read"):
         asyncio.run(FileProofs().digest(str(tmp_path / "nothing")))

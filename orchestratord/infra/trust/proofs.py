@@ -10,7 +10,7 @@ from pathlib import Path
 from orchestratord.infra.trust import bills
 from orchestratord.infra.trust.measure import Measure, off_loop, small
 from orchestratord.infra.trust.root import BadKey, Root
-from orchestratord.ports import Measured, Signed
+from orchestratord.ports import Measured, ModelUnavailable, Signed
 
 
 class FileProofs:
@@ -41,8 +41,14 @@ class FileProofs:
 
         return await off_loop(check)
 
-    async def listed(self, path: str) -> frozenset[str]:
-        return await off_loop(lambda _: bills.listed(small(path)))
+    async def listed(self, path: str, digest: str) -> frozenset[str]:
+        def read(_: Callable[[], bool]) -> frozenset[str]:
+            data = small(path)  # once: what is judged is what is read
+            if f"sha256:{hashlib.sha256(data).hexdigest()}" != digest:
+                raise ModelUnavailable("UNTRUSTED_ARTIFACT", "the bill of materials has another digest")
+            return bills.listed(data)
+
+        return await off_loop(read)
 
 
 def load_roots(paths: dict[str, str]) -> list[Root]:
