@@ -35,6 +35,32 @@ def test_a_good_daemon_is_found_good(token: str | None) -> None:
     assert {("streamTask", 200), ("streamTask", 204), ("getArtifact", 304), ("deleteSession", 204)} <= kept
 
 
+STRICTER: dict[str, dict[str, Any]] = {
+    "a rate limit": {"auth": {"rate_limit": {"per_s": 0.1, "burst": 1}}},
+    "a budget": {"sessions": {"budgets": {"tokens": 10}}},
+    "strict trust": {"trust": {"mode": "strict"}},
+    "little room": {"pools": [live.mock_pool(ctx=128)]},
+}
+
+
+@pytest.mark.parametrize("sections", STRICTER.values(), ids=STRICTER)
+def test_a_daemon_with_limits_of_its_own_is_found_good(sections: dict[str, Any]) -> None:
+    """What it may refuse is told as not shown, and is no breach."""
+    with LiveApp(mock_settings(**sections)) as app:
+        report = provider.inspect(app.url)
+    assert [row for row in report.rows if row.problem] == []
+    assert any(text.startswith("createTask 202: ") for text in report.skipped)
+    assert "createTask" in {row.operation for row in report.rows}
+
+
+def test_a_model_that_is_not_in_memory_is_as_good() -> None:
+    """How long its tasks may be is not known before it was loaded once."""
+    with LiveApp(mock_settings(pools=[live.mock_pool(load="on_demand")]), manual=False) as app:
+        report = provider.inspect(app.url)
+    assert [row for row in report.rows if row.problem] == []
+    assert ("streamTask", 200) in {(row.operation, row.status) for row in report.rows}
+
+
 def test_what_it_leaves_behind_is_what_it_says(served: LiveApp) -> None:
     """One artifact, one finished task with its transcript; no session, nothing running, every pool as it was."""
     before = served.session().get("/v1/pools").json()
