@@ -223,7 +223,7 @@ def test_an_engine_is_asked_once_more_when_we_were_too_busy_to_hear_it(
             await clock.sleep(60)
         return None
 
-    with prepared() as (app, engine, session):
+    with prepared() as (app, engine, _):
         clock = app.clock
         assert clock is not None
         engine.ready = slowly  # type: ignore[method-assign]
