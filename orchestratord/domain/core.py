@@ -215,8 +215,9 @@ class Core(Lives):
             if item.finished is not None and task.ended is not None:
                 self.sessions.task_ended(task.session_id, item.admitted.held, item.finished.used, task.ended)
                 self.tasks.retire(task)
-                self.tasks.keep_log(task)
-                self._trim_logs()
+                if not task.log.evicted:
+                    self.tasks.keep_log(task)
+                    self._trim_logs()
             else:
                 self._resume(task, now, wall_ms)
         self.tasks.sort_finished()

@@ -6,6 +6,7 @@ event and a cancel's 204. Recovery is a pure function of them (`domain.recovery`
 
 from __future__ import annotations
 
+from array import array
 from dataclasses import dataclass
 from typing import Any
 
@@ -136,6 +137,7 @@ class JournaledTask:
 
     admitted: Admitted
     started: Started | None
-    frames: bytes  # journaled token frames after `started_frame`, whole frames only
+    frames: bytes  # journaled token frames after `started_frame`, whole frames only; none where `left` tells of them
     finished: Finished | None
     transcript_id: str | None
+    left: array[int] | None = None  # a finished task's frames that stay in the journal (`Journal.log`): bytes of each

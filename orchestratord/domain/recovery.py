@@ -34,9 +34,14 @@ def rebuild(journaled: JournaledTask, split: Split, now: float, wall_ms: int) ->
 
     log = EventLog()
     log.append(admitted.started_frame)
-    frames = split(journaled.frames)
-    for frame in frames:
-        log.append(frame)
+    frames: Sequence[object]
+    if journaled.left is not None:
+        frames = journaled.left
+        log.leave_out(journaled.left)
+    else:
+        frames = pieces = split(journaled.frames)
+        for frame in pieces:
+            log.append(frame)
     if started is None and finished is None:
         log.show(1)  # what it may produce is gated by its `Started` as ever
     else:
@@ -66,6 +71,8 @@ def rebuild(journaled: JournaledTask, split: Split, now: float, wall_ms: int) ->
         task.transcript_id = journaled.transcript_id
         log.close(finished.terminal_frame, finished.terminal_id)
         log.reveal()
+        if journaled.left is not None:
+            log.evict()
     return task
 
 

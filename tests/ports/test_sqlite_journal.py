@@ -11,16 +11,19 @@ import sqlite3
 import subprocess
 import sys
 import threading
+import tracemalloc
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from orchestratord.domain import recovery
 from orchestratord.domain.facts import Fact, Forgotten, Frames, JournaledTask, TranscriptSource
-from orchestratord.infra.journal import codec, database, sqlite
+from orchestratord.infra.journal import book, codec, database, sqlite
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import Artifact, Encoded, JournalUnavailable
+from orchestratord.wire import sse
 from tests.ports.journal_samples import GUARD_S, admitted, archive, chat, eventually, finished, started, within
 
 HERE = Path(__file__).parent
@@ -572,3 +575,84 @@ def test_a_full_disk_is_an_outage_and_ends_by_itself(tmp_path: Path) -> None:
     assert [line for line in said if line and not line.startswith("A ")] == ["full", "healthy"]
     assert {task.admitted.order for task in asyncio.run(load(tmp_path / "j.db"))} == acknowledged
     assert 1000 in acknowledged
+
+
+# -- a start reads a large journal ---------------------------------------------------------------------------
+MANY, FRAMES_EACH = 30, 3000
+
+
+def token(number: int) -> bytes:
+    return b'id: %d\nevent: token\ndata: {"t":"a word or two %d","i":%d}\n\n' % (number + 2, number, number)
+
+
+def a_life(order: int, transcript: bytes | None = None) -> list[Fact]:
+    """All facts of one task, in pieces: 200 KB of frames."""
+    frames = [token(number) for number in range(FRAMES_EACH)]
+    task_id = f"task-{order}"
+    pieces = [Frames(task_id, b"".join(frames[at : at + 500])) for at in range(0, FRAMES_EACH, 500)]
+    end = replace(finished(task_id, transcript), terminal_id=FRAMES_EACH + 2)
+    return [admitted(order), started(task_id), *pieces, end]
+
+
+def interleaved(lives: list[list[Fact]]) -> list[Fact]:
+    """As tasks that ran side by side leave them."""
+    return [fact for facts in zip(*lives, strict=True) for fact in facts]
+
+
+def test_a_start_does_not_hold_the_logs_of_all_finished_tasks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """224 MB of journal took 249 MB to open. The newest logs come along; what the others are is known all the same."""
+    path = tmp_path / "j.db"
+    one = sum(len(token(number)) for number in range(FRAMES_EACH))
+    monkeypatch.setattr(book, "LOGS", 2 * one + 100)
+
+    async def scenario() -> None:
+        journal = SqliteJournal(path, archive)
+        await journal.open()
+        for first in range(1, MANY + 1, 2):
+            facts = interleaved([a_life(first), a_life(first + 1)])
+            await asyncio.gather(*[within(journal.append(fact)) for fact in facts])
+        await journal.close()
+        journal = SqliteJournal(path, archive)
+        tracemalloc.start()
+        tasks = await journal.open()
+        _, peak = tracemalloc.get_traced_memory()
+        tracemalloc.stop()
+        assert peak < 12 * one, f"{peak / one:.1f} logs at once"
+        assert [item.left is None for item in tasks] == [False] * (MANY - 2) + [True] * 2
+        whole = recovery.rebuild(tasks[-1], sse.split, 0.0, 0)
+        for item in (tasks[0], tasks[MANY // 2]):
+            log = recovery.rebuild(item, sse.split, 0.0, 0).log
+            assert log.evicted
+            assert (log.size, log.last_id, log.finished) == (whole.log.size, FRAMES_EACH + 2, True)
+            assert [log.offset_after(n) for n in (1, 2, 999, FRAMES_EACH, FRAMES_EACH + 2)] == [
+                whole.log.offset_after(n) for n in (1, 2, 999, FRAMES_EACH, FRAMES_EACH + 2)
+            ]
+            stored = await journal.log(item.admitted.task_id)
+            assert stored is not None
+            log.restore(stored)
+            assert log.read(0) == whole.log.read(0)
+        await journal.close()
+
+    asyncio.run(scenario())
+
+
+def test_transcripts_are_made_of_logs_that_were_left_in_the_journal(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(book, "LOGS", 0)
+    frames = b"".join(token(number) for number in range(FRAMES_EACH))
+    fact = admitted(1)
+    log = fact.started_frame + frames + finished("task-1").terminal_frame
+
+    async def scenario() -> None:
+        journal = SqliteJournal(tmp_path / "j.db", archive)
+        await journal.open()
+        *_, made = await asyncio.gather(*[within(journal.append(one)) for one in a_life(1, log)])
+        await journal.close()
+        again = SqliteJournal(tmp_path / "j.db", archive)
+        (item,) = await again.open()
+        assert (item.frames, len(item.left or ())) == (b"", FRAMES_EACH)
+        assert again.transcripts() == [("task-1", made)]
+        await again.close()
+
+    asyncio.run(scenario())

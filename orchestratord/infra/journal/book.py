@@ -7,6 +7,7 @@ table, however many tasks it tells of. Which rows belong to a task is kept in me
 from __future__ import annotations
 
 from array import array
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -24,6 +25,7 @@ from orchestratord.domain.facts import (
     SessionDeleted,
     Started,
 )
+from orchestratord.domain.log import lengths
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec, contents
 from orchestratord.infra.journal.seal import Damaged, seal, unseal
@@ -36,11 +38,13 @@ CREATE TABLE pools (pool_id TEXT PRIMARY KEY, changed BLOB NOT NULL);
 CREATE TABLE catalog (model_id TEXT PRIMARY KEY, entry BLOB NOT NULL);
 """
 ADMITTED, STARTED, FRAMES, FINISHED, ARCHIVED = range(5)
+LOGS = 16 << 20  # bytes of frames of finished tasks that are read at the start: the newest, the rest when asked for
 NAME = 64  # a `Finished` begins with the id of its transcript, or as many blanks
 
 Record = tuple[Fact, bytes, bytes]  # a fact with its body and content, as the codec made them
 FactRow = tuple[int, int, int, bytes]  # id, order of the task, kind, sealed body
 Transcript = Callable[[Fact], Artifact | None]
+Again = Callable[[Iterable[int]], Iterable[FactRow]]
 
 
 def sealed(row_id: int, order: int, kind: int, body: bytes) -> FactRow:
@@ -82,7 +86,8 @@ class Book:
         self._known: dict[str, Known] = {}
         self._slots = contents.Slots()
         self.next_id = 1
-        self._room: int | None = None  # while it reads
+        self._room: int | None = None  # this and the next while it reads
+        self._again: Again = lambda ids: ()
         self._apply: dict[type, Callable[[Work, Any, bytes, bytes], Artifact | None]] = {
             Admitted: self._admitted,
             Started: self._started,
@@ -175,30 +180,40 @@ class Book:
 
     # -- reading -------------------------------------------------------------------------------------------
     def read(
-        self, facts: Iterable[FactRow], rows: Iterable[contents.Row], room: int | None
+        self, facts: Iterable[FactRow], rows: Iterable[contents.Row], room: int | None, again: Again
     ) -> tuple[list[tuple[JournaledTask, Artifact | None]], Work]:
         """The tasks of a store in admission order, each with its transcript if that is not archived; and what is left
         to erase. From here on the book is about this store. Raises Damaged.
 
         `room`: bytes of contents of transcripts; those beyond have neither content nor metadata. None: none is made.
+        `again` gives rows by their ids: the frames of most finished tasks are not kept while all rows are read.
         """
         self._room = room
+        self._again = again
         self._known.clear()
         self.next_id = 1
         found: dict[int, _Task] = {}
+        logs, left = deque[_Task](), LOGS
         for row_id, order, kind, body in facts:
             data = unsealed(row_id, order, kind, body)
             if kind == ADMITTED:
                 found[order] = _Task(data)
             elif order not in found:
                 raise Damaged("it is damaged (a fact about no task)")
-            found[order].add(row_id, kind, data)
+            task = found[order]
+            if kind == FINISHED and task.finished is None:
+                logs.append(task)
+                left -= len(task.frames)
+                while left < 0:
+                    left += len(logs[0].frames)
+                    logs.popleft().leave()
+            task.add(row_id, kind, data)
             self.next_id = row_id + 1
         held = contents.Found(rows)
         tasks = [self._task(order, found.pop(order), held) for order in sorted(found)]
-        left = held.left()
+        stale = held.left()
         self._slots = contents.Slots(held.top, held.blank)
-        return tasks, Work(contents=self._slots.erase(left))
+        return tasks, Work(contents=self._slots.erase(stale))
 
     def _task(self, order: int, task: _Task, held: contents.Found) -> tuple[JournaledTask, Artifact | None]:
         content, slots = held.take(order) if task.finished is None else (None, [])
@@ -215,13 +230,13 @@ class Book:
         made = None
         waits = name is not None and finished.transcript is not None and not task.archived
         if waits and self._room is not None:
-            made = self._made(task, admitted, finished)
+            made = self.transcript(self._again(task.ids))
             name = made.id if made is not None else None
             if made is not None and isinstance(made.content, Encoded):
                 self._room -= len(made.content)
                 if self._room < 0:
                     made = replace(made, content=None, metadata={})
-        return JournaledTask(admitted, started, frames, replace(finished, transcript=None), name), made
+        return JournaledTask(admitted, started, frames, replace(finished, transcript=None), name, task.left), made
 
     def transcript(self, rows: Iterable[FactRow]) -> Artifact | None:
         """What a finished task has waiting, from all its rows. Raises Damaged."""
@@ -253,8 +268,14 @@ class _Task:
         self.admitted = admitted
         self.started: bytes | None = None
         self.frames = bytearray()
+        self.left: array[int] | None = None
         self.finished: bytes | None = None
         self.archived = False
+
+    def leave(self) -> None:
+        """Its frames stay where they are."""
+        self.left = lengths(self.frames)
+        self.frames = bytearray()
 
     def add(self, row_id: int, kind: int, data: bytes) -> None:
         self.ids.append(row_id)

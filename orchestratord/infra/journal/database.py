@@ -14,7 +14,7 @@ import contextlib
 import fcntl
 import os
 import sqlite3
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import chain
 from pathlib import Path
@@ -192,7 +192,8 @@ class Database:
     def _read(self, room: int | None) -> list[tuple[JournaledTask, Artifact | None]]:
         """Take the book from what is stored; `room` as in `Book.read`."""
         facts = self._run("SELECT id, ord, kind, body FROM facts ORDER BY id")
-        tasks, work = self._book.read(facts, self._run("SELECT slot, data FROM contents ORDER BY slot"), room)
+        rows = self._run("SELECT slot, data FROM contents ORDER BY slot")
+        tasks, work = self._book.read(facts, rows, room, self._rows)
         self._commit(work)
         return tasks
 
@@ -208,14 +209,14 @@ class Database:
 
     def log(self, task_id: str) -> bytes | None:
         """The event log of a finished task as far as it was written."""
-        return book.log_of(self._rows_of(task_id))
+        return book.log_of(self._rows(self._book.rows_of(task_id)))
 
     def transcript(self, task_id: str) -> Artifact | None:
         """What a finished task has waiting for the store."""
-        return self._book.transcript(self._rows_of(task_id))
+        return self._book.transcript(self._rows(self._book.rows_of(task_id)))
 
-    def _rows_of(self, task_id: str) -> Iterator[FactRow]:
-        for row_id in self._book.rows_of(task_id):
+    def _rows(self, ids: Iterable[int]) -> Iterator[FactRow]:
+        for row_id in ids:
             row = self._run("SELECT id, ord, kind, body FROM facts WHERE id = ?", (row_id,)).fetchone()
             if row is None:
                 raise Damaged("it is damaged (a row is missing)")
