@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import asyncio
 import os
 import random
 import secrets
-from collections.abc import Callable, Coroutine
+from collections.abc import Callable
 from typing import Any
 
 from orchestratord import contract, mapping
@@ -15,7 +16,7 @@ from orchestratord.config import Settings
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.domain.hooks import Hooks, Limits
 from orchestratord.domain.lodging import Lodging
-from orchestratord.domain.pool import Pool
+from orchestratord.domain.pool import Lease, Pool
 from orchestratord.domain.ratelimit import RateLimit
 from orchestratord.infra import prometheus
 from orchestratord.infra.clock import SystemClock
@@ -24,13 +25,14 @@ from orchestratord.infra.logs import Sink, make_sink
 from orchestratord.infra.memory import ProcMemory
 from orchestratord.infra.process import ProcessHost
 from orchestratord.infra.samples import samples, stored
+from orchestratord.infra.steps import Steps, as_task
 from orchestratord.infra.telemetry import StandardTelemetry
 from orchestratord.infra.trust.proofs import FileProofs
 from orchestratord.ports import Artifact, ArtifactStore, Clock, GpuProbe, Journal
 from orchestratord.services.admission import Admission
 from orchestratord.services.artifacts import Artifacts
 from orchestratord.services.catalog import CatalogModels
-from orchestratord.services.dispatch import Dispatch
+from orchestratord.services.dispatch import Dispatch, Place
 from orchestratord.services.gauges import Gauges
 from orchestratord.services.members import ReplicaSpec
 from orchestratord.services.modelcache import CacheBound
@@ -91,7 +93,7 @@ class Parts:
         self.recorder = Recorder(
             self.journal, self.clock, lambda task_id, artifact: self.core.saved_late(task_id, artifact)
         )
-        self.dispatch = Dispatch(self.clock, self._run)
+        self.dispatch = Dispatch(self.clock, self._begin)
         self.runs = Runs(
             self.clock,
             self.telemetry,
@@ -99,6 +101,7 @@ class Parts:
             lambda lease, why: self.replicas.suspect(lease, why),
             profiles,
             _jitter,
+            as_task,
             self.tracing,
         )
         self.core = Lodging(
@@ -228,9 +231,9 @@ class Parts:
         )
         self.metrics.watch(lambda: [*samples(self.core, contract.api_version()), *stored(self.store)])
 
-    def _run(self, lease: Any) -> Coroutine[Any, Any, None]:
+    def _begin(self, lease: Lease, place: Place) -> None:
         self.sweeps.leased()
-        return self.runs.run(lease)
+        Steps(self.runs.run(lease), asyncio.get_running_loop(), place).begin()
 
     async def _vet(self, pool: Pool, spec: ReplicaSpec) -> str | None:
         assert spec.process is not None, "only files of this machine can be looked at"

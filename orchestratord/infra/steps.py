@@ -10,7 +10,7 @@ import asyncio
 import types
 from collections.abc import Coroutine, Generator
 from contextvars import copy_context
-from typing import Any
+from typing import Any, Protocol
 
 
 @types.coroutine
@@ -20,14 +20,20 @@ def as_task() -> Generator[None, None, None]:
         yield
 
 
+class Running(Protocol):
+    """Who has it from its first wait on, to cancel it, and is told of its end: a set, or what acts as one."""
+
+    def add(self, steps: Any, /) -> None: ...
+
+    def discard(self, steps: Any, /) -> None: ...
+
+
 class Steps:
     """`running` has it from its first wait until its end, as uvicorn has its tasks: to be cancelled."""
 
     __slots__ = ("_cancelled", "_context", "_coroutine", "_loop", "_running", "_waits_for")
 
-    def __init__(
-        self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, running: set[Any]
-    ) -> None:
+    def __init__(self, coroutine: Coroutine[Any, Any, None], loop: asyncio.AbstractEventLoop, running: Running) -> None:
         self._coroutine = coroutine
         self._loop = loop
         self._running = running
@@ -67,6 +73,8 @@ class Steps:
             waits_for._asyncio_future_blocking = False
             waits_for.add_done_callback(self._step, context=self._context)
         self._waits_for = waits_for
+        if self._cancelled and waits_for.cancel():  # cancelled by what it did itself
+            self._cancelled = False
 
     def _over(self, task: asyncio.Task[None]) -> None:
         self._running.discard(self)

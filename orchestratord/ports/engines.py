@@ -106,7 +106,11 @@ class EngineError(Exception):
 
 
 class Engine(Protocol):
-    """One running engine server. Construct with (url, *, clock, api_key=None); it keeps a connection pool."""
+    """One running engine server. Construct with (url, *, clock, api_key=None); it keeps a connection pool.
+
+    One that has besides an attribute `taskless` that is true needs no Task for `run`: it awaits futures and what the
+    Clock has, but nothing like `asyncio.timeout`. Then a job is sent in the very turn in which its task gets the slot.
+    """
 
     engine: str  # protocol family clients ask for: llamacpp, vllm, tgi, triton
     driver: str  # the entry point's name

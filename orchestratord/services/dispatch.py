@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Coroutine
-from functools import partial
-from typing import Any
+from collections.abc import Callable
+from typing import Protocol
 
 from orchestratord.domain.core import Core
 from orchestratord.domain.pool import Lease
@@ -13,13 +12,36 @@ from orchestratord.ports import Clock, Timer
 from orchestratord.services.narration import Narrator
 
 
-class Dispatch:
-    """Wakes are cheap and collapse into one step per turn of the loop."""
+class Run(Protocol):
+    def cancel(self) -> object: ...
 
-    def __init__(self, clock: Clock, run: Callable[[Lease], Coroutine[Any, Any, None]]) -> None:
+
+class Place:
+    """Where the run of one lease is kept while it waits for anything; it has not to be a Task."""
+
+    __slots__ = ("_lease", "_over", "_runs")
+
+    def __init__(self, lease: Lease, runs: dict[int, Run], over: Callable[[Lease], None]) -> None:
+        self._lease = lease
+        self._runs = runs
+        self._over = over
+
+    def add(self, run: Run, /) -> None:
+        self._runs[self._lease.id] = run
+
+    def discard(self, run: Run, /) -> None:
+        self._over(self._lease)
+
+
+class Dispatch:
+    """Wakes are cheap and collapse into one step per turn of the loop. `begin` begins the run of a lease, which has its
+    place until it is over."""
+
+    def __init__(self, clock: Clock, begin: Callable[[Lease, Place], None]) -> None:
         self._clock = clock
-        self._run = run
-        self._runs: dict[int, asyncio.Task[None]] = {}  # by lease id
+        self._begin = begin
+        self._runs: dict[int, Run] = {}  # by lease id
+        self._emptied: asyncio.Future[None] | None = None
         self._scheduled = False
         self._timer: tuple[float, Timer] | None = None
         self._stopped = False
@@ -49,15 +71,20 @@ class Dispatch:
         for lease in self._core.dispatch(now, wall_ms):
             if lease.task.attempts == 1:  # a task starts once, however often it is tried
                 self._narrator.started(lease)
-            task = asyncio.get_running_loop().create_task(self._run(lease), name=f"run-{lease.id}")
-            self._runs[lease.id] = task
-            task.add_done_callback(partial(self._over, lease))
+            try:
+                self._begin(lease, Place(lease, self._runs, self._over))
+            except Exception as error:  # a bug; the other leases are no worse for it
+                report = {"message": f"the run of lease {lease.id} failed", "exception": error}
+                asyncio.get_running_loop().call_exception_handler(report)
         self._arm()
 
-    def _over(self, lease: Lease, run: asyncio.Task[None]) -> None:
+    def _over(self, lease: Lease) -> None:
         self._runs.pop(lease.id, None)
-        if run.cancelled() and lease.task.terminal:
-            self._core.release(lease)  # aborted before its first step: nobody else gives the slot back
+        if lease.task.terminal and not lease.quarantined:
+            self._core.release(lease)  # aborted before its first step, where nobody else has given the slot back
+        if self._emptied is not None and not self._runs:
+            self._emptied.set_result(None)
+            self._emptied = None
 
     def _arm(self) -> None:
         due = self._core.next_due(self._clock.now())
@@ -97,4 +124,6 @@ class Dispatch:
     async def drained(self) -> None:
         """Return when no run is left."""
         while self._runs:
-            await asyncio.wait(list(self._runs.values()))
+            if self._emptied is None or self._emptied.done():
+                self._emptied = asyncio.get_running_loop().create_future()
+            await asyncio.shield(self._emptied)

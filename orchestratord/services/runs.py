@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import asyncio
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import replace
 from typing import Any
 
@@ -55,7 +55,8 @@ class _Passage:
 
 
 class Runs:
-    """Executes leases. `engine_of` finds the engine behind one; `suspect` is told of engines that misbehave."""
+    """Executes leases. `engine_of` finds the engine behind one; `suspect` is told of engines that misbehave;
+    `as_task` returns in a Task."""
 
     def __init__(
         self,
@@ -65,6 +66,7 @@ class Runs:
         suspect: Callable[[Lease, str], None],
         profiles: dict[str, Sampling],
         jitter: Callable[[float], float],
+        as_task: Callable[[], Awaitable[None]],
         tracing: Tracing | None = None,
     ) -> None:
         self._clock = clock
@@ -73,6 +75,7 @@ class Runs:
         self._suspect = suspect
         self._profiles = profiles
         self._jitter = jitter
+        self._as_task = as_task
         self._tracing = tracing
         self._given_up = False
         self._proving: Counter[Replica] = Counter()
@@ -94,6 +97,8 @@ class Runs:
         try:
             if engine is None:
                 raise EngineError("lost", "the replica went away before the task reached it")
+            if not getattr(engine, "taskless", False):
+                await self._as_task()
             request = task.request if sized(lease) else await prepared(engine, lease)
             passage = _Passage(self._core, lease, self._clock)
             deliver = Deliver(passage.take, self._core.inlet(lease).text)

@@ -254,3 +254,26 @@ def test_what_it_raises_is_raised() -> None:
             await outside(Steps(work(), asyncio.get_running_loop(), set()).begin)
 
     run(scenario())
+
+
+def test_what_it_does_may_cancel_it() -> None:
+    """As in a Task: the next thing it waits for is cancelled."""
+
+    async def scenario() -> None:
+        loop = asyncio.get_running_loop()
+        running: set[Any] = set()
+        first, never = loop.create_future(), loop.create_future()
+
+        async def work() -> None:
+            await first
+            (steps,) = running
+            steps.cancel()
+            await never
+
+        await outside(Steps(work(), loop, running).begin)
+        first.set_result(None)
+        for _ in range(3):
+            await turn_of_loop()
+        assert (never.cancelled(), running) == (True, set())
+
+    run(scenario())

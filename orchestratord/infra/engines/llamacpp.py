@@ -168,6 +168,7 @@ class LlamaCpp:
 
     engine = ENGINE
     driver = "llamacpp"
+    taskless = True
     command = staticmethod(llamacpp_process.command)
     environment = staticmethod(llamacpp_process.environment)
 

@@ -73,6 +73,7 @@ class MockEngine:
     """
 
     driver = "mock"
+    taskless = True
 
     def __init__(
         self,

@@ -108,6 +108,7 @@ class Tgi:
 
     engine = ENGINE
     driver = "tgi"
+    taskless = True
 
     def __init__(self, url: str, *, clock: Clock, api_key: str | None = None, slots: int | None = None) -> None:
         self._server = Server("TGI", url, clock=clock, api_key=api_key)

@@ -113,6 +113,7 @@ class Triton:
 
     engine = ENGINE
     driver = "triton"
+    taskless = True
     command = staticmethod(triton_process.command)
     environment = staticmethod(triton_process.environment)
 

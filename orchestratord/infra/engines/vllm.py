@@ -136,6 +136,7 @@ class Vllm:
 
     engine = ENGINE
     driver = "vllm"
+    taskless = True
     command = staticmethod(vllm_process.command)
     environment = staticmethod(vllm_process.environment)
 
