@@ -210,15 +210,16 @@ class Protocol(HttpToolsProtocol):
         self._unparsed = 0
         if not self._head_size:
             return  # behind a body: nothing here asks for one, and it must not pass for a field of the head
-        self._head_size += len(name) + len(value) + 4
-        if self._head_size > HEAD_BYTES or len(self.headers) >= HEAD_FIELDS:
+        self._head_size = size = self._head_size + len(name) + len(value) + 4
+        headers = self.headers
+        if size > HEAD_BYTES or len(headers) >= HEAD_FIELDS:
             limits = f"at most {HEAD_BYTES} bytes and {HEAD_FIELDS} fields"
             self._refuse(HttpError("HEADERS_TOO_LARGE", f"A request head may have {limits}."))
         else:
             name = name.lower()
             if name == b"expect" and value.lower() == b"100-continue":
                 self.expect_100_continue = True
-            self.headers.append((name, value.rstrip(b" \t")))  # RFC 9110 5.5; the parser cuts only what is in front
+            headers.append((name, value.rstrip(b" \t")))  # RFC 9110 5.5; the parser cuts only what is in front
 
     def on_headers_complete(self) -> None:
         self._stop_timer()

@@ -159,7 +159,10 @@ class Core(Lives):
     def _snapshots(self, request: TaskRequest, now: float) -> list[PoolSnapshot]:
         session = self.sessions.get(request.session_id, now)
         warm = session.warm.pool_id if session is not None and session.warm is not None and session.kv_warm else None
-        return [forecast.snapshot(pool, request, warm == pool.id, now) for pool in self.pools.values()]
+        pools = self.serving(request)
+        if not pools or request.placement.mode == "pin":  # a refusal says which others there are
+            pools = list(self.pools.values())
+        return [forecast.snapshot(pool, request, warm == pool.id, now) for pool in pools]
 
     def _drop(self, victim: Task, newcomer: Task) -> None:
         """`drop-lru`: the newcomer is durable, so its victim gives up the seat."""

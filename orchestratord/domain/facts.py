@@ -6,7 +6,7 @@ event and a cancel's 204. Recovery is a pure function of them (`domain.recovery`
 
 from __future__ import annotations
 
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Any
 
 from orchestratord.domain.budget import Amounts
@@ -14,7 +14,7 @@ from orchestratord.domain.entry import CatalogChanged, CatalogRemoved
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.domain.outcome import Admission, Failure, TaskState, Usage
 from orchestratord.domain.placement import Decision
-from orchestratord.domain.record import record
+from orchestratord.domain.record import changed, record
 from orchestratord.domain.request import Caller, DeterminismClass, TaskRequest
 
 
@@ -44,7 +44,7 @@ class Admitted:
 
     def without_content(self) -> Admitted:
         """The same fact with nothing left of what the client asked."""
-        return replace(self, request=replace(self.request, prompt=None, messages=None, inputs=None))
+        return changed(self, request=changed(self.request, prompt=None, messages=None, inputs=None))
 
 
 @dataclass(frozen=True, slots=True)

@@ -140,16 +140,32 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
     spec, stay = pool.spec, pool.stay
     if not spec.serves(request.engine, request.model_ref):
         return PoolSnapshot(pool.id, spec.engine, serves=False)
-    replicas, dormant, mask = list(pool.replicas.values()), pool.dormant, request.placement.require_device_mask
-    there = replicas if mask is None else [r for r in replicas if r.device_mask == mask]
-    known = [r for r in there if r.ctx]
-    fit = [r for r in there if r.state == "ready" and suits(r, request)]
-    able = [r.ctx for r in known if request.workload in r.workloads]
-    available = [r for r in fit if r.available]
-    loading = [r for r in replicas if r.state == "loading"]
-    probes = [] if available else [r.breaker.open_until for r in fit if r.breaker.open_until is not None]
+    dormant, mask, workload = pool.dormant, request.placement.require_device_mask, request.workload
+    known, fit, probes, masks = [], [], [], []
+    ctx, queued, vram = None, len(pool.queue), 0
+    available = loading = coming = False
+    for replica in pool.replicas.values():  # nearly always one
+        if replica.device_mask:
+            masks.append(replica.device_mask)
+        there = mask is None or replica.device_mask == mask
+        if replica.state == "loading":
+            loading = True
+            coming |= there and replica.kind == "process"
+        if not there:
+            continue
+        if replica.ctx:
+            known.append(replica)
+            if workload in replica.workloads:
+                ctx = replica.ctx if ctx is None else max(ctx, replica.ctx)
+        if replica.state == "ready" and suits(replica, request):
+            fit.append(replica)
+            vram += replica.vram_free if replica.devices else 0
+            if not replica.breaker.open:
+                available = True
+            elif replica.breaker.open_until is not None:
+                probes.append(replica.breaker.open_until)
     opens_at = stay.not_before if stay.shut else pool.opens_at
-    if opens_at is None and any(r.kind == "process" for r in loading if r in there):
+    if opens_at is None and coming:
         up_at = stay.since + stay.load_s
         opens_at = up_at if up_at > now else None  # overdue: nobody knows
     hinted = request.expected_tokens is not None or pool.service.observations > 0
@@ -158,21 +174,21 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
         id=pool.id,
         engine=spec.engine,
         serves=True,
-        ready=dormant or bool(available),
+        ready=dormant or available,
         resident=not spec.on_demand or stay.phase == "in",
-        probe_in_ms=max(1, int((min(probes) - now) * 1000)) if probes else None,
-        loading=bool(loading),
+        probe_in_ms=max(1, int((min(probes) - now) * 1000)) if probes and not available else None,
+        loading=loading,
         draining=pool.draining,
-        ctx=max(able, default=None),
+        ctx=ctx,
         workloads=_union([r.workloads for r in known]),
         features=_union([frozenset(r.features) for r in known]),
-        device_masks=frozenset([r.device_mask for r in replicas if r.device_mask]),
+        device_masks=frozenset(masks),
         exact=True in [r.strict for r in fit or known] or (dormant and not known),
         predicted_start_ms=start,
         predicted_end_ms=start + pool.service.estimate_ms(request) if start is not None else None,
         holds_session=holds_session,
-        load=(len(pool.queue) + len(pool.leases)) / max(1, pool.slots_when_loaded),
-        vram_free=sum([r.vram_free for r in fit]),
+        load=(queued + len(pool.leases)) / max(1, pool.slots_when_loaded),
+        vram_free=vram,
         tokens_per_s=pool.service.units_per_s or 0.0,
         pinned_profile=spec.pins.profile,
         opens_ms=max(1, int((opens_at - now) * 1000)) if opens_at is not None else None,

@@ -149,7 +149,7 @@ def _as_it_is(record: Record) -> bytes | None:
         return None
     # What is short as a whole, and holds no other object, no list but empty ones and no number that is none.
     short = len(line) <= TEXT_CHARS and line.count(b"{") == 1 and line.count(b"[") == line.count(b"[]")
-    return line if short and line.isascii() and b"\x7f" not in line and b"null" not in line else None
+    return line if short and line.isascii() and 0x7F not in line and b"null" not in line else None
 
 
 def _json(record: Record) -> str:

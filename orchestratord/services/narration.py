@@ -23,15 +23,13 @@ _UNPLACED = {"INVALID_PARAMS": "infeasible", "POOL_UNREADY": "unready"}
 
 def log_fields(task: Task) -> dict[str, Any]:
     """The fields every line about a task has, as far as they are known."""
-    request, admission, caller = task.request, task.admitted.admission, task.admitted.caller
+    admitted = task.admitted
+    request, admission, caller = admitted.request, admitted.admission, admitted.caller
     fields: dict[str, Any] = {
         "job_id": task.task_id,
         "session_id": task.session_id,
         "engine": request.engine,
-        "engine_version": task.engine_version,
-        "sampler_profile_version": task.profile,
         "pool_id": task.pool_id,
-        "replica_id": task.replica_id,
         "model_id": request.model_ref,
         "ctx": request.ctx,
         "priority": request.priority,
@@ -39,15 +37,24 @@ def log_fields(task: Task) -> dict[str, Any]:
         "identity": caller.identity,
         "queue_position": admission.queue_position,
         "predicted_start_ms": admission.predicted_start_ms,
-        "tokens_in": task.tokens_in,
     }
+    if task.profile is not None:
+        fields["sampler_profile_version"] = task.profile
+    if task.engine_version is not None:
+        fields["engine_version"] = task.engine_version
+    if task.replica_id is not None:
+        fields["replica_id"] = task.replica_id
+    if task.tokens_in is not None:
+        fields["tokens_in"] = task.tokens_in
     if task.started is not None:
-        fields["kv_warmth"], fields["quant"] = task.kv_warm, task.quant
+        fields["kv_warmth"] = task.kv_warm
         fields["queue_time_ms"] = int((task.started - task.created) * 1000)
+        if task.quant is not None:
+            fields["quant"] = task.quant
     if task.ended is not None:
         fields["tokens_out"] = task.tokens_out
         fields["decode_time_ms"] = task.decode_ms
-    return {name: value for name, value in fields.items() if value is not None}
+    return fields
 
 
 class Narrator:

@@ -101,6 +101,8 @@ def session_body(session: Session, turns_max: int, ttl_left_s: float) -> dict[st
 
 def budgets_body(account: Account) -> dict[str, int | float]:
     """What is left of each configured budget."""
+    if account.budget.unlimited:
+        return {}
     left = account.remaining()
     body: dict[str, int | float] = {}
     if "tokens" in left:
@@ -114,7 +116,9 @@ def budgets_body(account: Account) -> dict[str, int | float]:
 
 def budget_headers(account: Account | None) -> list[tuple[bytes, bytes]]:
     """The budget headers of a 202 and of a stream; none for a budget that is not configured."""
-    left = account.remaining() if account is not None else {}
+    if account is None or account.budget.unlimited:
+        return []
+    left = account.remaining()
     headers = []
     if "tokens" in left:
         headers.append((b"x-budget-tokens-remaining", b"%d" % left["tokens"]))

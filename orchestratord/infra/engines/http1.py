@@ -330,6 +330,8 @@ class _Refused(Exception):
 def head(method: str, target: str, fields: dict[str, str]) -> bytes:
     """The head of a request. Raises ValueError for what would break out of its line."""
     lines = [f"{method} {target} HTTP/1.1", *(f"{name}: {value}" for name, value in fields.items())]
-    if any(char in line for line in lines for char in "\r\n\0") or " " in target:
+    text = "\r\n".join([*lines, "\r\n"])
+    ends = len(lines) + 1
+    if text.count("\n") != ends or text.count("\r") != ends or "\0" in text or " " in target:
         raise ValueError("a request line or a header field holds a character it cannot")
-    return "\r\n".join([*lines, "\r\n"]).encode("latin-1")
+    return text.encode("latin-1")

@@ -34,7 +34,8 @@ class Index:
         if known is not None:
             self.remove(known.artifact.id)
             stored = replace(known, automatic=False)
-        stored = replace(stored, artifact=replace(stored.artifact, content=None))
+        if stored.artifact.content is not None:
+            stored = replace(stored, artifact=replace(stored.artifact, content=None))
         artifact = stored.artifact
         self._by_id[artifact.id] = stored
         insort(self._keys, _key(artifact))
