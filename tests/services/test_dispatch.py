@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
+
+import pytest
 
 from orchestratord.infra.engines.mock import MockScript
 from orchestratord.testing.live import LiveApp
@@ -44,3 +47,44 @@ def test_an_engine_that_dies_after_output_is_not_asked_again() -> None:
         assert (last.name, last.data["code"], last.data["retriable"]) == ("error", "WORKER_RESET", True)
         assert app.engine().calls == before + 1
         assert leases(app) == 0
+
+
+@pytest.mark.parametrize("taskless", [True, False])
+def test_only_an_engine_that_needs_no_task_is_asked_without_one(taskless: bool) -> None:
+    """A driver of another package may use `asyncio.timeout`, or a client that does."""
+    with LiveApp() as app, app.session() as session:
+        engine, seen = app.engine(), []
+        run = engine.run
+
+        async def looking(job: Any, deliver: Any) -> None:
+            seen.append(asyncio.current_task() is None)
+            await run(job, deliver)
+
+        engine.run, engine.taskless = looking, taskless  # type: ignore[method-assign]
+        task_id = submit(session)
+        app.settle()
+        assert state_of(session, task_id) == "ended"
+        assert seen == [taskless]
+
+
+def test_a_run_that_cannot_begin_keeps_no_other_from_beginning() -> None:
+    """A bug in one of them: whatever else has a lease runs."""
+    with LiveApp() as app, app.session() as session:
+        dispatch, reports = app.daemon.dispatch, []
+        begin = dispatch._begin
+
+        def broken(lease: Any, place: Any) -> None:
+            if lease.task.request.prompt == "broken":
+                raise LookupError("a bug")
+            begin(lease, place)
+
+        dispatch._begin = broken
+        app.call(lambda: asyncio.get_running_loop().set_exception_handler(lambda _, what: reports.append(what)))
+        app.call(dispatch.pause)
+        first, second = submit(session, prompt="broken"), submit(session)
+        app.call(lambda: setattr(dispatch, "_stopped", False))
+        app.call(dispatch.wake)
+        app.settle()
+        assert (state_of(session, first), state_of(session, second)) == ("starting", "ended")
+        assert [type(report["exception"]) for report in reports] == [LookupError]
+        app.call(lambda: app.daemon.core.cancel(app.daemon.core.tasks[first], "client", 0.0, 0))
