@@ -153,13 +153,15 @@ class Control(Core):
 
     def _may_stay(self, task: Task, pool: Pool) -> bool:
         """Whether the pool, open or not, serves what the task asked for: it must never run on another model."""
-        barred = self._barred(task.request, strict=task.admitted.strict_trust, new=False)
+        pools = self.serving(task.request)
+        barred = self._barred(task.request, pools, strict=task.admitted.strict_trust, new=False)
         return pool.id not in barred and pool.spec.serves(task.request.engine, task.request.model_ref)
 
     def _place_of(self, task: Task, pool: Pool, now: float) -> str:
         """The pool the task belongs to now: its own if that can take it, else what placement says, or raises."""
-        barred = self._barred(task.request, strict=task.admitted.strict_trust, new=False)
-        snapshots = [s for s in self._snapshots(task.request, now) if s.id not in barred]
+        pools = self.serving(task.request)
+        barred = self._barred(task.request, pools, strict=task.admitted.strict_trust, new=False)
+        snapshots = [s for s in self._snapshots(task.request, pools, now) if s.id not in barred]
         own = [s for s in snapshots if s.id == pool.id]
         if own and own[0].serves and not pool.draining and not pool.stay.shut:
             try:

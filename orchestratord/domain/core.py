@@ -66,10 +66,11 @@ class Core(Lives):
         `place` raise.
         """
         request = sized.request
-        barred = self._barred(request, strict=sized.strict_trust, new=True)
+        pools = self.serving(request)
+        barred = self._barred(request, pools, strict=sized.strict_trust, new=True)
         held = worst_case(request, sized.prompt_bound, self.limits.tariff)
         self.sessions.check(request.session_id, held, now)
-        snapshots = {s.id: s for s in self._snapshots(request, now) if s.id not in barred}
+        snapshots = {s.id: s for s in self._snapshots(request, pools, now) if s.id not in barred}
         decision = place(request, list(snapshots.values()))
         pool = self.pools[decision.pool_id]
         position = forecast.position(pool, request.priority, now=now)
@@ -144,9 +145,9 @@ class Core(Lives):
             self.sessions.return_turn(task.session_id, task.admitted.held, live=not task.terminal)
             self.tasks.pop(task.task_id, None)
 
-    def _barred(self, request: TaskRequest, *, strict: bool, new: bool) -> Collection[str]:
-        """The pools whose model the catalog keeps from the task. Raises what it says when no other is left."""
-        pools = self.serving(request)
+    def _barred(self, request: TaskRequest, pools: list[Pool], *, strict: bool, new: bool) -> Collection[str]:
+        """Of the `pools` that serve the task those whose model the catalog keeps from it. Raises what it says when no
+        other is left."""
         if new and not pools:
             ref = request.model_ref
             gone = self.catalog.refusal(self.catalog.applying([ref]), f"Model {ref}", strict=strict, new=True)
@@ -158,11 +159,11 @@ class Core(Lives):
             raise barred[pinned if pinned in barred else min(barred)]
         return barred
 
-    def _snapshots(self, request: TaskRequest, now: float) -> list[PoolSnapshot]:
+    def _snapshots(self, request: TaskRequest, pools: list[Pool], now: float) -> list[PoolSnapshot]:
+        """Of the `pools` that serve the task; of all where a refusal would say which others there are."""
         session = self.sessions.get(request.session_id, now)
         warm = session.warm.pool_id if session is not None and session.warm is not None and session.kv_warm else None
-        pools = self.serving(request)
-        if not pools or request.placement.mode == "pin":  # a refusal says which others there are
+        if not pools or request.placement.mode == "pin":
             pools = list(self.pools.values())
         return [forecast.snapshot(pool, request, warm == pool.id, now) for pool in pools]
 

@@ -63,7 +63,19 @@ class Lengths:
 class ServiceModel:
     """Service times of one pool: exponentially decayed sums over the tasks that finished."""
 
-    __slots__ = ("_busy_ms", "_elapsed_ms", "_kinds", "_last", "_ms", "_per_asked", "_prior", "_units", "observations")
+    __slots__ = (
+        "_busy_ms",
+        "_elapsed_ms",
+        "_kinds",
+        "_last",
+        "_ms",
+        "_per_asked",
+        "_prior",
+        "_units",
+        "ms_per_unit",
+        "observations",
+        "units_per_s",
+    )
 
     def __init__(self, prior: Prior) -> None:
         self._prior = prior
@@ -95,8 +107,12 @@ class ServiceModel:
         self._last = now
 
     def _scale(self) -> None:
+        """What follows from the sums: asked for more often than they change."""
+        per = self.ms_per_unit = self._ms / self._units if self.observations else self._prior.ms_per_unit
+        # Observed output per second of one slot; None before the first observation.
+        self.units_per_s: float | None = 1000.0 / per if self.observations and per > 0 else None
         for kind in self._kinds:
-            self._per_asked[kind] = self._fraction(kind) * self.ms_per_unit
+            self._per_asked[kind] = self._fraction(kind) * per
 
     def _fraction(self, kind: Kind) -> float:
         """Units used for each unit asked for: what was seen of this kind, else believe a hint, else the other lane."""
@@ -107,15 +123,6 @@ class ServiceModel:
         else:
             seen = self._kinds["batch" if kind == "interactive" else "interactive"]
         return seen.units / seen.asked if seen.asked else self._prior.fraction
-
-    @property
-    def ms_per_unit(self) -> float:
-        return self._ms / self._units if self.observations else self._prior.ms_per_unit
-
-    @property
-    def units_per_s(self) -> float | None:
-        """Observed output per second of one slot; None before the first observation."""
-        return 1000.0 / self.ms_per_unit if self.observations and self.ms_per_unit > 0 else None
 
     @property
     def interactive_load(self) -> float:

@@ -92,9 +92,9 @@ class Lease:
 
     @property
     def prefix(self) -> Prefix:
-        return Prefix(
-            self.pool.id, self.replica, self.incarnation, self.slot, self.id, self.tokens, self.replica.kv_mark
-        )
+        replica = self.replica
+        mark = replica.kv_mark if replica.kv_tokens is not None else 0  # else nobody asks for it
+        return Prefix(self.pool.id, replica, self.incarnation, self.slot, self.id, self.tokens, mark)
 
     def let_go(self, busy: Collection[int]) -> bool:
         """Whether the engine works on it no more, by the slots that are busy.

@@ -23,10 +23,11 @@ class Lines:
         self._stream = stream
         self._send = _sender(stream)
 
-    def write(self, line: str) -> None:
+    def write(self, line: bytes) -> None:
+        """A line of UTF-8 without its end."""
         if self._send is None:
             with suppress(OSError, ValueError):  # closed: nobody is left who could be told
-                self._stream.write(f"{line}\n")
+                self._stream.write(line.decode() + "\n")
                 self._stream.flush()
             return
         if self._pending:
@@ -35,8 +36,8 @@ class Lines:
             self._dropped += 1
             return
         if self._dropped:
-            line, self._dropped = f"{self._notice(self._dropped)}\n{line}", 0
-        self._pending += f"{line}\n".encode(errors="backslashreplace")
+            line, self._dropped = b"%b\n%b" % (self._notice(self._dropped).encode(), line), 0
+        self._pending += line + b"\n"
         self._flush()
 
     def _flush(self) -> None:

@@ -58,7 +58,9 @@ def make_sink(
     def sink(record: Record) -> None:
         if _LEVELS[record["level"]] >= least:
             line = None if readable else _as_it_is(record)
-            write(render(bounded(record)) if line is None or secret(line) else line.decode())
+            if line is None or secret(line):
+                line = render(bounded(record)).encode(errors="backslashreplace")
+            write(line)
 
     return sink
 

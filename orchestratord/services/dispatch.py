@@ -85,7 +85,7 @@ class Dispatch:
     def _over(self, lease: Lease) -> None:
         self._runs.pop(lease.id, None)
         if lease.task.terminal and not lease.quarantined:
-            self._core.release(lease)  # aborted before its first step, where nobody else has given the slot back
+            self._core.release(lease)  # aborted before its first step: nobody else gives the slot back
         if self._emptied is not None and not self._runs:
             self._emptied.set_result(None)
             self._emptied = None

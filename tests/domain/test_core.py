@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -26,7 +27,7 @@ from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.log import EventLog
 from orchestratord.domain.operation import Fault
 from orchestratord.domain.outcome import Failure, TaskState, Usage
-from orchestratord.domain.pool import Lease, Replica
+from orchestratord.domain.pool import Lease, Pool, Replica
 from orchestratord.domain.request import PlacementHints, Sampling
 from orchestratord.domain.roster import SPARE
 from orchestratord.wire import sse
@@ -767,3 +768,19 @@ def test_what_no_single_replica_can_do_the_pool_cannot(fields: dict[str, Any], r
         with pytest.raises(InvalidParams) as refused:
             world.admit(**fields)
         assert refused.value.details["rule"] == rule
+
+
+def test_a_refusal_knows_the_pools_that_do_not_serve_the_task() -> None:
+    """ORCH-3902: they take no part in a placement, but a pin may name one, and who asks in vain is told of them."""
+    world = World()
+    with pytest.raises(PoolUnready) as nowhere:
+        world.admit(model_ref="file:another.gguf")
+    assert nowhere.value.details["available"] == ["home"]
+    with pytest.raises(InvalidParams) as elsewhere:
+        world.admit(model_ref="file:another.gguf", placement=World.pin("home"))
+    assert elsewhere.value.details["rule"] == "pin_infeasible"
+    spec = replace(world.core.pools["home"].spec, id="other", model_ref="file:another.gguf")
+    world.core.pools["other"] = Pool(spec)
+    with pytest.raises(InvalidParams) as wrong:
+        world.admit(placement=World.pin("other"))
+    assert wrong.value.details["rule"] == "pin_infeasible"

@@ -5,6 +5,8 @@ from __future__ import annotations
 import asyncio
 from typing import Any
 
+import pytest
+
 from orchestratord.infra.engines.mock import MockScript
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from tests.services.support import leases, running, soon, state_of, submit
@@ -58,3 +60,44 @@ def test_deadlines_hold_while_the_daemon_stops() -> None:
         for task_id in tasks:
             assert session.get(f"/v1/tasks/{task_id}").json()["error"]["code"] == "DEADLINE_UNMET"
         assert app.call(draining.done), "nothing runs any more"
+
+
+@pytest.mark.parametrize("taskless", [True, False])
+def test_only_an_engine_that_needs_no_task_is_asked_without_one(taskless: bool) -> None:
+    """A driver of another package may use `asyncio.timeout`, or a client that does."""
+    with LiveApp() as app, app.session() as session:
+        engine, seen = app.engine(), []
+        run = engine.run
+
+        async def looking(job: Any, deliver: Any) -> None:
+            seen.append(asyncio.current_task() is None)
+            await run(job, deliver)
+
+        engine.run, engine.taskless = looking, taskless  # type: ignore[method-assign]
+        task_id = submit(session)
+        app.settle()
+        assert state_of(session, task_id) == "ended"
+        assert seen == [taskless]
+
+
+def test_a_run_that_cannot_begin_keeps_no_other_from_beginning() -> None:
+    """A bug in one of them: whatever else has a lease runs."""
+    with LiveApp() as app, app.session() as session:
+        dispatch, reports = app.daemon.dispatch, []
+        begin = dispatch._begin
+
+        def broken(lease: Any, place: Any) -> None:
+            if lease.task.request.prompt == "broken":
+                raise LookupError("a bug")
+            begin(lease, place)
+
+        dispatch._begin = broken
+        app.call(lambda: asyncio.get_running_loop().set_exception_handler(lambda _, what: reports.append(what)))
+        app.call(dispatch.pause)
+        first, second = submit(session, prompt="broken"), submit(session)
+        app.call(lambda: setattr(dispatch, "_paused", False))
+        app.call(dispatch.wake)
+        app.settle()
+        assert (state_of(session, first), state_of(session, second)) == ("starting", "ended")
+        assert [type(report["exception"]) for report in reports] == [LookupError]
+        app.call(lambda: app.daemon.core.cancel(app.daemon.core.tasks[first], "client", 0.0, 0))

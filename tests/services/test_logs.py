@@ -245,7 +245,7 @@ def test_a_shared_description_stays_as_it_was() -> None:
     """A shell that has the same standard error must not find it non-blocking."""
     ours, theirs = os.pipe()
     with os.fdopen(theirs, "w") as stream:
-        Lines(stream, str).write("x")
+        Lines(stream, str).write(b"x")
         assert os.get_blocking(stream.fileno())
     os.close(ours)
 
