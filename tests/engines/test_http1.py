@@ -123,6 +123,12 @@ def test_reads_of_one_event_go_past_the_parser_after_the_first() -> None:
     assert events_of(reads, short=True) == ([b"event %d" % number for number in range(5)], 4, True)
 
 
+def test_reads_of_one_event_go_past_the_parser_behind_one_of_many() -> None:
+    events = [chunk(b"data: event %d\n\n" % number) for number in range(6)]
+    reads = [*events[:2], b"".join(events[2:4]), *events[4:]]
+    assert events_of(reads, short=True) == ([b"event %d" % number for number in range(6)], 3, True)
+
+
 @pytest.mark.parametrize(
     "read",
     [
@@ -148,9 +154,16 @@ def test_what_lies_within_a_chunk_is_no_chunk() -> None:
         1,
         True,
     )
+    outer = chunk(b"data: a\n\n\r\n" + good)
+    start = outer.index(good)
+    assert events_of([good, outer[:start], good, outer[start + len(good) :], good], short=True) == (
+        [b"123456789", b"a", b"123456789", b"123456789"],
+        0,
+        True,
+    )
     cut = good[1:]
     found, passed, lived = events_of([good[:1], cut, good, cut], short=True)
-    assert (found, passed, lived) == ([b"123456789"] * 2, 0, False)
+    assert (found, passed, lived) == ([b"123456789"] * 2, 1, False)
 
 
 def test_what_is_noted_of_reads_is_bounded() -> None:

@@ -246,9 +246,9 @@ class Connection(asyncio.Protocol):
             self._fruitless += len(data)
             if self._fruitless > IDLE_BYTES and self._clean:
                 self._broken("the reply is not valid HTTP")
-        plain = len(self._parts) == 1 and len(data) <= PLAIN_BYTES and _note(data, self._parts[0])
+        between = _between(data, self._parts)
         reply.forward()
-        if plain and self._clean:
+        if between and self._clean:
             self._event = reply.event
 
     def careful(self) -> None:
@@ -312,15 +312,21 @@ class Connection(asyncio.Protocol):
         self._transport.abort()
 
 
-def _note(data: bytes, body: bytes) -> bool:
-    """Whether a read of which the parser made `body` is a plain one. It stands between two chunks then."""
-    size = b"%x" % len(body)
-    if data[: len(size)].lower() != size or data[len(size) :] != b"\r\n%b\r\n" % body:
+def _between(data: bytes, parts: list[bytes]) -> bool:
+    """Whether the parser stands between two chunks behind a read of which it made `parts`, the last one an event's end:
+    it has taken the line's end behind that for the chunk's."""
+    if not data.endswith(_PLAIN_END) or not parts or not data.endswith(b"%b\r\n" % parts[-1]):
         return False
-    if not body.startswith(b"data: ") or not body.endswith(b"\n\n"):
-        return False
-    _plain[len(data)] = data[: len(size) + 8]
+    if len(parts) == 1 and len(data) <= PLAIN_BYTES:
+        _note(data, parts[0])
     return True
+
+
+def _note(data: bytes, body: bytes) -> None:
+    """Learn how a read begins that is nothing but `body` as one chunk."""
+    size = b"%x" % len(body)
+    if body.startswith(b"data: ") and data[: len(size)].lower() == size and data[len(size) :] == b"\r\n%b\r\n" % body:
+        _plain[len(data)] = data[: len(size) + 8]
 
 
 class _Refused(Exception):
