@@ -205,8 +205,8 @@ def test_a_terminal_that_was_stopped_does_not_stop_the_daemon() -> None:
     """Ctrl-S, or a session that hangs: nobody empties it, and writing returns at once all the same."""
     ours, theirs = os.openpty()
     with os.fdopen(theirs, "w") as stream:
-        lines = Lines(stream, str)
-        writing = threading.Thread(target=lambda: [lines.write("x" * 500) for _ in range(2000)], daemon=True)
+        lines = Lines(stream, lambda count: b"%d" % count)
+        writing = threading.Thread(target=lambda: [lines.write(b"x" * 500) for _ in range(2000)], daemon=True)
         writing.start()
         writing.join(10)
         stuck = writing.is_alive()

@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import takewhile
 from pathlib import Path
+from threading import Lock
 from typing import Any
 
 from orchestratord.infra.storage import document
@@ -44,6 +45,7 @@ class FileArtifacts:
         self._root = root
         self._id_of = id_of
         self._size_limit = size_limit
+        self._quarantining = Lock()  # two threads may find the same damage
         self._packs = Packs(partial(self._directory, PACKS, create=True), flush=flush)
         self._index = Index()
         self._busy: dict[str, asyncio.Task[OSError | None]] = {}  # what is being written, or removed
@@ -255,7 +257,7 @@ class FileArtifacts:
             return self._checked(artifact_id, data)
         except ValueError as error:
             reason = str(error)
-        with self._directory(QUARANTINE, create=True) as quarantine:
+        with self._directory(QUARANTINE, create=True) as quarantine, self._quarantining:
             write_whole(f"{artifact_id}.json", data, quarantine, flush=False)
         self._packs.erase(artifact_id)
         raise _corrupt(artifact_id, reason)

@@ -13,7 +13,7 @@ import re
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
 from mmap import PROT_READ, mmap
-from threading import Lock, get_native_id
+from threading import Lock
 from typing import NamedTuple
 from zlib import crc32
 
@@ -132,7 +132,7 @@ def _line(name: str, size: int) -> bytes:
 
 def write_whole(name: str, data: bytes, folder: int, *, flush: bool) -> None:
     """A file that is there whole or not at all. Raises OSError."""
-    temporary = f".{get_native_id()}.{name}"  # two may write the same, as when both find the same damage
+    temporary = f".{name}"
     try:
         flags = os.O_WRONLY | os.O_CREAT | os.O_TRUNC
         with _opened(temporary, flags, folder) as file:
