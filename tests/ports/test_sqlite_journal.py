@@ -6,6 +6,7 @@ import asyncio
 import os
 import random
 import re
+import shutil
 import signal
 import sqlite3
 import subprocess
@@ -656,3 +657,58 @@ def test_transcripts_are_made_of_logs_that_were_left_in_the_journal(
         await again.close()
 
     asyncio.run(scenario())
+
+
+def killed(folder: Path, copy: Path) -> Path:
+    """What a kill -9 at this moment leaves for the next start."""
+    shutil.copytree(folder, copy)
+    return copy / "j.db"
+
+
+def test_what_a_failed_commit_left_is_gone_if_the_daemon_is_killed_in_its_outage(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At durability `power` a commit that reached the file and not the disk is refused; no probe has come by yet."""
+    monkeypatch.setattr(sqlite, "RETRY_S", (60.0, 60.0))
+
+    async def body() -> None:
+        fault = Fault()
+        journal = SqliteJournal(tmp_path / "a" / "j.db", archive, durability="power", fault=fault)
+        await journal.open()
+        await within(journal.append(admitted(1)))
+        fault.point, fault.error = "after_commit", OSError(5, "Input/output error")
+        await failed(journal, admitted(2, prompt="REFUSED" * 200), started("task-2"), finished("task-1", b"frames"))
+        path = killed(tmp_path / "a", tmp_path / "b")
+        found = SqliteJournal(path, archive)
+        tasks = await found.open()
+        assert [(task.admitted.order, task.finished is not None) for task in tasks] == [(1, True)]
+        await within(found.append(admitted(2)))  # under the numbers of what was refused
+        again = killed(tmp_path / "b", tmp_path / "c")
+        await found.close()
+        assert b"REFUSED" not in files(path)
+        for place in (path, again):
+            assert [task.admitted.order for task in await load(place)] == [1, 2]
+        fault.error = None
+        await journal.close()
+
+    asyncio.run(body())
+
+
+def test_a_start_that_is_killed_itself_forgets_nothing_new(tmp_path: Path) -> None:
+    """The mark goes before the first row that could be taken for a refused one, and stays until then."""
+
+    async def body() -> None:
+        fault = Fault()
+        journal = SqliteJournal(tmp_path / "a" / "j.db", archive, fault=fault)
+        await journal.open()
+        await within(journal.append(admitted(1)))
+        fault.point, fault.error = "after_commit", OSError(5, "Input/output error")
+        await failed(journal, admitted(2))
+        fault.error = None
+        await eventually(lambda: journal.healthy)
+        await within(journal.append(admitted(3)))
+        path = killed(tmp_path / "a", tmp_path / "b")
+        await journal.close()
+        assert [task.admitted.order for task in await load(path)] == [1, 3]
+
+    asyncio.run(body())

@@ -38,6 +38,7 @@ SCHEMA = book.SCHEMA + contents.SCHEMA + PROBE
 PAGE = 4096
 CACHE_KIB = 512  # of pages. SQLite's own 2,000 are not quicker for rows that are written once and found by id
 
+WIDTH = 32  # of each number in the lock file: who holds it, and the first row in doubt
 ROOM = 16 << 20  # bytes of transcripts that are handed over whole at the start
 
 Durability = Literal["process", "power"]
@@ -94,6 +95,7 @@ class Database:
             self._connect()
             self._check_schema()
             self._check_pages()
+            self._forget_refused()
             loaded = self._load()
             self.probe()  # refuses a read-only disk now; also truncates what a crash left in the WAL
         except (Damaged, TypeError, sqlite3.DatabaseError) as error:
@@ -117,13 +119,23 @@ class Database:
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            holder = os.read(self._lock, 20).decode("ascii", "replace").strip() or "unknown"
+            holder = os.read(self._lock, WIDTH).decode("ascii", "replace").strip() or "unknown"
             raise JournalUnavailable(
                 f"the journal {self._path} is in use by another daemon (process {holder}): stop that one, or give "
                 "this one a data directory of its own"
             ) from None
-        os.ftruncate(self._lock, 0)
-        os.pwrite(self._lock, b"%d\n" % os.getpid(), 0)
+        marked = os.pread(self._lock, WIDTH, WIDTH).strip()
+        self._doubt = int(marked) if marked.isdigit() else None
+        os.pwrite(self._lock, (b"%d" % os.getpid()).ljust(WIDTH), 0)
+        self._mark()
+
+    def _mark(self) -> None:
+        """Note from which row on refusals are in doubt, for a start that comes before the next probe.
+
+        It is a write over bytes that are there: that works on many a disk that takes no commit.
+        """
+        assert self._lock is not None
+        os.pwrite(self._lock, (b"" if self._doubt is None else b"%d" % self._doubt).ljust(WIDTH), WIDTH)
 
     def _connect(self) -> None:
         # Created here because SQLite gives its WAL the mode that the database file has.
@@ -233,7 +245,10 @@ class Database:
             work, results = self._book.enter(batch)
             self._commit(work)
         except BaseException:
-            self._doubt = first if self._doubt is None else self._doubt
+            if self._doubt is None:
+                self._doubt = first
+                with contextlib.suppress(OSError):
+                    self._mark()
             raise
         return results
 
@@ -261,13 +276,17 @@ class Database:
         """
         with self._transaction():
             self._run("UPDATE probe SET writes = writes + 1")
-            if self._doubt is not None:
-                refused = "DELETE FROM facts WHERE ord IN (SELECT ord FROM facts WHERE kind = ? AND id >= ?)"
-                self._run(refused, (book.ADMITTED, self._doubt))
+            self._forget_refused()
         if self._doubt is not None:
             self._read(None)
             self._doubt = None
+            self._mark()  # before anything new is written under the same numbers
         self.checkpoint()
+
+    def _forget_refused(self) -> None:
+        if self._doubt is not None:
+            refused = "DELETE FROM facts WHERE ord IN (SELECT ord FROM facts WHERE kind = ? AND id >= ?)"
+            self._run(refused, (book.ADMITTED, self._doubt))
 
     def checkpoint(self) -> None:
         """Move the WAL into the database and truncate it."""
