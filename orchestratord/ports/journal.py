@@ -12,8 +12,8 @@ from orchestratord.ports.artifacts import Artifact
 
 
 class Ticket(Protocol):
-    """Resolved on the event loop when the fact is durable. Anybody may await it: a waiter that is cancelled leaves it as
-    it is. Callbacks are called in the context they were added in and never in the call that adds them.
+    """Resolved on the event loop when the fact is durable. Anybody may await it: a waiter that is cancelled leaves it
+    as it is. Callbacks are called in the context they were added in and never in the call that adds them.
 
     Its result is None, except for `Finished` with a transcript source: then the transcript (`Artifact`).
     Its exception is a `JournalUnavailable`.
