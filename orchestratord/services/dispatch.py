@@ -91,7 +91,8 @@ class Dispatch:
             self._emptied = None
 
     def _arm(self) -> None:
-        due = self._core.next_due(self._clock.now())
+        # Paused, all but the deadlines waits; to be told of it again and again would not end.
+        due = self._core.tasks.next_deadline() if self._paused else self._core.next_due(self._clock.now())
         if self._timer is not None:
             if self._timer[0] == due:
                 return

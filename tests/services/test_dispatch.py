@@ -62,6 +62,21 @@ def test_deadlines_hold_while_the_daemon_stops() -> None:
         assert app.call(draining.done), "nothing runs any more"
 
 
+def test_while_the_daemon_stops_nothing_but_deadlines_is_waited_for() -> None:
+    """An idle model was due to be unloaded, which nobody does any more: the loop would turn for ever."""
+    pool = {**mock_pool(), "load": "on_demand", "idle_unload_ms": 5000}
+    with LiveApp(mock_settings(pools=[pool])) as app, app.session() as session:
+        dispatch, core, clock = app.daemon.dispatch, app.daemon.core, app.clock
+        task_id = submit(session)
+        app.advance(2)
+        assert state_of(session, task_id) == "ended"
+        assert app.call(lambda: core.next_due(clock.now())) is not None
+        app.call(dispatch.pause)
+        app.call(dispatch.wake)
+        app.settle()
+        assert app.call(lambda: dispatch._timer) is None
+
+
 @pytest.mark.parametrize("taskless", [True, False])
 def test_only_an_engine_that_needs_no_task_is_asked_without_one(taskless: bool) -> None:
     """A driver of another package may use `asyncio.timeout`, or a client that does."""
