@@ -30,6 +30,7 @@ from orchestratord.infra.journal.memory import MemoryJournal, MemoryStore
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import Artifact, Journal, JournalUnavailable
 from tests.ports.journal_samples import admitted, archive, chat, eventually, finished, started, within
+from tests.turns import turn_of_loop
 
 Make = Callable[..., Journal]  # each call: another journal on the same store
 
@@ -320,7 +321,7 @@ def test_a_waiter_that_is_cancelled_disturbs_nobody(make: Make) -> None:
         await journal.open()
         tickets = [journal.append(admitted(number)) for number in (1, 2, 3)]
         waiters = [asyncio.ensure_future(ticket) for ticket in (tickets[1], tickets[1])]
-        await asyncio.sleep(0)  # noqa: TID251 - both wait now
+        await turn_of_loop()  # both wait now
         waiters[0].cancel()
         assert [await waiters[1], *[await within(ticket) for ticket in tickets]] == [None] * 4
         await journal.close()
