@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import io
 import os
 import threading
 from collections.abc import Callable
-from concurrent.futures import Future
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
@@ -62,6 +63,37 @@ def mock_pool(
     }
 
 
+class CountingThreads(ThreadPoolExecutor):
+    """The threads of `asyncio.to_thread`, and whether the loop has heard of all they have done.
+
+    A manual clock stands while one works: on a slow machine as on a fast one, no time passes in a file's write.
+    """
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        super().__init__(thread_name_prefix="live-app")
+        self._loop = loop
+        self._running = 0
+
+    @property
+    def at_rest(self) -> bool:
+        return self._running == 0
+
+    def submit(self, fn: Callable[..., T], /, *args: Any, **kwargs: Any) -> Future[T]:
+        """For `run_in_executor`, on the loop."""
+        work = super().submit(fn, *args, **kwargs)
+        self._running += 1
+        # A turn later, so that the one who waits for it is told first.
+        self._loop.call_soon(work.add_done_callback, self._ended)
+        return work
+
+    def _ended(self, _: Future[Any]) -> None:
+        with contextlib.suppress(RuntimeError):  # the loop is closed
+            self._loop.call_soon_threadsafe(self._told)
+
+    def _told(self) -> None:
+        self._running -= 1
+
+
 class LiveApp:
     """A daemon that listens. With a ManualClock (the default) its time moves only through `advance`."""
 
@@ -77,6 +109,7 @@ class LiveApp:
         self.ledger = ServedLedger(self.daemon.asgi)
         self._server = make_server(self.daemon, self.ledger)
         self._loop: asyncio.AbstractEventLoop = asyncio.new_event_loop() if manual else uvloop.new_event_loop()
+        self._threads = CountingThreads(self._loop)
         self._thread = threading.Thread(target=self._serve, name="live-app", daemon=True)
         self._failure: BaseException | None = None
 
@@ -88,7 +121,7 @@ class LiveApp:
             if self._failure is not None or not self._thread.is_alive():
                 raise RuntimeError(f"the app did not start: {self._failure!r}\n{self.log.getvalue()}")
         if self.clock is not None:
-            self.clock.attach(self._loop, lambda: self.daemon.journal.backlog == 0)
+            self.clock.attach(self._loop, lambda: self.daemon.journal.backlog == 0, lambda: self._threads.at_rest)
             for _ in range(int(READY_S) if ready else 0):
                 self.clock.advance(1.0)
                 if not self.call(self.daemon.pools.not_ready):
@@ -97,6 +130,7 @@ class LiveApp:
 
     def _serve(self) -> None:
         asyncio.set_event_loop(self._loop)
+        self._loop.set_default_executor(self._threads)
         try:
             self._loop.run_until_complete(self._server.serve())
         except BaseException as error:

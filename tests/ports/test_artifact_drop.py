@@ -417,6 +417,7 @@ def test_what_is_put_while_it_is_dropped_is_there_afterwards(tmp_path: Path, mon
             assert await asyncio.to_thread(reached.wait, 5)
             put = asyncio.create_task(store.put(replace(one, created_ms=2)))
             assert await ids(store) == []
+            assert await store.get(one.id) is None, "who is shown it may name it as a parent"
             go.set()
             assert await drop
             assert (await put).created_ms == 2

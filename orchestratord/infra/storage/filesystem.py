@@ -49,6 +49,7 @@ class FileArtifacts:
         self._packs = Packs(partial(self._directory, PACKS, create=True), flush=flush)
         self._index = Index()
         self._busy: dict[str, asyncio.Task[OSError | None]] = {}  # what is being written, or removed
+        self._dropping: set[str] = set()
 
     async def open(self) -> None:
         """Make the root if need be and list what is in it. Raises OSError."""
@@ -123,7 +124,7 @@ class FileArtifacts:
             stored.append(artifact)
 
     async def get(self, artifact_id: str) -> Artifact | None:
-        if not is_id(artifact_id):
+        if not is_id(artifact_id) or artifact_id in self._dropping:  # it will not come back, whatever the disk has yet
             return None
         try:
             return await asyncio.to_thread(self._read, artifact_id)
@@ -144,6 +145,7 @@ class FileArtifacts:
             return False
         stored = self._index.remove(artifact_id)
         assert stored is not None
+        self._dropping.add(artifact_id)
         error = await asyncio.shield(self._begin([artifact_id], self._remove(stored)))
         if error is not None:
             raise error
@@ -156,6 +158,8 @@ class FileArtifacts:
         except OSError as error:
             self._index.add(stored)
             return error
+        finally:
+            self._dropping.remove(stored.artifact.id)
         return None
 
     @property
