@@ -74,7 +74,8 @@ _REASONS: dict[str, FinishReason] = {"length": "length", "eos_token": "stop", "s
 
 
 class _Stream(Frames):
-    """A generation. It ends with the event that carries `generated_text`."""
+    """A generation. It ends with the event that carries `generated_text`, or where we cut it at a stop string: TGI looks
+    for those at the end of a token only, and would go on."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         super().__init__()
@@ -88,16 +89,16 @@ class _Stream(Frames):
         if event.token is None:
             raise EngineError("protocol", "TGI sent an event without a token")
         self.tokens = max(self.tokens, event.index)
-        if not event.token.special:
-            self._show(self._stops.feed(event.token.text))
+        text = "" if event.token.special else self._stops.feed(event.token.text)
         if event.generated_text is not None:
             if event.details is None or event.details.finish_reason not in _REASONS:
                 raise EngineError("protocol", "TGI ended without saying why")
-            self._show(self._stops.rest())
+            text += self._stops.rest()  # not a text of its own: more texts than tokens would be one too many
             self.tokens = max(self.tokens, event.details.generated_tokens)
-            self.end = JobEnd(_REASONS[event.details.finish_reason], event.details.input_length, self.tokens)
-
-    def _show(self, text: str) -> None:
+            reason = "stop" if self._stops.hit else _REASONS[event.details.finish_reason]
+            self.end = JobEnd(reason, event.details.input_length, self.tokens)
+        elif self._stops.hit:
+            self.end = JobEnd("stop", None, self.tokens)
         if text:
             self.texts.append(text)
 

@@ -54,7 +54,7 @@ class _Stream(Frames):
         self._job = job
         self._model = model
         self._stops = StopFilter(job.sampling.stop or ())
-        self._responses = 0
+        self._responses = self._shown = 0
         self._tokens_in: int | None = None
         self._reason: FinishReason | None = None
 
@@ -66,6 +66,9 @@ class _Stream(Frames):
             raise EngineError("protocol", "Triton sent a response without text_output")
         self._count(frame)
         if shown := self._stops.feed(frame.text_output):
+            self._shown += 1
+            if self._shown >= self._job.max_tokens:  # what is held back can have no text of its own any more
+                shown += self._stops.rest()
             self.texts.append(shown)
         if frame.finish_reason in _REASONS:
             self._reason = _REASONS[frame.finish_reason]
