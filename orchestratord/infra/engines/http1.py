@@ -192,6 +192,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close it now. Unsent bytes are dropped: an engine that does not read must not hold the socket open."""
+        self._until_close = False  # a body that we cut is not complete
         self._transport.abort()
 
     def pause(self) -> None:
