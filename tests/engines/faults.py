@@ -246,6 +246,14 @@ async def bad_parameters_are_the_requests_fault(fake: FakeServer, engine: Engine
         assert collected.error.message == "bad grammar"
 
 
+async def a_refusal_may_be_long(fake: FakeServer, engine: Engine) -> None:
+    """Engines repeat what they were sent; the status alone says that it was the request's fault."""
+    said = json_response({"error": {"message": f"input: {'x' * 300_000}", "code": 400}}, "400 Bad Request")
+    fake.play(Fault(instead=said))
+    assert (await collect(engine, job())).kind == "refused"
+    assert (await collect(engine, job())).end is not None
+
+
 async def our_key_and_our_paths_are_not_the_requests_fault(fake: FakeServer, engine: Engine) -> None:
     """A 401, 403, 404 or 405 is `failed`, of a job and of a question: whoever asked can change nothing about it, so the
     task may be tried elsewhere and the replica is blamed."""
@@ -335,6 +343,7 @@ CLAIMS: tuple[Claim, ...] = (
     an_endless_stream_can_be_left,
     nothing_after_the_end_is_read,
     bad_parameters_are_the_requests_fault,
+    a_refusal_may_be_long,
     our_key_and_our_paths_are_not_the_requests_fault,
     the_key_goes_to_the_engine_and_nowhere_else,
     a_prompt_is_sent_as_it_is,

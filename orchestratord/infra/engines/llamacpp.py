@@ -20,7 +20,7 @@ from orchestratord.infra.engines import llamacpp_pooled, llamacpp_process
 from orchestratord.infra.engines.llamacpp_abilities import Abilities, abilities
 from orchestratord.infra.engines.llamacpp_kv import kv_layout
 from orchestratord.infra.engines.llamacpp_slots import slots_of
-from orchestratord.infra.engines.plumbing import kind_of, message_of, refusal
+from orchestratord.infra.engines.plumbing import kind_of, message_of, refusal, refused
 from orchestratord.infra.engines.relay import Frames, relay
 from orchestratord.infra.engines.transport import Reply, Transport
 from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd, ProcessSpec
@@ -271,7 +271,7 @@ class LlamaCpp:
 
     async def _failure(self, reply: Reply) -> EngineError:
         try:
-            parsed = msgspec.json.decode(await reply.body(1 << 16))
+            parsed = msgspec.json.decode(await refused(reply))
         except msgspec.DecodeError:
             parsed = None
         return refusal("llama-server", "/completion", reply.status, parsed)

@@ -74,8 +74,8 @@ _REASONS: dict[str, FinishReason] = {"length": "length", "eos_token": "stop", "s
 
 
 class _Stream(Frames):
-    """A generation. It ends with the event that carries `generated_text`, or where we cut it at a stop string: TGI looks
-    for those at the end of a token only, and would go on."""
+    """A generation. It ends with the event that carries `generated_text`, or where we cut it at a stop string: TGI
+    looks for those at the end of a token only, and would go on."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         super().__init__()
