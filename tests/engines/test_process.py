@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ import uvloop
 
 from orchestratord.domain.diagnosis import diagnose
 from orchestratord.infra.engines import llamacpp_process, triton_process, vllm_process
-from orchestratord.infra.process import Child, ProcessHost
+from orchestratord.infra.process import WARDEN, Child, ProcessHost
 from orchestratord.ports import ProcessSpec
 from tests.engines.support import CLOCK, LIMIT_S, run, turn
 
@@ -239,6 +240,26 @@ def test_nothing_survives_the_daemons_kill_9() -> None:
         assert len(left) == 4
         daemon.kill()
         check_gone(*left)
+
+
+@linux
+def test_nothing_survives_a_daemon_that_never_heard_of_it() -> None:
+    """One that is killed before it has read the warden's word on the engine: the lifeline then breaks, and not ends."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-S", "-c", FAMILY + "import signal; signal.pause()"]
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", str(WARDEN), str(theirs.fileno()), *command],
+        pass_fds=(theirs.fileno(),),
+        stdout=subprocess.PIPE,
+    ) as warden:
+        theirs.close()
+        assert warden.stdout is not None
+        _, *family = warden.stdout.readline().split()
+        left = [*children(warden.pid), *map(int, family)]
+        assert len(left) == 3
+        ours.close()
+        check_gone(*left)
+    assert warden.returncode == -signal.SIGKILL
 
 
 @linux
