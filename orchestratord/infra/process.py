@@ -18,6 +18,7 @@ from orchestratord.ports import Clock, ProcessSpec, Startable
 
 WARDEN = Path(__file__).with_name("warden.py")
 TAIL_LINES, TAIL_CHARS = 200, 500
+LAST_LINES_S = 1.0  # for what is left of the output when all who could write to it should be gone
 
 
 def _free_port() -> int:
@@ -88,7 +89,14 @@ class Child:
 
     async def wait(self) -> int:
         code = await self._warden.wait()
-        await asyncio.shield(self._reading)
+        try:
+            async with self._clock.limit(LAST_LINES_S):
+                await asyncio.wait({self._reading})
+        except TimeoutError:  # somebody still holds the output: the warden was killed before it could see to that
+            self._reading.cancel()
+            if self._pid:  # 0 would be our own group
+                with suppress(ProcessLookupError):
+                    os.killpg(self._pid, signal.SIGKILL)
         self._lifeline.close()
         return code
 
