@@ -93,7 +93,6 @@ class Child:
             async with self._clock.limit(LAST_LINES_S):
                 await asyncio.wait({self._reading})
         except TimeoutError:  # somebody still holds the output: the warden was killed before it could see to that
-            self._reading.cancel()
             if self._pid:  # 0 would be our own group
                 with suppress(ProcessLookupError):
                     os.killpg(self._pid, signal.SIGKILL)

@@ -277,6 +277,27 @@ def test_the_engine_dies_with_its_warden() -> None:
 
 
 @linux
+def test_a_family_without_a_warden_is_not_waited_for() -> None:
+    """Nobody kills what the engine started when the warden is killed: its group goes, and what has left that keeps
+    neither a restart nor the end of the daemon waiting."""
+
+    async def body() -> None:
+        async with started(FAMILY + WAIT) as child:
+            near, far = (int(pid) for pid in await said(child, "family"))
+            (warden,) = (pid for pid in children(os.getpid()) if child.pid in children(pid))
+            try:
+                os.kill(warden, signal.SIGKILL)
+                assert {*await asyncio.gather(child.wait(), child.wait())} == {-signal.SIGKILL}
+                await child.stop(0)
+                check_gone(child.pid, near)
+            finally:
+                os.kill(far, signal.SIGKILL)
+            await child._reading
+
+    run(body())
+
+
+@linux
 def test_a_cancelled_start_leaves_nothing() -> None:
     """Cancelling `start` at any point of it takes back whatever runs already, before it is over."""
 
