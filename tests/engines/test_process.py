@@ -292,7 +292,6 @@ def test_a_family_without_a_warden_is_not_waited_for() -> None:
                 check_gone(child.pid, near)
             finally:
                 os.kill(far, signal.SIGKILL)
-            await child._reading
 
     run(body())
 
