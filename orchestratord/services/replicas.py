@@ -282,10 +282,10 @@ class Replicas:
                 self._check_alive(process)
             try:
                 reason = await engine.ready()
-            except EngineError:
+            except EngineError as error:
                 if process is None:
                     raise
-                reason = "starting"
+                reason = "starting" if error.kind == "lost" else error.message
             if reason is None:
                 return
             self._core.replica_loading(member.spec.pool_id, member.replica, reason)
