@@ -47,7 +47,9 @@ class Graveyard:
 
 
 @contextmanager
-def dying(host: Any, engine: type[MockEngine] | None = None, **fields: Any) -> Iterator[tuple[LiveApp, VerifyingSession]]:
+def dying(
+    host: Any, engine: type[MockEngine] | None = None, **fields: Any
+) -> Iterator[tuple[LiveApp, VerifyingSession]]:
     process = {"model_path": "/srv/models/a.gguf"}
     pool = {
         "id": "home",

@@ -15,6 +15,7 @@ from orchestratord.ports import Clock, Deliver, EngineError, Job
 T = TypeVar("T")
 
 CONTROL_S = 5.0  # for everything but a stream
+REPLACED = "another engine, model or setting has taken the place of what was there"  # quicker than a look finds nobody
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
 
 

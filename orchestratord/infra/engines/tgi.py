@@ -15,7 +15,7 @@ import msgspec
 
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling
-from orchestratord.infra.engines.plumbing import Count, Server, check_knobs, decode, message_of, read
+from orchestratord.infra.engines.plumbing import REPLACED, Count, Server, check_knobs, decode, message_of, read
 from orchestratord.infra.engines.relay import Frames
 from orchestratord.infra.engines.texts import StopFilter, byte_bound, same_prompt
 from orchestratord.infra.engines.transport import ErrorKind
@@ -114,19 +114,19 @@ class Tgi:
     def __init__(self, url: str, *, clock: Clock, api_key: str | None = None, slots: int | None = None) -> None:
         self._server = Server("TGI", url, clock=clock, api_key=api_key)
         self._slots = slots
+        self._known: _Info | None = None  # as last read
 
     async def ready(self) -> str | None:
         status, parsed = await self._server.ask("GET", "/health")
         if status != 200:
             return message_of(parsed, f"health check answers {status}").lower()
-        await self._info()
-        return None
+        return REPLACED if self._known not in (None, await self._info()) else None
 
     async def _info(self) -> _Info:
         return read(_Info, await self._server.call("GET", "/info"), "TGI's /info")
 
     async def props(self) -> EngineProps:
-        info = await self._info()
+        info = self._known = await self._info()
         return EngineProps(
             engine_version=info.version,
             model_id=info.model_id,

@@ -15,7 +15,16 @@ import msgspec
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message
 from orchestratord.infra.engines import triton_process
-from orchestratord.infra.engines.plumbing import Count, Server, check_knobs, decode, message_of, read, too_long
+from orchestratord.infra.engines.plumbing import (
+    REPLACED,
+    Count,
+    Server,
+    check_knobs,
+    decode,
+    message_of,
+    read,
+    too_long,
+)
 from orchestratord.infra.engines.relay import Frames
 from orchestratord.infra.engines.texts import StopFilter, byte_bound
 from orchestratord.infra.engines.triton_model import Model, describe
@@ -144,6 +153,8 @@ class Triton:
         name = await self._find_name()
         if name is None:
             return "no model is loaded"
+        if self._model is not None and self._model.name != name:
+            return REPLACED
         status, parsed = await self._server.ask("GET", f"/v2/models/{name}/ready")
         if status in (400, 404, 503):
             return message_of(parsed, f"model {name} is not ready").lower()
