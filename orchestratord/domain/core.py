@@ -393,8 +393,10 @@ class Core(Lives):
         }
 
     def replica_probed(self, replica: Replica) -> None:
-        """A replica whose breaker was open has decoded and cancelled again."""
+        """A replica whose breaker was open has decoded and cancelled again, in slots that it chose itself: of none but
+        those at work is it known any more what they hold."""
         replica.breaker.probed()
+        replica.last_lease = {s: i for s, i in replica.last_lease.items() if i in replica.leases}
         replica.reason = ""
         self._hooks.wake()
 

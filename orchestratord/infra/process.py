@@ -11,6 +11,7 @@ from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from typing import IO
 
 from orchestratord.infra.engines import registry
 from orchestratord.infra.secrets import Secrets
@@ -18,6 +19,7 @@ from orchestratord.ports import Clock, ProcessSpec, Startable
 
 WARDEN = Path(__file__).with_name("warden.py")
 TAIL_LINES, TAIL_CHARS = 200, 500
+LAST_LINES_S = 1.0  # for what is left of the output when all who could write to it should be gone
 
 
 def _free_port() -> int:
@@ -35,6 +37,7 @@ class Child:
         self,
         warden: asyncio.subprocess.Process,
         lifeline: socket.socket,
+        output: IO[bytes],
         port: int,
         clock: Clock,
         secrets: Secrets,
@@ -46,7 +49,7 @@ class Child:
         self._secrets = secrets
         self._pid = 0
         self._lines: deque[str] = deque(maxlen=TAIL_LINES)
-        self._reading = asyncio.create_task(self._read())
+        self._reading = asyncio.create_task(self._read(output))
 
     @property
     def url(self) -> str:
@@ -71,16 +74,20 @@ class Child:
         await self.wait()
         raise OSError(word.decode("utf-8", "replace").lstrip("!") or "\n".join(self.tail()) or "the warden died")
 
-    async def _read(self) -> None:
-        assert self._warden.stdout is not None
-        rest = b""
-        while data := await self._warden.stdout.read(1 << 16):
-            *lines, rest = (rest + data).split(b"\n")
-            for line in lines:
-                self._keep(line)
-            rest = rest[: 4 * TAIL_CHARS]  # of a line without end only the beginning is kept
-        if rest:
-            self._keep(rest)
+    async def _read(self, output: IO[bytes]) -> None:
+        said, rest = asyncio.StreamReader(), b""
+        protocol = asyncio.StreamReaderProtocol(said)
+        pipe, _ = await asyncio.get_running_loop().connect_read_pipe(lambda: protocol, output)
+        try:
+            while data := await said.read(1 << 16):
+                *lines, rest = (rest + data).split(b"\n")
+                for line in lines:
+                    self._keep(line)
+                rest = rest[: 4 * TAIL_CHARS]  # of a line without end only the beginning is kept
+            if rest:
+                self._keep(rest)
+        finally:
+            pipe.close()
 
     def _keep(self, line: bytes) -> None:
         text = line[: 4 * TAIL_CHARS].decode("utf-8", "replace").rstrip("\r")
@@ -88,7 +95,14 @@ class Child:
 
     async def wait(self) -> int:
         code = await self._warden.wait()
-        await asyncio.shield(self._reading)
+        try:
+            async with self._clock.limit(LAST_LINES_S):
+                await asyncio.wait({self._reading})
+        except TimeoutError:  # somebody still holds the output: the warden was killed before it could see to that
+            self._reading.cancel()
+            if self._pid:  # 0 would be our own group
+                with suppress(ProcessLookupError):
+                    os.killpg(self._pid, signal.SIGKILL)
         self._lifeline.close()
         return code
 
@@ -134,24 +148,28 @@ class ProcessHost:
         port = _free_port()
         words, environment = driver.command(spec, port), driver.environment(spec)
         ours, theirs = socket.socketpair()
+        # A pipe of our own: where asyncio has one, a process ends for it only when nobody holds its output any more.
+        output, written = (os.fdopen(fd, mode, 0) for fd, mode in zip(os.pipe(), ("rb", "wb"), strict=True))
         child: Child | None = None
         try:
-            with theirs:
+            with theirs, written:
                 warden = await asyncio.create_subprocess_exec(
                     *(sys.executable, "-I", "-S", str(WARDEN), str(theirs.fileno())),
                     *words,
                     env=self._secrets.withhold(environment, (*spec.env, spec.api_key_env or "")),
                     pass_fds=(theirs.fileno(),),
                     stdin=asyncio.subprocess.DEVNULL,
-                    stdout=asyncio.subprocess.PIPE,
+                    stdout=written,
                     stderr=asyncio.subprocess.STDOUT,
                     start_new_session=True,  # Ctrl-C in a terminal is for the daemon alone
                 )
-            child = Child(warden, ours, port, self._clock, self._secrets)
+            child = Child(warden, ours, output, port, self._clock, self._secrets)
             await child.greet()
         except BaseException:
             ours.close()  # whatever runs already ends
-            if child is not None:
+            if child is None:
+                output.close()
+            else:
                 await child.wait()
             raise
         return child

@@ -53,8 +53,16 @@ def _watch(engine: int, lifeline: int, wakeups: int) -> int | None:
                 while (ended := os.waitpid(-1, os.WNOHANG))[0]:
                     if ended[0] == engine:
                         return ended[1]
-        if lifeline in readable and not os.read(lifeline, 64):
+        if lifeline in readable and _ended(lifeline):
             return None
+
+
+def _ended(lifeline: int) -> bool:
+    """It breaks instead where the daemon died before it had read our word on the engine."""
+    try:
+        return not os.read(lifeline, 64)
+    except ConnectionError:
+        return True
 
 
 def _kill_rest(engine: int, status: int | None) -> int:

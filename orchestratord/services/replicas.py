@@ -7,8 +7,8 @@ One supervisor task per replica. A replica is ready only after a minimal decode 
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable, Iterable
-from typing import Any
+from collections.abc import Awaitable, Callable, Iterable
+from typing import Any, TypeVar
 
 from orchestratord.domain.core import Core
 from orchestratord.domain.pool import Lease, Pool, Replica
@@ -26,6 +26,8 @@ from orchestratord.services.deaths import Deaths
 from orchestratord.services.fitness import known_digest, replaced
 from orchestratord.services.members import Connect, Down, Member, ReplicaSpec, Trial, Vet, at_hand, patiently, prove
 
+T = TypeVar("T")
+
 POLL_S = 2.0
 LOADING_POLL_S = 0.1
 PROBE_LIMIT_S = 60.0
@@ -33,6 +35,8 @@ HEALTH_LIMIT_S = 2.0
 LATE_S = 0.05  # a timer that goes off so long after it was due says that we were kept from the loop, not the engine
 BACKOFF_S, BACKOFF_MAX_S = 0.5, 30.0
 STOP_GRACE_S = 5.0
+SILENT = f"it did not answer its health check within {HEALTH_LIMIT_S:g} s"
+UNPROVEN = f"it did not decode and let go of a job within {PROBE_LIMIT_S:g} s"
 SLOTS_MAX, CTX_MAX, VERSION_CHARS = 4096, 2**31 - 1, 128  # of one replica
 
 
@@ -245,13 +249,12 @@ class Replicas:
         spec, engine = member.spec, member.engine
         assert engine is not None
         await self._until_loaded(member, engine)
-        async with self._clock.limit(PROBE_LIMIT_S):
-            props = await patiently(engine.props)
+        mute = f"it did not say within {PROBE_LIMIT_S:g} s what it serves"
+        props = await self._within(PROBE_LIMIT_S, patiently(engine.props), mute)
         digest = known_digest(self._core.pools[spec.pool_id].spec.pins, member, props)
         if trial is not None:
             trial.probing()
-        async with self._clock.limit(PROBE_LIMIT_S):
-            results = await prove(engine, props, self._clock)
+        results = await self._within(PROBE_LIMIT_S, prove(engine, props, self._clock), UNPROVEN)
         self._core.replica_gave(member.replica, results)
         self._core.replica_ready(spec.pool_id, member.replica, **_facts(props), model_digest=digest)
         self._telemetry.event(
@@ -263,6 +266,14 @@ class Replicas:
         )
         self._telemetry.count("orchestratord_preloads_total", pool_id=spec.pool_id, outcome="ready")
 
+    async def _within(self, seconds: float, answer: Awaitable[T], otherwise: str) -> T:
+        """What it answers. Raises Down(`otherwise`) when that takes longer."""
+        try:
+            async with self._clock.limit(seconds):
+                return await answer
+        except TimeoutError:
+            raise Down(otherwise) from None
+
     async def _until_loaded(self, member: Member, engine: Engine) -> None:
         """Poll until the model is loaded. A child may take its time; a URL that nothing listens on is dead."""
         process = member.process
@@ -271,10 +282,10 @@ class Replicas:
                 self._check_alive(process)
             try:
                 reason = await engine.ready()
-            except EngineError:
+            except EngineError as error:
                 if process is None:
                     raise
-                reason = "starting"
+                reason = "starting" if error.kind == "lost" else error.message
             if reason is None:
                 return
             self._core.replica_loading(member.spec.pool_id, member.replica, reason)
@@ -294,27 +305,28 @@ class Replicas:
 
     async def _answers(self, member: Member, engine: Engine) -> bool:
         """Whether it says in time that it is well. Late will do while its tasks get tokens: no dead engine makes them,
-        and it may be we who are slow. If our own timer shows that we were, it is asked once more. Raises Down,
-        EngineError or TimeoutError."""
+        and it may be we who are slow. If our own timer shows that we were, it is asked once more. Raises Down
+        or EngineError."""
         begun = [(lease.task, lease.task.token_frames) for lease in member.replica.leases.values()]
         due = self._clock.now() + HEALTH_LIMIT_S
-        try:
-            reason = await self._ask(member, engine)
-        except TimeoutError:
+        reason = await self._ask(member, engine)
+        if reason is SILENT:
             if any(task.token_frames > before for task, before in begun):
                 return False
-            if self._clock.now() < due + LATE_S:
-                raise
-            reason = await self._ask(member, engine)
+            if self._clock.now() >= due + LATE_S:
+                reason = await self._ask(member, engine)
         if reason is not None:
             raise Down(reason)
         return True
 
     async def _ask(self, member: Member, engine: Engine) -> str | None:
-        """Why it is not well. Raises EngineError, or TimeoutError when it does not say in time."""
-        async with self._clock.limit(HEALTH_LIMIT_S):
-            reason = await engine.ready()
-            return reason or await replaced(self._core.pools[member.spec.pool_id].spec.pins, member, engine)
+        """Why it is not well; SILENT when it does not say in time. Raises EngineError."""
+        try:
+            async with self._clock.limit(HEALTH_LIMIT_S):
+                reason = await engine.ready()
+                return reason or await replaced(self._core.pools[member.spec.pool_id].spec.pins, member, engine)
+        except TimeoutError:
+            return SILENT
 
     def _poll_s(self, replica: Replica) -> float:
         """Until the next look: the poll, or sooner when a probe is due."""
@@ -324,9 +336,11 @@ class Replicas:
     async def _close_breaker(self, replica: Replica, engine: Engine) -> None:
         """Probe a replica that failed task after task, when its pause is over. A probe that fails brings it down."""
         if replica.breaker.due(self._clock.now()):
-            async with self._clock.limit(PROBE_LIMIT_S):
-                await prove(engine, await engine.props(), self._clock)
+            await self._within(PROBE_LIMIT_S, self._probe(engine), UNPROVEN)
             self._core.replica_probed(replica)
+
+    async def _probe(self, engine: Engine) -> None:
+        await prove(engine, await engine.props(), self._clock)
 
     async def _release_quarantined(self, replica: Replica, engine: Engine) -> None:
         quarantined = [lease for lease in replica.leases.values() if lease.quarantined]

@@ -485,6 +485,25 @@ def test_a_session_comes_back_to_the_slot_that_holds_its_prefix() -> None:
     assert session.kv_lost
 
 
+def test_a_probe_takes_prefixes_but_for_those_of_slots_at_work() -> None:
+    """ORCH-3021, OD-25: the engine puts it into idle slots of its own choice."""
+    world = World(slots=2, capacity=8)
+    world.admit(session_id="idle")
+    (first,) = world.dispatch()
+    world.finish(first, finish_reason="stop")
+    world.admit(session_id="busy")
+    (second,) = world.dispatch()
+    idle = world.core.session("idle", world.now)
+    assert idle.kv_warm
+    world.core.replica_probed(first.replica)
+    assert not idle.kv_warm
+    world.finish(second, finish_reason="stop")
+    assert world.core.session("busy", world.now).kv_warm
+    again = world.admit(session_id="idle")
+    world.dispatch()
+    assert not again.kv_warm
+
+
 def test_a_session_knows_what_its_prefix_takes() -> None:
     """ORCH-3023: what its last task left in the slot, in every layer; nothing once it is gone, or where nobody can say.
 

@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from orchestratord.infra.clock import SystemClock
+from orchestratord.infra.engines.plumbing import REPLACED
 from orchestratord.ports import Engine, EngineError
 from tests.engines.fake import FakeServer, Fault, event, json_response
 from tests.engines.support import collect, following, job, response, turn
@@ -167,6 +168,23 @@ async def what_cannot_be_read_is_a_protocol_error(fake: FakeServer, engine: Engi
     await engine.props()
 
 
+async def another_in_its_place_is_noticed(fake: FakeServer, engine: Engine) -> None:
+    """Started so quickly that nobody was refused in between: what was learnt of the first is not said of the second."""
+    await engine.ready()
+    await engine.props()
+    assert await engine.ready() is None
+    told = {"llamacpp": "/props", "vllm": "/v1/models", "tgi": "/info"}.get(fake.wire.name, "/v2/repository/index")
+    method = "POST" if "repository" in told else "GET"
+    reply = fake.wire.control(method, told, {}, 0)
+    assert reply is not None
+    head, _, said = reply.partition(b"\r\n\r\n")
+    for name in (b"fake", b"ensemble", b"vllm_model"):
+        said = said.replace(name, b"x" * len(name))  # a model of another name
+    said = said.replace(b"preprocessing", b"x" * 13).replace(b"READY", b"READX", 1)  # and no choice of models
+    fake.override[told] = head + b"\r\n\r\n" + said
+    assert await engine.ready() == REPLACED
+
+
 async def a_silent_server_costs_a_bounded_time(fake: FakeServer, engine: Engine) -> None:
     """One that accepts and never answers: control requests time out by themselves."""
     fake.override = dict.fromkeys((fake.wire.health_path, "/health", "/v2/health/live"), None)
@@ -244,6 +262,14 @@ async def bad_parameters_are_the_requests_fault(fake: FakeServer, engine: Engine
         assert collected.kind == "refused"
         assert collected.error is not None
         assert collected.error.message == "bad grammar"
+
+
+async def a_refusal_may_be_long(fake: FakeServer, engine: Engine) -> None:
+    """Engines repeat what they were sent; the status alone says that it was the request's fault."""
+    said = json_response({"error": {"message": f"input: {'x' * 300_000}", "code": 400}}, "400 Bad Request")
+    fake.play(Fault(instead=said))
+    assert (await collect(engine, job())).kind == "refused"
+    assert (await collect(engine, job())).end is not None
 
 
 async def our_key_and_our_paths_are_not_the_requests_fault(fake: FakeServer, engine: Engine) -> None:
@@ -330,11 +356,13 @@ Claim = Callable[[FakeServer, Engine], Coroutine[Any, Any, None]]
 CLAIMS: tuple[Claim, ...] = (
     loading_is_a_reason_and_death_an_error,
     what_cannot_be_read_is_a_protocol_error,
+    another_in_its_place_is_noticed,
     a_silent_server_costs_a_bounded_time,
     a_hanging_stream_can_be_left,
     an_endless_stream_can_be_left,
     nothing_after_the_end_is_read,
     bad_parameters_are_the_requests_fault,
+    a_refusal_may_be_long,
     our_key_and_our_paths_are_not_the_requests_fault,
     the_key_goes_to_the_engine_and_nowhere_else,
     a_prompt_is_sent_as_it_is,

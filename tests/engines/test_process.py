@@ -8,6 +8,7 @@ import os
 import select
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -22,7 +23,7 @@ import uvloop
 
 from orchestratord.domain.diagnosis import diagnose
 from orchestratord.infra.engines import llamacpp_process, triton_process, vllm_process
-from orchestratord.infra.process import Child, ProcessHost
+from orchestratord.infra.process import WARDEN, Child, ProcessHost
 from orchestratord.ports import ProcessSpec
 from tests.engines.support import CLOCK, LIMIT_S, run, turn
 
@@ -242,6 +243,26 @@ def test_nothing_survives_the_daemons_kill_9() -> None:
 
 
 @linux
+def test_nothing_survives_a_daemon_that_never_heard_of_it() -> None:
+    """One that is killed before it has read the warden's word on the engine: the lifeline then breaks, and not ends."""
+    ours, theirs = socket.socketpair()
+    command = [sys.executable, "-S", "-c", FAMILY + "import signal; signal.pause()"]
+    with subprocess.Popen(
+        [sys.executable, "-I", "-S", str(WARDEN), str(theirs.fileno()), *command],
+        pass_fds=(theirs.fileno(),),
+        stdout=subprocess.PIPE,
+    ) as warden:
+        theirs.close()
+        assert warden.stdout is not None
+        _, *family = warden.stdout.readline().split()
+        left = [*children(warden.pid), *map(int, family)]
+        assert len(left) == 3
+        ours.close()
+        check_gone(*left)
+    assert warden.returncode == -signal.SIGKILL
+
+
+@linux
 def test_the_engine_dies_with_its_warden() -> None:
     """Even kill -9 of the warden does not leave the engine behind."""
 
@@ -251,6 +272,26 @@ def test_the_engine_dies_with_its_warden() -> None:
             os.kill(warden, signal.SIGKILL)
             check_gone(child.pid)
             assert await child.wait() == -signal.SIGKILL
+
+    run(body())
+
+
+@linux
+def test_a_family_without_a_warden_is_not_waited_for() -> None:
+    """Nobody kills what the engine started when the warden is killed: its group goes, and what has left that keeps
+    neither a restart nor the end of the daemon waiting."""
+
+    async def body() -> None:
+        async with started(FAMILY + WAIT) as child:
+            near, far = (int(pid) for pid in await said(child, "family"))
+            (warden,) = (pid for pid in children(os.getpid()) if child.pid in children(pid))
+            try:
+                os.kill(warden, signal.SIGKILL)
+                assert {*await asyncio.gather(child.wait(), child.wait())} == {-signal.SIGKILL}
+                await child.stop(0)
+                check_gone(child.pid, near)
+            finally:
+                os.kill(far, signal.SIGKILL)
 
     run(body())
 

@@ -62,6 +62,30 @@ def test_a_stop_string_is_cut_off() -> None:
     run(body())
 
 
+def test_no_more_texts_than_tokens() -> None:
+    """What only looked like a stop string goes out with the last token: a text of its own would be one too many, and
+    cost the task its end."""
+
+    async def body() -> None:
+        collected = await replay(token("x", 1), last("aE", "xaE", 2, "length"), stop=("END",))
+        assert (collected.texts, collected.end) == (["x", "aE"], JobEnd("length", 4, 2))
+
+    run(body())
+
+
+def test_a_stop_string_within_a_token_ends_the_job() -> None:
+    """TGI looks for it at the end of the text only: it would go on unseen, up to max_tokens, and call that `length`."""
+
+    async def body() -> None:
+        going_on = [token(" more", index) for index in range(3, 9)]
+        collected = await replay(token("a", 1), token(" END.", 2), *going_on, stop=("END",))
+        assert (collected.text, collected.error, collected.end) == ("a ", None, JobEnd("stop", None, 2))
+        collected = await replay(token("a", 1), last(" END.", "a END.", 2, "length"), stop=("END",))
+        assert (collected.text, collected.end) == ("a ", JobEnd("stop", 4, 2))
+
+    run(body())
+
+
 ERRORS = [
     ("validation", "refused"),
     ("template_error", "refused"),

@@ -325,6 +325,24 @@ def test_leaving_early_closes_the_connection() -> None:
     run(body())
 
 
+def test_a_body_that_we_cut_is_not_complete() -> None:
+    """Where the end of the connection is that of the body, only the server's own ends it."""
+
+    async def body() -> None:
+        begun = b"HTTP/1.1 200 OK\r\n\r\nabc"
+        async with raw_server(begun) as raw, to(raw.url) as transport:
+            assert (await get(transport))[2] == "abc"
+        async with raw_server(begun, stall=True) as raw, to(raw.url) as transport:
+            reading = asyncio.create_task(failing(transport))
+            while not raw.answered:
+                await turn()
+            await turn()
+            await transport.close()
+            assert (await reading).kind == "lost"
+
+    run(body())
+
+
 def test_cancelling_before_the_head_closes_the_connection() -> None:
     """A request cancelled while the engine has said nothing yet is taken back at once."""
 

@@ -66,6 +66,23 @@ def test_a_stop_string(model: str) -> None:
 
 
 @pytest.mark.parametrize("model", MODELS)
+def test_no_more_texts_than_tokens(model: str) -> None:
+    """What only looked like a stop string goes out with the last token: a text of its own would be one too many, and
+    cost the task its end."""
+
+    async def body() -> None:
+        reply = recorded(f"{model}_stream")
+        texts = [frame["text_output"] for frame in sent_frames(reply)]
+        asked = job(max_tokens=12, sampling=Sampling(stop=(texts[-1][-1] + "~",)))
+        collected = await replay(model, reply, asked)
+        assert collected.text == "".join(texts)
+        assert len(collected.texts) <= len(texts)
+        assert collected.end == JobEnd("length", 4, 12)
+
+    run(body())
+
+
+@pytest.mark.parametrize("model", MODELS)
 def test_a_cut_stream(model: str) -> None:
     """Cut anywhere, even just before the last bytes of the framing, it is `lost`."""
 

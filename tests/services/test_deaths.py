@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
 import pytest
 
-from orchestratord.ports import ProcessSpec
+from orchestratord.infra.engines.mock import MockEngine
+from orchestratord.ports import EngineError, ProcessSpec
 from orchestratord.testing.live import LiveApp, mock_settings
 from orchestratord.testing.session import VerifyingSession
 from tests.services.support import health, records, state_of, submit, task
@@ -45,7 +47,9 @@ class Graveyard:
 
 
 @contextmanager
-def dying(host: Any, **fields: Any) -> Iterator[tuple[LiveApp, VerifyingSession]]:
+def dying(
+    host: Any, engine: type[MockEngine] | None = None, **fields: Any
+) -> Iterator[tuple[LiveApp, VerifyingSession]]:
     process = {"model_path": "/srv/models/a.gguf"}
     pool = {
         "id": "home",
@@ -57,6 +61,10 @@ def dying(host: Any, **fields: Any) -> Iterator[tuple[LiveApp, VerifyingSession]
     }
     app = LiveApp(mock_settings(pools=[pool]))
     app.daemon.replicas._host = host
+    if engine is not None:
+        clock = app.clock
+        assert clock is not None
+        app.daemon.replicas._connect = lambda spec, url: engine(clock=clock)
     app.start(ready=False)
     try:
         with app.session() as session:
@@ -103,6 +111,25 @@ def test_a_program_that_is_missing_is_told() -> None:
         error = health(session)["last_error"]
         assert (error["code"], error["log_tail"]) == ("BINARY_MISSING", [])
         assert "put one on PATH" in error["message"]
+
+
+def test_a_child_that_comes_up_wrong_says_what_is_wrong() -> None:
+    """OC-POOL-30xx: it is waited for, since much of that passes; readiness tells more than that it is starting."""
+
+    class Wrong(MockEngine):
+        async def ready(self) -> str | None:
+            raise EngineError("protocol", "Triton serves several models (a, b): name one in options")
+
+    class Nursery(Graveyard):
+        async def start(self, spec: ProcessSpec) -> Any:
+            child: Any = Dead(0, [])
+            child.returncode = None
+            child.wait = asyncio.get_running_loop().create_future
+            return child
+
+    with dying(Nursery(), Wrong) as (app, session):
+        app.advance(2)
+        assert "name one in options" in session.get("/readyz").text
 
 
 def test_an_engine_that_dies_again_and_again_is_left_alone() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -117,6 +118,19 @@ def test_a_replica_that_ignores_cancels_is_not_ready() -> None:
         assert health(session)["ready"] is True
 
 
+@pytest.mark.parametrize("silent", ["run", "props"])
+def test_a_probe_that_takes_too_long_says_so(silent: str) -> None:
+    """OC-POOL-30xx: an operator reads what was waited for, and how long."""
+
+    async def never(*_: object) -> None:
+        await asyncio.get_running_loop().create_future()
+
+    with prepared(lambda engine: setattr(engine, silent, never)) as (app, _, session):
+        app.advance(61)
+        said = health(session)["last_error"]["message"]
+        assert ("within 60 s" in said, "what it serves" in said) == (True, silent == "props")
+
+
 def test_a_loading_model_says_how_far_it_is() -> None:
     """Live, not ready; newcomers are told to come back."""
     with prepared(lambda engine: setattr(engine, "loading", "loading model (42 %)")) as (app, engine, session):
@@ -223,7 +237,9 @@ def test_a_silent_engine_whose_health_is_late_is_down() -> None:
         running(app, session)
         late(app, engine)
         app.advance(5)
-        assert health(session)["ready"] is False
+        found = health(session)
+        assert found["ready"] is False
+        assert found["last_error"]["message"] == "it did not answer its health check within 2 s"
 
 
 @pytest.mark.parametrize(

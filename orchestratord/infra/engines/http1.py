@@ -82,15 +82,18 @@ class Reply:
             self._sink = self.event = None
             self._connection.careful()
 
-    async def body(self, max_bytes: int) -> bytes:
-        """The whole body, our credentials hidden in it. Raises EngineError(protocol) beyond `max_bytes`."""
+    async def body(self, max_bytes: int, *, whole: bool = True) -> bytes:
+        """The body, our credentials hidden in it. Beyond `max_bytes` it raises EngineError(protocol), or where it need
+        not be `whole` leaves the rest."""
         body = bytearray()
 
         def take(data: bytes) -> bool:
             body.extend(data)
-            if len(body) > max_bytes:
+            if len(body) <= max_bytes:
+                return True
+            if whole:
                 raise EngineError("protocol", f"{self._where}: a reply of more than {max_bytes} bytes")
-            return True
+            return False
 
         await self.each(take)
         for secret in self._secrets:
@@ -192,6 +195,7 @@ class Connection(asyncio.Protocol):
 
     def abort(self) -> None:
         """Close it now. Unsent bytes are dropped: an engine that does not read must not hold the socket open."""
+        self._until_close = False  # a body that we cut is not complete
         self._transport.abort()
 
     def pause(self) -> None:

@@ -20,7 +20,7 @@ from orchestratord.infra.engines import llamacpp_pooled, llamacpp_process
 from orchestratord.infra.engines.llamacpp_abilities import Abilities, abilities
 from orchestratord.infra.engines.llamacpp_kv import kv_layout
 from orchestratord.infra.engines.llamacpp_slots import slots_of
-from orchestratord.infra.engines.plumbing import kind_of, message_of, refusal
+from orchestratord.infra.engines.plumbing import REPLACED, kind_of, message_of, read, refusal, refused
 from orchestratord.infra.engines.relay import Frames, relay
 from orchestratord.infra.engines.transport import Reply, Transport
 from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd, ProcessSpec
@@ -204,6 +204,7 @@ class LlamaCpp:
     ) -> None:
         self._http = Transport(url, clock=clock, api_key=api_key)
         self._process = process
+        self._props: _Props | None = None  # as last read
         self._kv: dict[str, KvLayout | None] = {}  # by model
         self._said: dict[tuple[str, str, int], Abilities] = {}  # by build, model and ctx: what it was found to do
 
@@ -217,16 +218,15 @@ class LlamaCpp:
             return message_of(parsed, "loading model").lower()
         if status != 200:
             raise refusal("llama-server", "/props", status, parsed)
-        return None if _has_model(parsed) else "no model loaded: this llama-server runs as a router"
+        if not _has_model(parsed):
+            return "no model loaded: this llama-server runs as a router"
+        return REPLACED if self._props not in (None, _props(parsed)) else None
 
     async def props(self) -> EngineProps:
         parsed = await self._call("GET", "/props")
         if not _has_model(parsed):
             raise EngineError("protocol", "this llama-server runs as a router; start it with one model (-m)")
-        try:
-            props = msgspec.convert(parsed, _Props)
-        except msgspec.ValidationError as error:
-            raise EngineError("protocol", f"llama-server's /props cannot be read: {error}") from None
+        props = self._props = _props(parsed)
         ctx = props.default_generation_settings.n_ctx
         known = (props.build_info, props.model_path, ctx)
         if known not in self._said:
@@ -271,7 +271,7 @@ class LlamaCpp:
 
     async def _failure(self, reply: Reply) -> EngineError:
         try:
-            parsed = msgspec.json.decode(await reply.body(1 << 16))
+            parsed = msgspec.json.decode(await refused(reply))
         except msgspec.DecodeError:
             parsed = None
         return refusal("llama-server", "/completion", reply.status, parsed)
@@ -319,6 +319,11 @@ class LlamaCpp:
         if status != 200:
             raise refusal("llama-server", path, status, parsed)
         return parsed
+
+
+def _props(parsed: Any) -> _Props:
+    """Raises EngineError."""
+    return read(_Props, parsed, "llama-server's /props")
 
 
 def _has_model(props: Any) -> bool:

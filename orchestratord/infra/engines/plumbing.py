@@ -9,12 +9,13 @@ import msgspec
 from orchestratord.domain.request import Sampling
 from orchestratord.infra.engines.relay import Frames, relay
 from orchestratord.infra.engines.sse import SSEDecoder
-from orchestratord.infra.engines.transport import ErrorKind, Transport
+from orchestratord.infra.engines.transport import ErrorKind, Reply, Transport
 from orchestratord.ports import Clock, Deliver, EngineError, Job
 
 T = TypeVar("T")
 
 CONTROL_S = 5.0  # for everything but a stream
+REPLACED = "another engine, model or setting has taken the place of what was there"  # quicker than a look finds nobody
 Count = Annotated[int, msgspec.Meta(ge=0, lt=1 << 40)]
 
 
@@ -39,6 +40,12 @@ def message_of(parsed: Any, fallback: str) -> str:
         if isinstance(said, dict):
             said = next((said[key] for key in ("error", "message", "detail") if said.get(key)), None)
     return (said if isinstance(said, str) and said else fallback)[:500]
+
+
+async def refused(reply: Reply) -> bytes:
+    """The body of a reply that is no success, as far as it matters: engines repeat what they were sent, and however
+    much that is, the status says which kind of failure it was."""
+    return await reply.body(1 << 16, whole=False)
 
 
 def refusal(who: str, path: str, status: int, parsed: Any) -> EngineError:
@@ -118,7 +125,7 @@ class Server:
             kind = reply.headers.get("content-type", "")
             events = kind.lower().startswith("text/event-stream")
             if reply.status != 200:
-                raise self.refusal(path, reply.status, _first(await reply.body(1 << 16), events))
+                raise self.refusal(path, reply.status, _first(await refused(reply), events))
             if not events:
                 raise EngineError("protocol", f"{self.who} answers {path} with {kind or 'no type'!r}")
             await relay(reply, frames, deliver, self.who)

@@ -29,8 +29,9 @@ class StopFilter:
         return shown
 
     def rest(self) -> str:
-        """What was held back, once the text is over."""
-        return "" if self.hit else self._held
+        """What is held back, once the text is over. It is held no more."""
+        held, self._held = self._held, ""
+        return "" if self.hit else held
 
     def _begun(self, stop: str) -> int:
         """Characters at the end of what is held that a stop string begins with."""

@@ -15,7 +15,7 @@ import msgspec
 
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling
-from orchestratord.infra.engines.plumbing import Count, Server, check_knobs, decode, message_of, read
+from orchestratord.infra.engines.plumbing import REPLACED, Count, Server, check_knobs, decode, message_of, read
 from orchestratord.infra.engines.relay import Frames
 from orchestratord.infra.engines.texts import StopFilter, byte_bound, same_prompt
 from orchestratord.infra.engines.transport import ErrorKind
@@ -74,7 +74,8 @@ _REASONS: dict[str, FinishReason] = {"length": "length", "eos_token": "stop", "s
 
 
 class _Stream(Frames):
-    """A generation. It ends with the event that carries `generated_text`."""
+    """A generation. It ends with the event that carries `generated_text`, or where we cut it at a stop string: TGI
+    looks for those at the end of a token only, and would go on."""
 
     def __init__(self, stops: Sequence[str]) -> None:
         super().__init__()
@@ -88,16 +89,16 @@ class _Stream(Frames):
         if event.token is None:
             raise EngineError("protocol", "TGI sent an event without a token")
         self.tokens = max(self.tokens, event.index)
-        if not event.token.special:
-            self._show(self._stops.feed(event.token.text))
+        text = "" if event.token.special else self._stops.feed(event.token.text)
         if event.generated_text is not None:
             if event.details is None or event.details.finish_reason not in _REASONS:
                 raise EngineError("protocol", "TGI ended without saying why")
-            self._show(self._stops.rest())
+            text += self._stops.rest()  # not a text of its own: more texts than tokens would be one too many
             self.tokens = max(self.tokens, event.details.generated_tokens)
-            self.end = JobEnd(_REASONS[event.details.finish_reason], event.details.input_length, self.tokens)
-
-    def _show(self, text: str) -> None:
+            reason = "stop" if self._stops.hit else _REASONS[event.details.finish_reason]
+            self.end = JobEnd(reason, event.details.input_length, self.tokens)
+        elif self._stops.hit:
+            self.end = JobEnd("stop", None, self.tokens)
         if text:
             self.texts.append(text)
 
@@ -113,19 +114,19 @@ class Tgi:
     def __init__(self, url: str, *, clock: Clock, api_key: str | None = None, slots: int | None = None) -> None:
         self._server = Server("TGI", url, clock=clock, api_key=api_key)
         self._slots = slots
+        self._known: _Info | None = None  # as last read
 
     async def ready(self) -> str | None:
         status, parsed = await self._server.ask("GET", "/health")
         if status != 200:
             return message_of(parsed, f"health check answers {status}").lower()
-        await self._info()
-        return None
+        return REPLACED if self._known not in (None, await self._info()) else None
 
     async def _info(self) -> _Info:
         return read(_Info, await self._server.call("GET", "/info"), "TGI's /info")
 
     async def props(self) -> EngineProps:
-        info = await self._info()
+        info = self._known = await self._info()
         return EngineProps(
             engine_version=info.version,
             model_id=info.model_id,

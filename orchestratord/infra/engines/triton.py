@@ -15,7 +15,16 @@ import msgspec
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message
 from orchestratord.infra.engines import triton_process
-from orchestratord.infra.engines.plumbing import Count, Server, check_knobs, decode, message_of, read, too_long
+from orchestratord.infra.engines.plumbing import (
+    REPLACED,
+    Count,
+    Server,
+    check_knobs,
+    decode,
+    message_of,
+    read,
+    too_long,
+)
 from orchestratord.infra.engines.relay import Frames
 from orchestratord.infra.engines.texts import StopFilter, byte_bound
 from orchestratord.infra.engines.triton_model import Model, describe
@@ -54,7 +63,7 @@ class _Stream(Frames):
         self._job = job
         self._model = model
         self._stops = StopFilter(job.sampling.stop or ())
-        self._responses = 0
+        self._responses = self._shown = 0
         self._tokens_in: int | None = None
         self._reason: FinishReason | None = None
 
@@ -66,6 +75,9 @@ class _Stream(Frames):
             raise EngineError("protocol", "Triton sent a response without text_output")
         self._count(frame)
         if shown := self._stops.feed(frame.text_output):
+            self._shown += 1
+            if self._shown >= self._job.max_tokens:  # what is held back can have no text of its own any more
+                shown += self._stops.rest()
             self.texts.append(shown)
         if frame.finish_reason in _REASONS:
             self._reason = _REASONS[frame.finish_reason]
@@ -141,6 +153,8 @@ class Triton:
         name = await self._find_name()
         if name is None:
             return "no model is loaded"
+        if self._model is not None and self._model.name != name:
+            return REPLACED
         status, parsed = await self._server.ask("GET", f"/v2/models/{name}/ready")
         if status in (400, 404, 503):
             return message_of(parsed, f"model {name} is not ready").lower()

@@ -20,6 +20,7 @@ from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling, Workload
 from orchestratord.infra.engines import vllm_process
 from orchestratord.infra.engines.plumbing import (
+    REPLACED,
     Count,
     Server,
     check_knobs,
@@ -151,8 +152,8 @@ class Vllm:
         status, parsed = await self._server.ask("GET", "/health")
         if status != 200:
             return message_of(parsed, f"health check answers {status}").lower()
-        await self._find_model()
-        return None
+        known = self._model
+        return REPLACED if known not in (None, await self._find_model()) else None
 
     async def _find_model(self) -> _Model:
         models = read(_Models, await self._server.call("GET", "/v1/models"), "vLLM's /v1/models")
