@@ -328,7 +328,7 @@ class World:
 
 def counts(daemon: Daemon) -> Counts:
     def total(name: str, **wanted: str) -> int:
-        samples = [s for metric in daemon.metrics.families[name].metric.collect() for s in metric.samples]
+        samples = [s for metric in daemon.metrics.families[name].collect() for s in metric.samples]
         return int(sum(s.value for s in samples if s.name == name and wanted.items() <= s.labels.items()))
 
     ended = "orchestratord_tasks_ended_total"
