@@ -164,7 +164,7 @@ def test_one_model_is_read_at_a_time(root: Path) -> None:
         session.post(PATH, json={"id": "n", "source_url": "file:n.gguf"})
         held = Held(app)
         assert [verify(session, name) for name in ("m", "n", "m")] == [202, 202, 202]
-        app.settle()
+        held.reached()
         assert held.read == 1
         held.let_go()
         wait_for(lambda: status(session) == status(session, "n") == "passed", "both are over")
