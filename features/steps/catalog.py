@@ -233,6 +233,7 @@ def reading_takes_long(context: Any) -> None:
 
 @then("the model was read {count:d} time in all")
 def model_was_read(context: Any, count: int) -> None:
+    context.world.until(lambda: context.readings >= count, "a thread has found the model")
     equal(context.readings, count, "how often it was read")
 
 

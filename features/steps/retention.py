@@ -44,6 +44,9 @@ def task_has_left(context: Any, task: tuple[str, str]) -> None:
     world = context.world
     world.submit(*task, Wanted())
     world.ids["transcript", world.last] = world.status(world.last)["transcript_id"]
+    world.settle(1)
+    outbox = world.app.daemon.artifacts.outbox
+    world.until(lambda: not len(outbox), "a thread has stored it")  # what is not stored keeps its task
 
 
 @step("{names:Names} have left their transcripts")
@@ -51,7 +54,6 @@ def tasks_have_left(context: Any, names: list[str]) -> None:
     """One after the other."""
     for each in names:
         task_has_left(context, (each, ""))
-        context.world.settle(1)
 
 
 @step("somebody reads the transcript of {ref:Ref}")
