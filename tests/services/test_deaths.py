@@ -99,6 +99,23 @@ def test_health_says_why_it_died_and_what_to_do(host: Graveyard, code: str, advi
         )
 
 
+def test_the_last_lines_are_waited_for() -> None:
+    """ORCH-3049: that it has exited is known before all it has said is read."""
+
+    class Slow(Dead):
+        async def wait(self) -> int:
+            self._tail = ["CUDA error: out of memory"]
+            return self.returncode
+
+    class Hospice(Graveyard):
+        async def start(self, spec: ProcessSpec) -> Dead:
+            return Slow(1, [])
+
+    with dying(Hospice()) as (app, session):
+        app.advance(0.1)
+        assert health(session)["last_error"]["code"] == "VRAM_OOM"
+
+
 def test_a_program_that_is_missing_is_told() -> None:
     """ORCH-3049: nothing was started, so there is no exit code."""
 
