@@ -27,6 +27,7 @@ class Deaths:
             self._core.replica_loading(spec.pool_id, member.replica, "its connection broke")  # it gets no more work
             await self._last_words(process)
         if process is not None and process.returncode is not None:
+            self._core.replica_loading(spec.pool_id, member.replica, "it has exited")
             await process.wait()  # its last lines may still be on their way, and they tell why
         tail = tuple(process.tail()[-TAIL_LINES:]) if process is not None else ()
         found = Diagnosis("POOL_UNAVAILABLE", str(error) or type(error).__name__)
