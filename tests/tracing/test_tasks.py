@@ -192,7 +192,11 @@ def served(name: str) -> Iterator[FakeServer]:
             made.set()
             await stop.wait()
 
-    thread = threading.Thread(target=lambda: loop.run_until_complete(body()))
+    def serve() -> None:
+        with asyncio.Runner(loop_factory=lambda: loop) as runner:  # ends what still serves a connection, too
+            runner.run(body())
+
+    thread = threading.Thread(target=serve)
     thread.start()
     made.wait()
     try:
@@ -200,7 +204,6 @@ def served(name: str) -> Iterator[FakeServer]:
     finally:
         over[0]()
         thread.join()
-        loop.close()
 
 
 @pytest.mark.parametrize("name", ["llamacpp", "vllm", "tgi"])
