@@ -80,6 +80,7 @@ class Arguments:
         self._quick = contract.compile_quick(self._schema) if self._body is not None else None
         self._judged = bool(self._query) or "400" in op.responses  # else a probe or scraper: it may send what it likes
         self.takes_body = self._body is not None
+        self._bulky = op.operation_id == "createArtifact"
 
     def read(self, scope: dict[str, Any], fields: Fields, params: dict[str, str]) -> dict[str, Any]:
         """All but the body. Raises HttpError INVALID_PARAMS, or UNSUPPORTED_MEDIA_TYPE for a body of another kind."""
@@ -108,10 +109,13 @@ class Arguments:
             found[parameter.argument] = parameter.read(given.get(name))
 
     def body(self, raw: bytearray) -> Any:
-        """The body's document. Raises HttpError INVALID_PARAMS."""
-        body = bodies.parse(raw)
+        """The body's document; in it an artifact's content with many values is `Encoded`, as it came.
+
+        Raises HttpError INVALID_PARAMS.
+        """
         assert self._body is not None
         assert self._quick is not None
+        body, large = bodies.parse_bulky(raw) if self._bulky and bodies.is_bulky(raw) else (bodies.parse(raw), None)
         if not self._quick.is_valid(body):
             # An error brings a copy of what it is about, which takes seconds for a megabyte of small values.
             shown = body if len(raw) <= bodies.BIG else bodies.beginning(body)
@@ -119,6 +123,8 @@ class Arguments:
             if found is None:
                 raise HttpError("INVALID_PARAMS", "The body does not fit its schema: something in it is too long.")
             raise self._misfit(found)
+        if large is not None:
+            body["content"] = large
         return body
 
     def _misfit(self, error: jsonschema_rs.ValidationError) -> HttpError:

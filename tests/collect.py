@@ -95,7 +95,7 @@ class Round:
             found = await store.get(one.id)
             if one.id in self.must and found is None:
                 self._tally.lost.append(f"{one.content['text']} is gone {when}")
-            if found is not None and found.content != one.content:
+            if found is not None and found.opened().content != one.content:
                 self._tally.lost.append(f"{one.content['text']} is another {when}")
 
 

@@ -52,7 +52,7 @@ from orchestratord.services.streams import LiveFrames, Streams, StreamSettings
 from orchestratord.services.sweeps import Sweeps
 from orchestratord.services.trust import Trust
 from orchestratord.services.verification import Verification
-from orchestratord.wire import canonical, sse
+from orchestratord.wire import bulk, sse
 from orchestratord.wire.tasks import budgets_body
 from orchestratord.wire.transcript import transcript
 
@@ -160,7 +160,7 @@ class Parts:
         self.residents = Residents(
             self.core, self.replicas, self.room, self.clock, self.telemetry, models.load_ms / 1000
         )
-        self.artifacts = Artifacts(self.store, self.journal, self.clock, self.telemetry, canonical.artifact_id)
+        self.artifacts = Artifacts(self.store, self.journal, self.clock, self.telemetry, bulk.address)
         keep = mapping.keep(settings.retention)
         self.retention = Retention(self.store, self.core, self.clock, self.telemetry, keep)
         self.cache_bound = CacheBound(

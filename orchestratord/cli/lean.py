@@ -18,7 +18,7 @@ from typing import Any
 UNUSED = ("httpx", "jinja2", "requests", "starlette.templating", "starlette.testclient")
 
 M_TRIM_THRESHOLD, M_MMAP_THRESHOLD = -1, -3  # of <malloc.h>
-LARGE = 512 * 1024  # more than is read from a connection at once
+LARGE = 264 * 1024  # more than is read from a connection at once
 
 COLLECT_EVERY = 5000, 20, 20  # new objects per pass over the young, the middle, the old: see gc.set_threshold
 

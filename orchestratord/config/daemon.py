@@ -39,11 +39,19 @@ class LogSettings(Section, frozen=True):
     level: Literal["debug", "info", "warning", "error"] = "info"
 
 
+SLOWEST_PER_S = 1e-6
+
+
 class RateLimitSettings(Section, frozen=True):
     """How fast one caller may submit tasks: `per_s` on average, `burst` at once; 0 is no limit."""
 
     per_s: Amount = 0.0
     burst: Positive = 10
+
+    def __post_init__(self) -> None:
+        """Whoever has to wait is told for how many milliseconds: a number the contract can hold."""
+        if 0 < self.per_s < SLOWEST_PER_S:
+            raise ValueError(f"per_s is 0, for no limit, or at least {SLOWEST_PER_S:g}: one task in eleven days")
 
 
 class AuthSettings(Section, frozen=True):

@@ -31,13 +31,23 @@ def load(path: str | Path | None = None, environ: Mapping[str, str] = os.environ
         if key.startswith("ORCHD_"):
             _override(raw, key, value)
     raw["token"] = _token(environ)
-    raw["auth_optional"] = environ.get("AUTH_OPTIONAL", "").lower() in ("1", "true", "yes")
+    raw["auth_optional"] = _flag("AUTH_OPTIONAL", environ)
     try:
         settings = msgspec.convert(raw, Settings)
     except msgspec.ValidationError as error:
         raise ConfigError(explain(str(error), path)) from None
     check_bind(settings)
     return settings
+
+
+def _flag(name: str, environ: Mapping[str, str]) -> bool:
+    """A word that is neither yes nor no is a mistake: whoever sets it believes something."""
+    word = environ.get(name, "").strip().lower()
+    if word in ("1", "true", "yes", "on"):
+        return True
+    if word in ("", "0", "false", "no", "off"):
+        return False
+    raise ConfigError(f"{name} is true or false (or 1, yes, on, 0, no, off), and not {word[:32]!r}")
 
 
 def read_file(path: Path) -> dict[str, Any]:

@@ -115,6 +115,9 @@ def _is_reachable(url: str) -> bool:
         return False
 
 
+MOST_SLOTS = 65_536  # of a pool: the most the contract can tell
+
+
 class PoolSettings(Section, frozen=True):
     """One engine, one model, a queue and replicas."""
 
@@ -132,6 +135,11 @@ class PoolSettings(Section, frozen=True):
     idle_unload_ms: MaybeMillis = 0
     pins: PinSettings = field(default_factory=PinSettings)
     replicas: tuple[ReplicaSettings, ...] = ()
+
+    def __post_init__(self) -> None:
+        slots = sum(one.slots for r in self.replicas if (one := r.process or r.mock) is not None)
+        if slots > MOST_SLOTS:
+            raise ValueError(f"pool {self.id!r} has {slots} slots in all; {MOST_SLOTS} is the most one may have")
 
 
 class ProfileSettings(Section, frozen=True):

@@ -88,7 +88,11 @@ class Admission:
         self._rate_limit.take(caller.identity, self._clock.now())
         serving = self._core.serving(request)
         self._check_meaning(request, serving)
-        request, bound = await self._size(request, serving)
+        try:
+            async with self._clock.limit(TOKENIZE_LIMIT_S):  # for all it asks: 256 inputs are as many questions
+                request, bound = await self._size(request, serving)
+        except TimeoutError as error:
+            raise self._no_answer(request) from error
         if (known := self._core.known(request.task_id, fingerprint)) is not None:
             return known
         text = request.prompt
@@ -238,16 +242,13 @@ class Admission:
         return tokens
 
     async def _ask(self, question: Awaitable[T], request: TaskRequest) -> T:
-        """The engine's answer within the limit; no answer is a reason to come back, not to guess."""
+        """The engine's answer; none is a reason to come back, not to guess."""
         try:
-            async with self._clock.limit(TOKENIZE_LIMIT_S):
-                return await question
+            return await question
         except EngineError as error:
             if error.kind == "refused":
                 message = f"The engine refuses this input: {error.message}"
                 raise InvalidParams(message, rule="inputs_for_workload", engine=request.engine) from error
-            raise self._no_answer(request) from error
-        except TimeoutError as error:
             raise self._no_answer(request) from error
 
     @staticmethod

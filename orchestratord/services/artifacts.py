@@ -25,7 +25,7 @@ RETRY_S = 5.0
 TOGETHER = 64  # transcripts stored at once
 GATHER_S = 0.1  # until then more of them come; whoever asks for one finds it all the same
 
-Address = Callable[[str, Any, tuple[str, ...], str | None, dict[str, Any]], str]
+Address = Callable[[str, Any, tuple[str, ...], str | None, dict[str, Any]], tuple[str, Any]]  # id, content to keep
 
 
 class Artifacts:
@@ -46,12 +46,13 @@ class Artifacts:
     ) -> Artifact:
         """Store a client's artifact; the same content has the same id and is stored once.
 
+        Content with many values is `Encoded`.
         Raises InvalidParams for numbers no JSON reader keeps exactly, TooLarge and StorageUnavailable.
         """
         unique = tuple(sorted(set(tags)))
         try:
             # Off the loop: the canonical form of a megabyte of numbers takes more than a second.
-            artifact_id = await asyncio.to_thread(self._address, kind, content, unique, parent, metadata)
+            artifact_id, content = await asyncio.to_thread(self._address, kind, content, unique, parent, metadata)
         except ValueError as error:
             raise InvalidParams(str(error), rule="body_syntax") from None
         artifact = Artifact(artifact_id, kind, content, unique, parent, metadata, self._clock.wall_ms())
@@ -63,11 +64,11 @@ class Artifacts:
             raise StorageUnavailable("The artifact store cannot be written now.", retry_after_ms=1000) from error
 
     async def get(self, artifact_id: str) -> Artifact:
-        """Raises NotFound, StorageUnavailable; a damaged artifact is not served."""
+        """Its content may be `Encoded`. Raises NotFound, StorageUnavailable; a damaged artifact is not served."""
         try:
             waiting = await self.outbox.get(artifact_id)
             if waiting is not None:
-                return waiting.opened()
+                return waiting
             found = await self._store.get(artifact_id)
         except JournalUnavailable as error:
             raise StorageUnavailable("This transcript cannot be read now.", retry_after_ms=1000) from error

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from typing import Any
 
-from orchestratord.ports import Artifact
+import orjson
+
+from orchestratord.ports import Artifact, Encoded
 
 
 def artifact_ref(artifact: Artifact) -> dict[str, Any]:
@@ -18,7 +20,9 @@ def artifact_ref(artifact: Artifact) -> dict[str, Any]:
 
 
 def artifact_body(artifact: Artifact) -> dict[str, Any]:
-    body = {**artifact_ref(artifact), "content": artifact.content, "metadata": artifact.metadata}
+    content = artifact.content
+    text = orjson.Fragment(bytes(content)) if isinstance(content, Encoded) else content
+    body = {**artifact_ref(artifact), "content": text, "metadata": artifact.metadata}
     if artifact.parent is not None:
         body["parent"] = artifact.parent
     return body

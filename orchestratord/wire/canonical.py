@@ -11,7 +11,7 @@ from typing import Any
 import orjson
 import rfc8785
 
-from orchestratord.ports import Artifact
+from orchestratord.ports import Artifact, Encoded
 
 LARGE = 16 * 1024
 FEW = 24  # values of a level that are quicker looked at one by one
@@ -24,6 +24,8 @@ _OPTIONS = (
     | orjson.OPT_PASSTHROUGH_DATACLASS
     | orjson.OPT_PASSTHROUGH_DATETIME
 )
+
+_ARTIFACT = b'{"content":%b,"kind":%b,"metadata":%b,"parent":%b,"tags":%b}'
 
 
 def canonical(value: Any) -> bytes:
@@ -106,15 +108,10 @@ async def fingerprint_of(body: Any) -> bytes:
 
 
 def artifact_id(kind: str, content: Any, tags: Iterable[str], parent: str | None, metadata: dict[str, Any]) -> str:
-    """The content address of an artifact: tags count as a set."""
-    fields = {
-        "kind": kind,
-        "content": content,
-        "tags": sorted(set(tags)),
-        "parent": parent,
-        "metadata": metadata,
-    }
-    return hashlib.sha256(canonical(fields)).hexdigest()
+    """The content address of an artifact: tags count as a set. `Encoded` content is taken for canonical."""
+    text = content if isinstance(content, Encoded) else canonical(content)
+    fields = text, canonical(kind), canonical(metadata), canonical(parent), canonical(sorted(set(tags)))
+    return hashlib.sha256(_ARTIFACT % fields).hexdigest()
 
 
 def id_of(artifact: Artifact) -> str:

@@ -5,14 +5,13 @@ Its content is written in the form of RFC 8785 at once: what is hashed is what t
 
 from __future__ import annotations
 
-import hashlib
 import re
 
 import orjson
 
 from orchestratord.domain.facts import TranscriptSource
 from orchestratord.ports import Artifact, Encoded
-from orchestratord.wire.canonical import canonical
+from orchestratord.wire.canonical import artifact_id, canonical
 from orchestratord.wire.sse import Numbered, around
 
 # What `sse.encode` wrote, and `sse.TOKEN` shaped: (id, text of a token, its index, else name and payload).
@@ -31,12 +30,10 @@ def transcript(source: TranscriptSource, *, full: bool = True) -> Artifact:
 
     Without `full` it tells what happened, not what was said.
     """
-    content = _content(source.frames if full else b"")
+    content = Encoded(_content(source.frames if full else b""))
     tags = tuple(sorted(set(source.tags)))
-    fields = b'{"content":%b,"kind":"trace","metadata":%b,"parent":null,"tags":%b}'
-    whole = fields % (content, canonical(source.metadata), canonical(tags))
-    name = hashlib.sha256(whole).hexdigest()
-    return Artifact(name, "trace", Encoded(content), tags, None, source.metadata, source.created_ms)
+    name = artifact_id("trace", content, tags, None, source.metadata)
+    return Artifact(name, "trace", content, tags, None, source.metadata, source.created_ms)
 
 
 def _sorted(payload: bytes) -> bytes:

@@ -117,6 +117,45 @@ def test_a_token_under_another_name_is_not_passed_over(variable: str, meant: str
     assert "canary" not in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("word", "meant"), [("on", True), ("TRUE", True), ("yes", True), ("", False), ("off", False), ("0", False)]
+)
+def test_auth_optional_is_a_yes_or_a_no(word: str, meant: bool) -> None:
+    """AUTH-1004: `on` was taken for no."""
+    assert config.load(None, {"AUTH_TOKEN": "t" * 32, "AUTH_OPTIONAL": word}).auth_optional is meant
+
+
+@pytest.mark.parametrize("word", ["ture", "enabled", "2"])
+def test_auth_optional_that_is_neither_is_a_mistake(word: str) -> None:
+    with pytest.raises(config.ConfigError, match="AUTH_OPTIONAL is true or false"):
+        config.load(None, {"AUTH_TOKEN": "t" * 32, "AUTH_OPTIONAL": word})
+
+
+@pytest.mark.parametrize(("per_s", "fits"), [(0, True), (1e-6, True), (9e-7, False), (1e-300, False)])
+def test_a_rate_is_one_that_can_be_waited_for(tmp_path: Path, per_s: float, fits: bool) -> None:
+    """ORCH-3004: at 1e-300 a second the wait was no number the contract has."""
+    file = tmp_path / "c.toml"
+    file.write_text(f"[auth.rate_limit]\nper_s = {per_s!r}\n")
+    if fits:
+        assert config.load(file, {}).auth.rate_limit.per_s == per_s
+    else:
+        with pytest.raises(config.ConfigError, match="per_s is 0, for no limit, or at least"):
+            config.load(file, {})
+
+
+@pytest.mark.parametrize(("replicas", "fits"), [(16, True), (17, False)])
+def test_a_pool_has_no_more_slots_than_can_be_told(tmp_path: Path, replicas: int, fits: bool) -> None:
+    """OD-11: of more the daemon's own answers would not fit their contract."""
+    file = tmp_path / "c.yaml"
+    made = ", ".join(f"{{id: r{i}, mock: {{slots: 4096}}}}" for i in range(replicas))
+    file.write_text(f"allow_mock: true\npools: [{{id: home, engine: vllm, model: 'hf:a/b', replicas: [{made}]}}]\n")
+    if fits:
+        assert len(config.load(file, {}).pools[0].replicas) == replicas
+    else:
+        with pytest.raises(config.ConfigError, match="69632 slots in all; 65536 is the most"):
+            config.load(file, {})
+
+
 def test_a_number_of_the_environment_that_is_too_long_is_text() -> None:
     assert config.load(None, {"ORCHD_DATA_DIR": "9" * 5000}).data_dir == "9" * 5000
 

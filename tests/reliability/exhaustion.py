@@ -199,6 +199,11 @@ def bodies(room: int) -> dict[str, tuple[str, bytes]]:
         "content of keys": stored(b"{%b}" % keys.encode()),
         "a good artifact of keys": stored(b'{"a":{%b}}' % keys.encode()),
         "an open string of quotes": ("/v1/artifacts", b"[" * 70_000 + b'"' + b'\\"' * ((room - 80_000) // 2)),
+        "as many values as are read at once": asked(prompt="a", sampling={"json_schema": {"enum": [[1.5]] * 4000}}),
+        "a good artifact of as many": stored(b'{"a":%b}' % json.dumps([{"a": 1.5}] * 4000).encode()),
+        "names that are not ASCII": stored(
+            b'{"a":{%b}}' % ",".join(f'"\u00e9{i}":1' for i in range(room // 14)).encode()
+        ),
         "deep arrays": stored(b"[" * deep + b"]" * deep),
     }
 

@@ -185,6 +185,19 @@ def test_without_a_count_the_task_has_to_come_back(app: LiveApp, session: Verify
     assert session.get(f"/v1/sessions/{body['session_id']}").status_code == 404
 
 
+def test_all_inputs_together_have_a_second(app: LiveApp, session: VerifyingSession) -> None:
+    """ORCH-3016: each had one of its own, so 256 held their admission for minutes. What was counted is kept."""
+    asked = Asked(app, "late")
+    body = task(workload="embedding", prompt=None, inputs=[f"{i} " * 50 for i in range(8)], ctx=60, max_tokens=1)
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(session.post, "/v1/tasks", json=body)
+        while not asking.done():
+            app.advance(0.25)
+        refusal = asking.result()
+    assert (refusal.status_code, refusal.json()["code"], refusal.json()["retriable"]) == (503, "POOL_UNREADY", True)
+    assert len(asked.texts) <= 3, "no more is asked once the second is over"
+
+
 def test_time_counts_from_the_receipt_of_the_request(app: LiveApp, session: VerifyingSession) -> None:
     """ORCH-3014: what sizing took is part of the deadline, of the prediction and of the task's age."""
     asked = Asked(app, "late")

@@ -38,9 +38,10 @@ def encode(artifact: Artifact) -> bytes:
 
 
 def decode(artifact_id: str, data: bytes) -> Artifact:
-    """Raises ValueError for what cannot be read; whether it is what the id says is for the caller to find out."""
+    """With its content `Encoded`. Raises ValueError for what cannot be read; whether it is what the id says is for the
+    caller to find out."""
     head, _, content = data.partition(b"\n")
-    return decode_head(artifact_id, head + b"\n", msgspec.json.decode(content))
+    return decode_head(artifact_id, head + b"\n", Encoded(content[:-1]))
 
 
 def decode_head(artifact_id: str, line: bytes, content: Any = None) -> Artifact:

@@ -270,6 +270,9 @@ class FileArtifacts:
         """Raises ValueError."""
         try:
             artifact = document.decode(artifact_id, data)
+            if self._id_of(artifact) == artifact_id:  # it is in canonical form
+                return artifact
+            artifact = artifact.opened()
             found = self._id_of(artifact)
         except ValueError:
             raise ValueError("it cannot be parsed") from None

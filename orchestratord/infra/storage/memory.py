@@ -5,8 +5,7 @@ from __future__ import annotations
 import builtins
 from collections.abc import Sequence
 
-import msgspec
-
+from orchestratord.infra.storage import document
 from orchestratord.infra.storage.index import Index, Key, is_id
 from orchestratord.ports import Artifact, Stored
 
@@ -21,10 +20,10 @@ class MemoryArtifacts:
     async def put(self, artifact: Artifact, *, automatic: bool = False) -> Artifact:
         if not is_id(artifact.id):
             raise ValueError("not an artifact id")
-        stored = self._whole.setdefault(artifact.id, artifact.opened())
+        stored = self._whole.setdefault(artifact.id, artifact)
         known = self._index.get(artifact.id)
         if known is None or (known.automatic and not automatic):
-            size = known.size if known is not None else len(msgspec.json.encode(stored))
+            size = known.size if known is not None else len(document.encode(stored))
             self._index.add(Stored(stored, size, automatic))
         return stored
 
