@@ -83,7 +83,8 @@ def test_a_head_is_known_from_its_second_time_on() -> None:
     heads.keep(GET, FIELDS, 0)
     assert heads.read(GET) == ("GET", b"/healthz", FIELDS, len(GET))
     other = heads.read(GET.replace(b"/healthz", b"/readyz"))
-    assert other is not None and other.url == b"/readyz"
+    assert other is not None
+    assert other.url == b"/readyz"
 
 
 @pytest.mark.parametrize(
