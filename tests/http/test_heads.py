@@ -134,6 +134,21 @@ def test_no_more_than_so_many_are_kept() -> None:
         assert len(heads._known) <= KEPT
 
 
+def test_a_body_that_looks_like_a_request_is_none() -> None:
+    """It comes in a read of its own, byte for byte as a request that is known."""
+    with LiveApp() as app, RawConnection(app.url) as connection:
+        for _ in range(2):
+            connection.send(GET)
+            assert connection.answer().status == 200
+        head = b"POST /v1/tasks HTTP/1.1\r\nContent-Type: application/json\r\n%bContent-Length: %d\r\n\r\n"
+        connection.send(head % (HOST, len(GET)))
+        app.settle()
+        connection.send(GET)
+        assert connection.answer().json()["details"]["rule"] == "body_syntax"
+        connection.send(GET)
+        assert connection.answer().status == 200
+
+
 def test_the_requests_of_a_client_need_the_parser_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Bodies, answers and refusals are those of the parser's way; what does not match goes that way."""
     parsed: list[bytes] = []
