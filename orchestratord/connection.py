@@ -19,6 +19,7 @@ from uvicorn.protocols.http.httptools_impl import STATUS_LINE, HttpToolsProtocol
 
 from orchestratord.crowd import WRITE_BUFFER, Crowd
 from orchestratord.frugal import SET, Cycle, Flow, Pipeline
+from orchestratord.heads import Heads, Request
 from orchestratord.infra.steps import Steps
 from orchestratord.middleware import correlation_id
 from orchestratord.wire.errors import HttpError, internal, render
@@ -85,7 +86,8 @@ class Protocol(HttpToolsProtocol):
         "_working",
     )
 
-    crowd: Crowd  # the server's, and where requests go; see make_server
+    crowd: Crowd  # the server's, as `heads`, and where requests go; see make_server
+    heads: Heads
     entry: Any
     parser: Any  # none while a stream is all there is
 
@@ -136,20 +138,40 @@ class Protocol(HttpToolsProtocol):
             if self._lingering > LINGER_BYTES:
                 self.transport.pause_reading()
         elif self._refused is None and not self.transport.is_closing():
-            if self.parser is None:
-                self.parser = httptools.HttpRequestParser(self)
-                self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
-            begun = self._head_size
-            self._unparsed += len(data)
-            self._parse(data)
-            if self._unparsed > UNPARSED_BYTES:  # the parser keeps a field until it has all of it
-                self._refuse(HttpError("HEADERS_TOO_LARGE", f"A field may have at most {HEAD_BYTES} bytes."))
-            if self._head_size and self._refused is None and not (begun and self._head_timer):
-                self._expect_head()  # this head has begun just now
+            alone = not self._head_size and self._idle  # before and behind it there is nothing yet
+            if alone and (known := self.heads.read(data)) is not None:
+                self._take_known(known, data)
+            else:
+                self._read(data)
+                fresh = self._fresh
+                if alone and fresh is not None and fresh.keep_alive and not (fresh.more_body or self._head_size):
+                    self.heads.keep(data, self.headers, len(fresh.body))
             if self._fresh is not None:
                 fresh, self._fresh = self._fresh, None
                 if not fresh.disconnected:  # else it has been refused
                     self._begin(fresh)
+
+    def _take_known(self, request: Request, data: bytes) -> None:
+        self._stop_timer()
+        self.crowd.busy(self)
+        self._unparsed = 0
+        self.headers, self.expect_100_continue = request.headers, False
+        self._take(request.method, (request.url.decode("ascii"), request.url, b""), "1.1", keep_alive=True)
+        self.cycle.body += data[request.body :]
+        self.cycle.more_body = False
+        self.cycle.message_event.set()
+
+    def _read(self, data: bytes) -> None:
+        if self.parser is None:
+            self.parser = httptools.HttpRequestParser(self)
+            self.parser.set_dangerous_leniencies(lenient_data_after_close=True)  # as uvicorn does
+        begun = self._head_size
+        self._unparsed += len(data)
+        self._parse(data)
+        if self._unparsed > UNPARSED_BYTES:  # the parser keeps a field until it has all of it
+            self._refuse(HttpError("HEADERS_TOO_LARGE", f"A field may have at most {HEAD_BYTES} bytes."))
+        if self._head_size and self._refused is None and not (begun and self._head_timer):
+            self._expect_head()  # this head has begun just now
 
     def _parse(self, data: bytes) -> None:
         while data and self._refused is None:
@@ -229,17 +251,17 @@ class Protocol(HttpToolsProtocol):
         if version not in ("1.0", "1.1"):
             self._refuse(HttpError("INVALID_PARAMS", NOT_HTTP))
         if self._refused is None:
-            self._take(version)
+            keep_alive = version != "1.0" and self.parser.should_keep_alive()
+            self._take(self.parser.get_method().decode("ascii"), _parts(self.url), version, keep_alive=keep_alive)
             if len(self.pipeline) > PIPELINED:
                 self._refuse(HttpError("OVERLOADED", "Too many requests at once on this connection.", retriable=True))
             elif self.pipeline:
                 self.flow.resume_reading()  # else nobody would notice that the client has left
         self._head_size = 0
 
-    def _take(self, version: str) -> None:
+    def _take(self, method: str, parts: tuple[str, bytes, bytes], version: str, *, keep_alive: bool) -> None:
         """A request whose head is complete: begun after what was read with it, or behind those before it."""
-        path, raw_path, query = _parts(self.url)
-        keep_alive = version != "1.0" and self.parser.should_keep_alive()
+        path, raw_path, query = parts
         self.scope = {
             "type": "http",
             "asgi": _ASGI,
@@ -247,7 +269,7 @@ class Protocol(HttpToolsProtocol):
             "server": self.server,
             "client": self.client,
             "scheme": self.scheme,  # type: ignore[typeddict-item]
-            "method": self.parser.get_method().decode("ascii"),
+            "method": method,
             "root_path": "",
             "path": path,
             "raw_path": raw_path,

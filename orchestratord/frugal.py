@@ -54,7 +54,12 @@ class Bell:
 
 
 class Cycle(RequestResponseCycle):
-    """uvicorn's, made in a third of the time."""
+    """uvicorn's, made in a third of the time: what it begins with is of the class, and takes no place in each."""
+
+    disconnected = waiting_for_100_continue = response_started = response_complete = False
+    more_body = True
+    chunked_encoding: bool | None = None
+    expected_content_length = 0
 
     def __init__(self, protocol: HttpToolsProtocol, scope: Any, keep_alive: bool) -> None:
         self.scope = scope
@@ -66,15 +71,10 @@ class Cycle(RequestResponseCycle):
         self.default_headers = protocol.server_state.default_headers
         self.message_event: Any = Bell()
         self.on_response = protocol.on_response_complete
-        self.disconnected = False
         self.keep_alive = keep_alive
-        self.waiting_for_100_continue = protocol.expect_100_continue
+        if protocol.expect_100_continue:
+            self.waiting_for_100_continue = True
         self.body = bytearray()
-        self.more_body = True
-        self.response_started = False
-        self.response_complete = False
-        self.chunked_encoding = None
-        self.expected_content_length = 0
 
     async def send(self, message: Any) -> None:
         if self.more_body and not self.response_started:

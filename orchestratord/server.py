@@ -19,6 +19,7 @@ from orchestratord.app import Daemon
 from orchestratord.connection import Protocol
 from orchestratord.crowd import UNACKED_MS, Crowd
 from orchestratord.domain.url import authority
+from orchestratord.heads import Heads
 from orchestratord.infra import strays
 from orchestratord.infra.heartbeat import Heartbeat
 from orchestratord.wire.limits import CONNECTIONS
@@ -109,7 +110,7 @@ def make_server(daemon: Daemon, app: Any = None, *, loop: str = "uvloop") -> Ser
         app or daemon.asgi,
         host=settings.host,
         port=settings.port,
-        http=type("Protocol", (Protocol,), {"crowd": crowd, "entry": entry, "__slots__": ()}),
+        http=type("Protocol", (Protocol,), {"crowd": crowd, "heads": Heads(), "entry": entry, "__slots__": ()}),
         loop=loop,
         ws="none",
         lifespan="on",

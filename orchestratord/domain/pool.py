@@ -205,6 +205,7 @@ class Pool:
     """A pool and everything in it."""
 
     spec: PoolSpec
+    id: str = field(init=False)
     replicas: dict[str, Replica] = field(default_factory=dict)
     shadows: list[Replica] = field(default_factory=list)  # of a reload: those coming up, and those running out
     queue: TaskQueue = field(init=False)
@@ -221,14 +222,11 @@ class Pool:
     near: dict[Priority, Any] = field(default_factory=dict)  # what forecasts found at the front of the queue
 
     def __post_init__(self) -> None:
+        self.id = self.spec.id
         self.stay = Stay(self.spec.prior.load_ms / 1000)
         self.configured = self.spec.model_ref
         self.queue = TaskQueue(self.spec.queue)
         self.service = ServiceModel(self.spec.prior)
-
-    @property
-    def id(self) -> str:
-        return self.spec.id
 
     @property
     def live(self) -> bool:

@@ -45,7 +45,7 @@ class Roster(dict[str, Task]):
     def drop_content(self) -> None:
         """Nobody needs the input of a finished task any more, and ten thousand of them would fill the memory."""
         for task in self._content:
-            task.admitted = task.admitted.without_content()
+            task.drop_content()
         self._content.clear()
 
     def keep_log(self, task: Task) -> None:

@@ -49,16 +49,19 @@ class Task:
     transcript_id: str | None = None
     unsaved: bool = False  # its end could not be journaled, and will be as soon as the journal can be written
     pool_id: str = field(init=False)  # where it was admitted to, or moved to since
+    # Of what was admitted: asked for dozens of times.
+    request: TaskRequest = field(init=False)
     task_id: str = field(init=False)
     session_id: str = field(init=False)
 
     def __post_init__(self) -> None:
-        self.pool_id = self.admitted.pool_id
-        self.task_id, self.session_id = self.admitted.request.task_id, self.admitted.request.session_id
+        self.pool_id, self.request = self.admitted.pool_id, self.admitted.request
+        self.task_id, self.session_id = self.request.task_id, self.request.session_id
 
-    @property
-    def request(self) -> TaskRequest:
-        return self.admitted.request
+    def drop_content(self) -> None:
+        """Nobody needs what it was asked any more."""
+        self.admitted = self.admitted.without_content()
+        self.request = self.admitted.request
 
     @property
     def usage(self) -> Usage:

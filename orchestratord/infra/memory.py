@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import os
 import resource
-from collections.abc import Iterator
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
 CGROUPS = Path("/sys/fs/cgroup")
 MEMBERSHIP = Path("/proc/self/cgroup")
 PAGE = os.sysconf("SC_PAGE_SIZE")
+SMALL = 64 * 1024  # bytes: more than any of these files has
 
 
 class Files(NamedTuple):
@@ -39,7 +40,8 @@ class ProcMemory:
         return _kilobytes(f"/proc/{pid}/status", "RssAnon:")
 
     def taken(self) -> float | None:
-        shares = (_address_space(), *(_cgroup(group, files) for group, files in _groups()))
+        groups = _groups(_read(MEMBERSHIP) or "", CGROUPS)
+        shares = (_address_space(), *(_cgroup(group, files) for group, files in groups))
         return max((share for share in shares if share is not None), default=None)
 
     def file_size(self, path: str) -> int:
@@ -59,39 +61,59 @@ def _address_space() -> float | None:
         return None
 
 
-def _groups() -> Iterator[tuple[Path, Files]]:
+def _read(path: str | Path) -> str | None:
+    """A small file of the kernel's; None if there is none. A quarter of what `Path.read_text` takes."""
+    try:
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except OSError:
+        return None
+    try:
+        return os.read(descriptor, SMALL).decode("utf-8", errors="replace")
+    except OSError:
+        return None
+    finally:
+        os.close(descriptor)
+
+
+@lru_cache(maxsize=1)  # the same for as long as nobody moves this process
+def _groups(membership: str, top: Path) -> tuple[tuple[str, Files], ...]:
     """This process's control groups and those above them, any of which may have a limit.
 
     A machine may have either version, or both. In a container the path may be one that only its host can see: then the
     topmost folder is the container's own group.
     """
-    try:
-        lines = MEMBERSHIP.read_text("utf-8").splitlines()
-    except OSError:
-        return
-    for line in lines:
+    found: list[tuple[str, Files]] = []
+    for line in membership.splitlines():
         number, controllers, path = line.split(":", 2)
         if number == "0":
-            root, files = CGROUPS, V2
+            root, files = top, V2
         elif "memory" in controllers.split(","):
-            root, files = CGROUPS / "memory", V1
+            root, files = top / "memory", V1
         else:
             continue
         own = root / path.lstrip("/")
-        yield own, files
-        yield from ((above, files) for above in own.parents if above.is_relative_to(root))
+        found += [(str(each), files) for each in (own, *own.parents) if each == own or each.is_relative_to(root)]
+    return tuple(found)
 
 
-def _cgroup(group: Path, files: Files) -> float | None:
+def _cgroup(group: str, files: Files) -> float | None:
     """What cannot be dropped of a group's memory: files that nobody uses do not count."""
-    try:
-        limit = int((group / files.limit).read_text("ascii"))
-        used = int((group / files.used).read_text("ascii"))
-        lines = (group / "memory.stat").read_text("ascii").splitlines()
-    except (OSError, ValueError):  # there is none, or it is `max`
+    limit = _number(_read(f"{group}/{files.limit}"))
+    if limit is None or not 0 < limit < V1_NONE:
+        return None  # and nothing else is read: the kernel adds up its figures for whoever asks, and takes long
+    used, figures = _number(_read(f"{group}/{files.used}")), _read(f"{group}/memory.stat")
+    if used is None or figures is None:
         return None
-    cached = next((int(line.split()[1]) for line in lines if line.startswith(f"{files.cached} ")), 0)
-    return (used - cached) / limit if 0 < limit < V1_NONE else None
+    cached = next((int(line.split()[1]) for line in figures.splitlines() if line.startswith(f"{files.cached} ")), 0)
+    return (used - cached) / limit
+
+
+def _number(text: str | None) -> int | None:
+    """None also for `max`."""
+    try:
+        return int(text or "")
+    except ValueError:
+        return None
 
 
 def _kilobytes(path: str, name: str) -> int | None:

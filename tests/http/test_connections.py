@@ -268,7 +268,7 @@ def test_an_odd_target_is_the_fault_of_who_sent_it(url: bytes) -> None:
 def test_a_fault_of_ours_in_reading_a_request_is_told_as_ours(monkeypatch: pytest.MonkeyPatch) -> None:
     """The parser takes whatever its callbacks raise for an error of the request."""
 
-    def fail(*_: Any) -> None:
+    def fail(*_: Any, **__: Any) -> None:
         raise LookupError("secret")
 
     with LiveApp() as app, RawConnection(app.url) as connection:

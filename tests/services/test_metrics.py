@@ -6,10 +6,12 @@ import json
 import uuid
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from prometheus_client.parser import text_string_to_metric_families
 
 from orchestratord import __version__, contract
@@ -215,6 +217,34 @@ def test_state_gauges_keep_the_budget_too() -> None:
         seen.add(sample.labels["engine_version"])
     assert len(seen) == LABELS["engine_version"] + 1
     assert all(len(value) <= 128 for value in seen)
+
+
+@pytest.mark.parametrize("name", [name for name, series in TABLE.items() if series.kind != "state"])
+def test_a_family_tells_what_the_librarys_own_would(name: str) -> None:
+    """Byte for byte, also on the bounds of a histogram and before anything was counted."""
+    series, metrics, registry = TABLE[name], Metrics(), CollectorRegistry()
+    kinds: dict[str, Any] = {
+        "counter": Counter,
+        "gauge": Gauge,
+        "histogram": partial(Histogram, buckets=series.buckets),
+    }
+    theirs = kinds[series.kind](name, series.help, series.labels, registry=registry)
+
+    def ours() -> list[str]:
+        """Of this family, without the time at which the library made a series."""
+        lines = (generate_latest(registry) + b"--\n" + metrics.render()).decode().split("--\n")
+        mine = [line for line in lines[1].splitlines() if name.removesuffix("_total") in line]
+        library = [line for line in lines[0].splitlines() if "_created" not in line]
+        assert mine == library
+        return mine
+
+    before = ours()
+    for number, value in enumerate((*series.buckets, 0.5, 0, 1e9, 7)):
+        labels = dict.fromkeys(series.labels, f"v{number % 2}")
+        metrics.observe(name, value, labels)
+        child = theirs.labels(**labels) if labels else theirs
+        getattr(child, {"counter": "inc", "gauge": "set", "histogram": "observe"}[series.kind])(value)
+    assert ours() != before
 
 
 def test_labels_that_are_not_the_familys_are_a_mistake() -> None:

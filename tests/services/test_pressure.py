@@ -149,10 +149,15 @@ def test_a_group_without_a_limit_has_none(machine: Machine, limit: str) -> None:
     assert machine.taken() is None
 
 
-def test_version_1_has_a_number_for_no_limit(machine: Machine) -> None:
+def test_version_1_has_a_number_for_no_limit(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
+    """And where there is none the figures of the group, for which the kernel takes long, are not asked for."""
     machine.member("4:memory:/service")
     machine.v1("service", UNLIMITED, 950)
+    asked: list[str] = []
+    read = memory._read
+    monkeypatch.setattr(memory, "_read", lambda path: asked.append(Path(path).name) or read(path))
     assert machine.taken() is None
+    assert set(asked) == {"membership", "memory.limit_in_bytes"}
 
 
 def test_the_tightest_limit_above_counts(machine: Machine) -> None:

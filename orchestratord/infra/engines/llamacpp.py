@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Sequence
+from operator import attrgetter
 from typing import Annotated, Any
 
 import msgspec
@@ -40,6 +41,7 @@ KNOBS = {
     "json_schema": "json_schema",
     "grammar": "grammar",
 }
+_values = attrgetter(*KNOBS)
 # The last frame would echo the whole prompt and all settings.
 _LAST_FRAME = ["content", "stop", "stop_type", "tokens_predicted", "tokens_evaluated"]
 # The template a server reports for a model that carries none; using it would be a guess.
@@ -103,7 +105,7 @@ def _request(job: Job) -> bytes:
 
 
 def _knobs(sampling: Sampling) -> dict[str, Any]:
-    given = ((theirs, getattr(sampling, ours)) for ours, theirs in KNOBS.items())
+    given = zip(KNOBS.values(), _values(sampling), strict=True)
     return {name: value for name, value in given if value is not None}
 
 
