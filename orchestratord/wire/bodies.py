@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 from collections.abc import Iterable, Iterator
 from itertools import islice
 from typing import Any
@@ -16,6 +17,9 @@ CONTAINERS = 65_536  # objects and arrays: more would hold up everybody else whi
 VALUES = 196_608  # commas and colons: a value takes ten times its bytes and more while it is read
 PIECES = 8192  # strings, and what is between them, that are looked at together; even
 BIG = 64 * 1024
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+# An integer beyond 64 bits: the parser makes a float of it, so that nobody behind it could tell.
+_LONG = re.compile(rb"[:,\[\s]-?[1-9][0-9]{18,}+(?![.eE])")
 SHOWN, SHOWN_ITEMS = 10_000, 2_000  # values of a large body that its refusal is about, and of one array or object
 
 
@@ -32,6 +36,8 @@ def parse(raw: bytearray) -> Any:
         raise _bad(f"The body is not valid JSON: {short(str(error))}.") from None
     if brackets > DEPTH and _deeper(body, DEPTH):
         raise _bad(f"The body nests deeper than {DEPTH} levels.")
+    if brackets > 1 and _has_long(raw):  # a flat body has fields with bounds, and nothing open
+        raise _bad("JSON readers disagree about integers beyond 2**53 - 1 (RFC 8785): send them as strings.")
     return body
 
 
@@ -58,18 +64,31 @@ def _deeper(value: Any, levels: int) -> bool:
     return True
 
 
+def _has_long(raw: bytearray) -> bool:
+    return b"0" * 19 in raw.translate(_DIGITS) and any(map(_LONG.search, _between_strings(raw)))
+
+
 def _count(raw: bytes | bytearray, marks: bytes) -> int:
     return raw.count(marks[0]) + raw.count(marks[1])
 
 
 def _outside(raw: bytearray, marks: bytes, most: int) -> bool:
     """Whether more than `most` of these two bytes are outside of strings."""
-    rest, found = bytes(raw).replace(b"\\\\", b"").replace(b'\\"', b""), 0
-    while rest and found <= most:
+    found = 0
+    for text in _between_strings(raw):
+        found += _count(text, marks)
+        if found > most:
+            return True
+    return False
+
+
+def _between_strings(raw: bytearray) -> Iterator[bytes]:
+    """What is outside of strings, some of it at a time."""
+    rest = bytes(raw).replace(b"\\\\", b"").replace(b'\\"', b"")
+    while rest:
         pieces = rest.split(b'"', PIECES)
         rest = pieces.pop() if len(pieces) > PIECES else b""
-        found += _count(b"".join(pieces[::2]), marks)
-    return found > most
+        yield b"".join(pieces[::2])
 
 
 def _loads(raw: bytearray) -> Any:
