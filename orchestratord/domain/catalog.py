@@ -167,7 +167,7 @@ class Catalog:
             )
         for entry in entries:
             if (why := entry.untrusted(policy)) is not None:
-                why = why.replace("{id}", entry.id)
+                why = why.replace("{id}", entry.id).removesuffix(".")
                 return UntrustedArtifact(f"{what} is not trusted: {why}.", rule="trust", model_id=entry.id)
         return None
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NoReturn
 
 from orchestratord.domain.errors import InvalidParams, PoolUnavailable, PoolUnready, Refusal, ReplicaExhausted
 from orchestratord.domain.record import record
@@ -140,22 +140,25 @@ def _choose(job: TaskRequest, pools: Sequence[PoolSnapshot]) -> Decision:
 
     open_now = [p for p in feasible if p.ready and not p.draining]
     filters += [f"{p.id}: {_why_closed(p)}" for p in feasible if p not in open_now]
-    if not open_now:
-        _raise_closed(job, feasible, pinned=pinned)
-
-    fallback = False
-    if hints.mode == "prefer" and hints.prefer_pools:
-        preferred = [p for p in open_now if p.id in hints.prefer_pools]
-        if preferred:
-            open_now = preferred
-        elif hints.allow_fallback:
-            fallback = True
-            filters.append("preferred pools not feasible: fell back")
-        else:
+    preferring = hints.mode == "prefer" and bool(hints.prefer_pools)
+    preferred = [p for p in open_now if preferring and p.id in hints.prefer_pools]
+    if preferring and not preferred and not hints.allow_fallback:
+        wanted = [p for p in feasible if p.id in hints.prefer_pools]
+        if not wanted:
             raise PoolUnready(
-                "None of placement.prefer_pools can take this task now and allow_fallback is false.",
+                "None of placement.prefer_pools can ever take this task and allow_fallback is false. Prefer others.",
+                retriable=False,
                 engine=job.engine,
+                available=[p.id for p in feasible][:20],
             )
+        _raise_closed(job, wanted, named=True)
+    if not open_now:
+        _raise_closed(job, feasible, named=pinned)
+
+    fallback = preferring and not preferred
+    if fallback:
+        filters.append("preferred pools not feasible: fell back")
+    open_now = preferred or open_now
 
     best, used = _rank(open_now, _POOL_ORDER)
     return Decision(best.id, considered, tuple(filters), tuple(used), pinned, fallback)
@@ -219,9 +222,10 @@ def _why_closed(pool: PoolSnapshot) -> str:
     return "loading" if pool.loading else "down"
 
 
-def _raise_closed(job: TaskRequest, pools: Sequence[PoolSnapshot], *, pinned: bool) -> None:
+def _raise_closed(job: TaskRequest, pools: Sequence[PoolSnapshot], *, named: bool) -> NoReturn:
+    """`named`: the task can go to no others than these, by its own wish."""
     states = ", ".join(f"{p.id} is {_why_closed(p)}" for p in pools)
-    if pinned or any(p.loading or p.draining for p in pools):
+    if named or any(p.loading or p.draining for p in pools):
         raise PoolUnready(
             f"{states}. Try again shortly; GET /v1/pools/{{id}}/health says why.",
             retry_after_ms=min((p.opens_ms for p in pools if p.opens_ms is not None), default=None),

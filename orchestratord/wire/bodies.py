@@ -20,6 +20,8 @@ VALUES = 8_192  # commas and colons: a value takes ten times its bytes and more 
 BULK_VALUES = 196_608  # in a body with a part that stays text
 PIECE = 16 * 1024  # bytes that are looked at together: fewer objects at once than would be kept for good
 BIG = 64 * 1024
+_DIGITS = bytes.maketrans(b"123456789", b"000000000")
+_LONG = b"0" * 19  # digits in a row: perhaps an integer beyond 64 bits
 SHOWN, SHOWN_ITEMS = 10_000, 2_000  # values of a large body that its refusal is about, and of one array or object
 
 
@@ -79,6 +81,9 @@ def parse(raw: bytearray) -> Any:
         raise _malformed(error) from None
     if brackets > DEPTH and _deeper(body, DEPTH):
         raise _too_deep()
+    if brackets > 1 and is_long(raw):  # a flat body has nothing but fields with bounds
+        del body
+        body = msgspec.json.decode(raw)  # orjson makes floats of such, and nobody could tell any more
     return body
 
 
@@ -89,6 +94,11 @@ def _check_counts(raw: bytearray, values: int) -> int:
     if _count(raw, b",:") > values and _outside(raw, b",:", values):
         raise _bad(f"The body has more than {values} names and values.")
     return brackets
+
+
+def is_long(raw: bytes | bytearray) -> bool:
+    """Whether there may be an integer beyond 64 bits in it, which orjson would make a float."""
+    return _LONG in raw.translate(_DIGITS)
 
 
 def beginning(body: Any) -> Any:

@@ -12,9 +12,11 @@ from heapq import merge
 from operator import itemgetter
 from typing import Any
 
+import msgspec
 import orjson
 
 from orchestratord.ports import Encoded
+from orchestratord.wire.bodies import is_long
 from orchestratord.wire.canonical import artifact_id, canonical
 
 DEPTH = 63  # of an artifact's content; the body around it is one more
@@ -150,12 +152,14 @@ def canonical_text(text: bytes) -> bytes:
 def address(
     kind: str, content: Any, tags: tuple[str, ...], parent: str | None, metadata: dict[str, Any]
 ) -> tuple[str, Any]:
-    """The id of an artifact, and its content as it is kept: what came as `Encoded` is brought into canonical form.
+    """The id of an artifact, and its content as it is kept: in canonical form, of which `Encoded` is not yet.
 
     Raises ValueError.
     """
     if isinstance(content, Encoded):
         content = Encoded(canonical_text(content))
+    elif isinstance(content, dict):
+        content = Encoded(canonical(content))
     return artifact_id(kind, content, tags, parent, metadata), content
 
 
@@ -164,7 +168,7 @@ def _levels(small: Any) -> int:
 
 
 def _in_order(piece: bytes) -> bytes:
-    return canonical(orjson.loads(piece))
+    return canonical(msgspec.json.decode(piece) if is_long(piece) else orjson.loads(piece))
 
 
 def _utf16(name: str) -> bytes:

@@ -167,3 +167,13 @@ def test_every_series_is_documented() -> None:
     assert told == {name: {"type": series["type"], "labels": series["labels"]} for name, series in LINT.items()}
     labels = {label for series in LINT.values() for label in series["labels"]}
     assert {label for label in labels if f"`{label}`" not in METRICS} <= {"policy"}
+
+
+def test_the_fault_that_contributing_shows_can_be_made() -> None:
+    """The file has the line that is to be changed, once, and the test that notices is there."""
+    page = (ROOT / "CONTRIBUTING.md").read_text("utf-8")
+    shown = re.search(r"```diff\n # (\S+)\n-(.+)\n\+.+\n```\n\n.*`(test_\w+)`", page, re.DOTALL)
+    assert shown is not None
+    path, line, test = shown.groups()
+    assert (ROOT / path).read_text().splitlines().count(line) == 1
+    assert f"def {test}(" in "".join(file.read_text() for file in (ROOT / "tests/domain").glob("test_*.py"))

@@ -266,6 +266,13 @@ def test_a_name_of_two_models_means_the_one_that_may_be_used() -> None:
     assert isinstance(refused(there, placement=PlacementHints(mode="pin", pin_pool_id="home")), ModelDeprecated)
 
 
+def test_why_a_model_is_not_trusted_is_told_as_one_sentence() -> None:
+    """ORCH-3097: what a check said may end with a full stop of its own, or not."""
+    for said in ("it is elsewhere. Move it.", "it is elsewhere. Move it"):
+        there = world(entry("e", "m", findings=replace(PASSED, fault="not_allowed", message=said)))
+        assert refused(there, strict=True).message.endswith(": its check failed: it is elsewhere. Move it.")
+
+
 def test_strict_trust_of_one_client_binds_one_task() -> None:
     """ORCH-3097: what is known of the model decides, and others are let in."""
     there = world(entry("e", "m"))

@@ -62,6 +62,22 @@ def job(**fields: Any) -> TaskRequest:
             None,
             True,
         ),
+        (
+            {"mode": "prefer", "prefer_pools": ("a",), "allow_fallback": False},
+            [pool("a", ready=False), pool("b", ready=False)],
+            PoolUnready,
+            None,
+            True,
+        ),
+        *(
+            ({"mode": "prefer", "prefer_pools": ("a",), "allow_fallback": False}, pools, PoolUnready, None, False)
+            for pools in (
+                [pool("b")],
+                [pool("a", serves=False), pool("b")],
+                [pool("a", ctx=64), pool("b")],
+                [pool("a", serves=False), pool("b", ready=False, loading=True)],
+            )
+        ),
         ({"ctx": 8192}, [pool("a")], InvalidParams, "ctx_exceeds_model", False),
         ({"workload": "embedding"}, [pool("a")], InvalidParams, "unsupported_workload", False),
         ({"determinism": "strict"}, [pool("a")], InvalidParams, "unsupported_determinism", False),
@@ -103,6 +119,15 @@ def test_each_tie_breaker_decides_when_all_before_it_tie(fields: dict[str, Any],
     decision = place(job(), [pool("a", **base), pool("b", **{**base, **fields})])
     assert decision.pool_id == "b"
     assert decision.tie_breakers == (breaker,)
+
+
+def test_a_preference_without_a_way_out_waits_for_its_own_pools_only() -> None:
+    """OC-CORE-1016: when to come back is what the preferred pool takes yet, whatever the others do."""
+    pools = [pool("a", ready=False, loading=True, opens_ms=9000), pool("b", draining=True, opens_ms=5), pool("c")]
+    for given_pools in (pools, pools[:2]):
+        with pytest.raises(PoolUnready) as refused:
+            place(job(mode="prefer", prefer_pools=("a",), allow_fallback=False), given_pools)
+        assert refused.value.retry_after_ms == 9000
 
 
 def test_prefer_falls_back_and_says_so_pin_never_does() -> None:

@@ -145,12 +145,20 @@ EITHER = [  # allowed by the grammar, and yet readers disagree: an answer, which
     ),
     *(
         b"0." + b"1" * 400,
-        b"18446744073709551616",
-        b"-9223372036854775809",
         b"[" * 500 + b"]" * 500,
         b'{"a":' * 90 + b"1" + b"}" * 90,
     ),
     *(b'"' + b"a" * 100_000 + b'"', b"[" + b"0," * 10_000 + b"0]", b'"\\u0041' * 2 + b'"'),
+]
+
+BEYOND = [  # integers: no 53, 63 or 64 bits hold them, and some readers make another number of them
+    *(b"9007199254740992", b"-9007199254740992", b"9223372036854775808", b"-9223372036854775809"),
+    *(b"18446744073709551615", b"18446744073709551616", b"1" + b"0" * 30, b"[1, -" + b"9" * 40 + b" ]", b"9" * 300),
+    b'"a\\\\","w":' + b"7" * 20,
+]
+WITHIN = [  # as many digits, but not of an integer
+    *(b"0." + b"1" * 30, b"1234567890123456789012.5", b"-12345678901234567890e2", b"12345678901234567890E-7"),
+    *(b'"12345678901234567890"', b'{"12345678901234567890":1}', b'"\\", 12345678901234567890, \\""', b"1e30"),
 ]
 
 
@@ -175,6 +183,21 @@ def test_what_json_lacks_is_400(shared_session: VerifyingSession, value: bytes) 
     answer = stored(shared_session, value)
     assert answer.status_code == 400, answer.text
     assert answer.json()["details"]["rule"] == "body_syntax"
+
+
+@pytest.mark.parametrize("value", BEYOND, ids=lambda value: repr(value)[:40])
+def test_an_integer_is_kept_or_refused_never_rounded(shared_session: VerifyingSession, value: bytes) -> None:
+    """Also one so long that the parser itself would make a float of it."""
+    answer = stored(shared_session, value)
+    assert answer.status_code == 400, answer.text
+    assert answer.json()["details"]["rule"] == "body_syntax"
+
+
+@pytest.mark.parametrize("value", WITHIN, ids=repr)
+def test_digits_alone_make_no_integer(shared_session: VerifyingSession, value: bytes) -> None:
+    answer = stored(shared_session, value)
+    assert answer.status_code == 201, answer.text
+    assert shared_session.get(answer.headers["Location"]).json()["content"]["v"] == json.loads(value)
 
 
 @pytest.mark.parametrize("value", EITHER, ids=lambda value: repr(value)[:40])

@@ -211,6 +211,17 @@ def test_the_same_content_is_stored_once() -> None:
         assert session.post("/v1/artifacts", json={**body, "kind": "diff"}).json()["id"] != first.json()["id"]
 
 
+@pytest.mark.parametrize("kind", ["memory", "files"])
+@pytest.mark.parametrize("values", [2, 9_000])
+def test_content_comes_back_in_canonical_form(tmp_path: Path, kind: str, values: int) -> None:
+    """OC-CTRL-2065: however much there is of it."""
+    with LiveApp(mock_settings(tmp_path if kind == "files" else None)) as app, app.session() as session:
+        body = {"kind": "plan", "content": {"b": [2.0] * values, "a": {"z": 1, "y": 1e3}}}
+        one = session.post("/v1/artifacts", json=body).json()["id"]
+        said = session.get(f"/v1/artifacts/{one}").content
+        assert b'{"a":{"y":1000,"z":1},"b":[' + b",".join([b"2"] * values) + b"]}" in said
+
+
 @pytest.mark.parametrize(
     ("held", "status"),
     [
