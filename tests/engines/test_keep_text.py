@@ -1,17 +1,20 @@
-"""The short way of an event that is one text, of each adapter that has one, held to the long one."""
+"""The short ways of an event that is one text, and of many events in one read, held to the long one."""
 
 from __future__ import annotations
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from orchestratord.infra.engines import llamacpp, vllm
-from orchestratord.infra.engines.relay import Frames
+from orchestratord.domain.request import Sampling
+from orchestratord.infra.engines import llamacpp, tgi, triton, vllm
+from orchestratord.infra.engines.relay import Frames, JsonFrames
+from orchestratord.infra.engines.triton_model import Model
 from orchestratord.ports import EngineError, Job, JobEnd
 
 MOST = 6
@@ -53,9 +56,49 @@ def vllm_frame(count: int) -> list[Any]:
     ]
 
 
-ADAPTERS: dict[str, tuple[Callable[[], Frames], Callable[[int], list[Any]]]] = {
+def tgi_event(count: int) -> list[Any]:
+    token = {"id": 7, "text": "b\u00e9", "logprob": -0.5, "special": False}
+    text: dict[str, Any] = {"index": count, "token": token, "generated_text": None, "details": None}
+    details = {"finish_reason": "length", "generated_tokens": count, "input_length": 4}
+    ended = {**text, "generated_text": "b\u00e9", "details": details}
+    return [
+        text,
+        text,
+        {**text, "token": {**token, "special": True}},
+        {**text, "token": {**token, "text": "xST"}},  # the beginning of a stop string, which may follow
+        {**text, "token": {**token, "text": "OPx"}},
+        {**text, "token": None},
+        ended,
+        {**ended, "details": {**details, "finish_reason": "tired"}},
+        {"error": "no", "error_type": "overloaded"},
+    ]
+
+
+def triton_response(count: int) -> list[Any]:
+    text: dict[str, Any] = {"model_name": "m", "text_output": "b\u00e9"}
+    return [
+        text,
+        text,
+        {**text, "text_output": "xST"},
+        {**text, "text_output": "OPx"},
+        {**text, "num_input_tokens": 4, "num_output_tokens": count},
+        {**text, "num_input_tokens": 99},
+        {**text, "finish_reason": "stop"},
+        {"model_name": "m"},
+        {"error": "no"},
+    ]
+
+
+STOPPED = replace(JOB, sampling=Sampling(stop=("STOP",)))
+MODEL = Model("m", "1", frozenset(), frozenset(), 50, 4)
+
+ADAPTERS: dict[str, tuple[Callable[[], JsonFrames[Any]], Callable[[int], list[Any]]]] = {
     "llamacpp": (lambda: llamacpp._Stream(MOST), llama_frame),
     "vllm": (lambda: vllm._Stream(JOB, 50), vllm_frame),
+    "tgi": (lambda: tgi._Stream([]), tgi_event),
+    "tgi, a stop string": (lambda: tgi._Stream(["STOP"]), tgi_event),
+    "triton": (lambda: triton._Stream(JOB, MODEL), triton_response),
+    "triton, a stop string": (lambda: triton._Stream(STOPPED, MODEL), triton_response),
 }
 
 
@@ -133,6 +176,25 @@ def test_events_of_one_read_say_the_same_as_each_alone(name: str, data: st.DataO
             return
 
 
+@pytest.mark.parametrize("name", ADAPTERS)
+def test_texts_of_one_read_are_decoded_in_one_call(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    made, frame = ADAPTERS[name]
+    frames = made()
+    monkeypatch.setattr(frames.decoders, "one", None)
+    frames.take_all([json.dumps(frame(count)[0]).encode() for count in (1, 2, 3)])
+    assert frames.texts == ["b\u00e9"] * 3
+    assert frames.tokens == 3
+
+
+def test_vllms_last_read_is_decoded_in_one_call_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What closes every stream is no JSON, and comes with its last texts."""
+    frames = vllm._Stream(JOB, 50)
+    monkeypatch.setattr(frames.decoders, "one", None)
+    text, ended = (json.dumps(vllm_frame(2)[place]).encode() for place in (0, 3))
+    frames.take_all([text, ended, b"[DONE]"])
+    assert frames.end == JobEnd("stop", 4, 2)
+
+
 PLAIN = b'{"content":"a","stop":false,"tokens_predicted":1}'
 
 
@@ -175,4 +237,12 @@ def test_a_text_behind_vllms_finish_reason_goes_the_long_way() -> None:
     assert frames.keep_text(last) is False
     frames.take(last)
     assert (kept, frames.texts) == ([], ["a", "b"])
+    assert frames.end == JobEnd("stop", 4, 2)
+
+
+def test_texts_of_one_read_behind_vllms_finish_reason_go_the_long_way() -> None:
+    frames = vllm._Stream(JOB, 50)
+    frames.take(b'{"choices":[{"text":"a","finish_reason":"stop"}]}')
+    frames.take_all([b'{"choices":[{"text":"b"}],"usage":{"prompt_tokens":4,"completion_tokens":2}}'] * 2)
+    assert frames.texts == ["a", "b"]
     assert frames.end == JobEnd("stop", 4, 2)

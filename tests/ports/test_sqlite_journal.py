@@ -20,7 +20,7 @@ from pathlib import Path
 import pytest
 
 from orchestratord.domain import recovery
-from orchestratord.domain.facts import Fact, Forgotten, Frames, JournaledTask, TranscriptSource
+from orchestratord.domain.facts import Archived, Fact, Forgotten, Frames, JournaledTask, TranscriptSource
 from orchestratord.infra.journal import book, codec, database, sqlite
 from orchestratord.infra.journal.sqlite import SqliteJournal
 from orchestratord.ports import Artifact, Encoded, JournalUnavailable
@@ -86,6 +86,52 @@ def test_nothing_is_acknowledged_before_its_commit(tmp_path: Path) -> None:
         for ticket in (first, *crowd):
             await within(ticket)
         assert fault.seen.count("before_commit") == commits + 1  # the crowd shared one
+        await journal.close()
+
+    asyncio.run(body())
+
+
+def test_what_nobody_waits_for_goes_with_the_next_batch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "PATIENCE_S", 3600.0)
+
+    async def body() -> None:
+        fault = Fault()
+        journal = SqliteJournal(tmp_path / "j.db", archive, fault=fault)
+        await journal.open()
+        await within(journal.append(admitted(1)))
+        await within(journal.append(finished("task-1", b"")))
+        fault.reached.clear()
+        fault.gate.clear()
+        busy = journal.append(admitted(2))
+        assert await asyncio.to_thread(fault.reached.wait, GUARD_S)
+        behind = journal.append(Archived(("task-1",)))  # neither the end of a batch brings it on
+        fault.gate.set()
+        await within(busy)
+        commits = fault.seen.count("before_commit")
+        alone = journal.append(Archived(("no",)))  # nor a turn of the loop
+        await within(journal.log("task-1"))  # which the writer answers after what it has been given
+        assert (behind.done(), alone.done(), fault.seen.count("before_commit")) == (False, False, commits)
+        await within(journal.append(admitted(3)))
+        assert behind.done()
+        assert alone.done()
+        assert fault.seen.count("before_commit") == commits + 1
+        last = journal.append(Forgotten("task-1"))
+        await journal.close()
+        assert last.done()
+        assert [task.admitted.order for task in await load(tmp_path / "j.db")] == [2, 3]
+
+    asyncio.run(body())
+
+
+def test_what_nobody_waits_for_goes_alone_after_a_while(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sqlite, "PATIENCE_S", 0.001)
+
+    async def body() -> None:
+        journal = SqliteJournal(tmp_path / "j.db", archive)
+        await journal.open()
+        await within(journal.append(admitted(1)))
+        for _ in range(2):  # the second has a timer of its own
+            await within(journal.append(Archived(("task-1",))))
         await journal.close()
 
     asyncio.run(body())

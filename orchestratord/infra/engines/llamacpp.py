@@ -22,7 +22,7 @@ from orchestratord.infra.engines.llamacpp_abilities import Abilities, abilities
 from orchestratord.infra.engines.llamacpp_kv import kv_layout
 from orchestratord.infra.engines.llamacpp_slots import slots_of
 from orchestratord.infra.engines.plumbing import REPLACED, kind_of, message_of, read, refusal, refused
-from orchestratord.infra.engines.relay import Frames, relay
+from orchestratord.infra.engines.relay import Decoders, JsonFrames, relay
 from orchestratord.infra.engines.transport import Reply, Transport
 from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd, ProcessSpec
 
@@ -84,8 +84,7 @@ class _Props(msgspec.Struct):
     role: str = ""
 
 
-_decode_frame = msgspec.json.Decoder(_Frame).decode
-_decode_frames = msgspec.json.Decoder(list[_Frame]).decode
+_FRAMES = Decoders(_Frame)
 
 
 def _request(job: Job) -> bytes:
@@ -118,10 +117,13 @@ def _fault(frame: _Frame) -> EngineError:
     return EngineError(kind, message_of({"error": frame.error}, "llama-server reports an error without a message"))
 
 
-class _Stream(Frames):
+class _Stream(JsonFrames[_Frame]):
     """A completion. It ends with the frame that says `stop`."""
 
     __slots__ = ("_frames", "_max_tokens")
+
+    who = "llama-server"
+    decoders = _FRAMES
 
     def __init__(self, max_tokens: int) -> None:
         super().__init__()
@@ -130,7 +132,7 @@ class _Stream(Frames):
 
     def keep_text(self, payload: bytes) -> bool:
         try:
-            frame = _decode_frame(payload)
+            frame = _FRAMES.one(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return False
         content, count = frame.content, frame.tokens_predicted
@@ -142,20 +144,7 @@ class _Stream(Frames):
         self._frames += 1
         return True
 
-    def take_all(self, payloads: list[bytes]) -> None:
-        super().take_all(payloads[self._take_texts(payloads) :] if len(payloads) > 1 else payloads)
-
-    def _take_texts(self, payloads: list[bytes]) -> int:
-        """How many of these are texts and nothing more, from the first on: they are taken, decoded in one call.
-
-        An engine that tears one object into two events, and fills up their number, gets away with it.
-        """
-        try:
-            frames = _decode_frames(b"[%b]" % b",".join(payloads))
-        except (msgspec.DecodeError, UnicodeDecodeError):
-            return 0
-        if len(frames) != len(payloads):
-            return 0
+    def tell_texts(self, frames: Sequence[_Frame]) -> int:
         texts, tokens = [], self.tokens
         for frame in frames:
             content, count = frame.content, frame.tokens_predicted
@@ -168,11 +157,7 @@ class _Stream(Frames):
         self._frames += len(texts)
         return len(texts)
 
-    def take(self, payload: bytes) -> None:
-        try:
-            frame = _decode_frame(payload)
-        except (msgspec.DecodeError, UnicodeDecodeError) as error:
-            raise EngineError("protocol", f"llama-server sent a frame that cannot be read: {error}") from None
+    def tell(self, frame: _Frame) -> None:
         content = frame.content
         if content is None or frame.error is not None:
             raise _fault(frame)

@@ -61,14 +61,6 @@ def read(kind: type[T], parsed: Any, what: str) -> T:
         raise EngineError("protocol", f"{what} cannot be read: {error}") from None
 
 
-def decode(decoder: msgspec.json.Decoder[T], payload: bytes, who: str) -> T:
-    """A frame. Raises EngineError(protocol)."""
-    try:
-        return decoder.decode(payload)
-    except (msgspec.DecodeError, UnicodeDecodeError) as error:
-        raise EngineError("protocol", f"{who} sent a frame that cannot be read: {error}") from None
-
-
 def too_long(tokens: int, max_tokens: int, ctx: int) -> EngineError:
     """The refusal of a job that does not fit, where the engine would cut it in silence."""
     return EngineError(

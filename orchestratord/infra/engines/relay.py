@@ -8,11 +8,16 @@ stop without an end are `lost`.
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
+from typing import Any, ClassVar, Generic, TypeVar
+
+import msgspec
 
 from orchestratord.infra.engines.sse import SSEDecoder
 from orchestratord.infra.engines.transport import Reply
 from orchestratord.ports import Chunk, Deliver, EngineError, JobEnd
+
+T = TypeVar("T")
 
 
 class Frames(ABC):
@@ -50,6 +55,62 @@ class Frames(ABC):
     def closed(self) -> None:
         """The body ended in good order. Sets `end` where that proves the end; raises EngineError where it cannot."""
         return
+
+
+class Decoders(Generic[T]):
+    """Of one event of an engine, and of all events of a read: one call for all of them costs a third less."""
+
+    def __init__(self, kind: type[T]) -> None:
+        self.one = msgspec.json.Decoder(kind).decode
+        self._list = msgspec.json.Decoder(list[kind]).decode  # type: ignore[valid-type]
+
+    def all(self, payloads: list[bytes]) -> list[T] | None:
+        """None: one of them at least is not what it should be.
+
+        An engine that tears one object into two events, and fills up their number, gets away with it.
+        """
+        try:
+            told = self._list(b"[%b]" % b",".join(payloads))
+        except (msgspec.DecodeError, UnicodeDecodeError):
+            return None
+        return told if len(told) == len(payloads) else None
+
+
+class JsonFrames(Frames, Generic[T]):
+    """A stream whose events are JSON objects of one kind."""
+
+    __slots__ = ()
+
+    who: ClassVar[str]  # the engine's name in messages
+    decoders: ClassVar[Decoders[Any]]  # of T
+
+    @abstractmethod
+    def tell(self, event: T) -> None:
+        """One event. Raises EngineError: what the engine reports, or protocol."""
+
+    def tell_texts(self, events: Sequence[T]) -> int:
+        """How many of these, from the first on, are texts and nothing more: those are told, in few steps."""
+        return 0
+
+    def tell_all(self, events: Sequence[T]) -> None:
+        """The same as `tell` for each up to the end."""
+        for event in events[self.tell_texts(events) :]:
+            self.tell(event)
+            if self.end is not None:
+                return
+
+    def take(self, payload: bytes) -> None:
+        try:
+            event = self.decoders.one(payload)
+        except (msgspec.DecodeError, UnicodeDecodeError) as error:
+            raise EngineError("protocol", f"{self.who} sent a frame that cannot be read: {error}") from None
+        self.tell(event)
+
+    def take_all(self, payloads: list[bytes]) -> None:
+        if len(payloads) < 2 or (events := self.decoders.all(payloads)) is None:
+            super().take_all(payloads)  # what is good before what is not
+        else:
+            self.tell_all(events)
 
 
 async def relay(reply: Reply, frames: Frames, deliver: Deliver, who: str) -> None:

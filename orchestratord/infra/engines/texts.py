@@ -14,6 +14,7 @@ class StopFilter:
         self._stops = stops
         self._held = ""
         self.hit = False
+        self.idle = not stops  # every text may be shown as it comes
 
     def feed(self, text: str) -> str:
         """What may be shown of the text so far, and was not yet."""

@@ -15,8 +15,8 @@ import msgspec
 
 from orchestratord.domain.outcome import FinishReason
 from orchestratord.domain.request import Message, Sampling
-from orchestratord.infra.engines.plumbing import REPLACED, Count, Server, check_knobs, decode, message_of, read
-from orchestratord.infra.engines.relay import Frames
+from orchestratord.infra.engines.plumbing import REPLACED, Count, Server, check_knobs, message_of, read
+from orchestratord.infra.engines.relay import Decoders, JsonFrames
 from orchestratord.infra.engines.texts import StopFilter, byte_bound, same_prompt
 from orchestratord.infra.engines.transport import ErrorKind
 from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd
@@ -69,20 +69,37 @@ class _ChatTokens(msgspec.Struct):
     templated_text: str
 
 
-_EVENT = msgspec.json.Decoder(_Event)
 _REASONS: dict[str, FinishReason] = {"length": "length", "eos_token": "stop", "stop_sequence": "stop"}
 
 
-class _Stream(Frames):
+class _Stream(JsonFrames[_Event]):
     """A generation. It ends with the event that carries `generated_text`, or where we cut it at a stop string: TGI
     looks for those at the end of a token only, and would go on."""
+
+    who = "TGI"
+    decoders = Decoders(_Event)
 
     def __init__(self, stops: Sequence[str]) -> None:
         super().__init__()
         self._stops = StopFilter(stops)
 
-    def take(self, payload: bytes) -> None:
-        event = decode(_EVENT, payload, "TGI")
+    def tell_texts(self, events: Sequence[_Event]) -> int:
+        texts: list[str] = []
+        tokens = self.tokens
+        for event in events if self._stops.idle else ():
+            token = event.token
+            if token is None or not token.text or token.special or event.error is not None:
+                break
+            if event.generated_text is not None:
+                break
+            texts.append(token.text)
+            if event.index > tokens:
+                tokens = event.index
+        self.texts += texts
+        self.tokens = tokens
+        return len(texts)
+
+    def tell(self, event: _Event) -> None:
         if event.error is not None:
             kind = _KINDS.get(event.error_type, "failed")
             raise EngineError(kind, message_of({"error": event.error}, "TGI reports an error without a message"))

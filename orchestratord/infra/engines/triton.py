@@ -20,12 +20,11 @@ from orchestratord.infra.engines.plumbing import (
     Count,
     Server,
     check_knobs,
-    decode,
     message_of,
     read,
     too_long,
 )
-from orchestratord.infra.engines.relay import Frames
+from orchestratord.infra.engines.relay import Decoders, JsonFrames
 from orchestratord.infra.engines.texts import StopFilter, byte_bound
 from orchestratord.infra.engines.triton_model import Model, describe
 from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd
@@ -41,7 +40,7 @@ class _Indexed(msgspec.Struct):
     state: str = ""
 
 
-class _Frame(msgspec.Struct):
+class _Frame(msgspec.Struct, gc=False):
     """One response of a model; `error` excludes the rest."""
 
     error: Any = None
@@ -51,12 +50,14 @@ class _Frame(msgspec.Struct):
     num_output_tokens: Count | None = None
 
 
-_FRAME = msgspec.json.Decoder(_Frame)
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
-class _Stream(Frames):
+class _Stream(JsonFrames[_Frame]):
     """A generation. It ends with a clean end of the body, or where we cut it at a stop string."""
+
+    who = "Triton"
+    decoders = Decoders(_Frame)
 
     def __init__(self, job: Job, model: Model) -> None:
         super().__init__()
@@ -67,8 +68,22 @@ class _Stream(Frames):
         self._tokens_in: int | None = None
         self._reason: FinishReason | None = None
 
-    def take(self, payload: bytes) -> None:
-        frame = decode(_FRAME, payload, "Triton")
+    def tell_texts(self, frames: Sequence[_Frame]) -> int:
+        texts: list[str] = []
+        for frame in frames if self._stops.idle else ():
+            if not frame.text_output or frame.error is not None or frame.finish_reason is not None:
+                break
+            if frame.num_input_tokens is not None or frame.num_output_tokens is not None:
+                break
+            texts.append(frame.text_output)
+        self._responses += len(texts)
+        self._shown += len(texts)
+        if texts:
+            self.tokens = max(self.tokens, self._responses)
+        self.texts += texts
+        return len(texts)
+
+    def tell(self, frame: _Frame) -> None:
         if frame.error is not None:
             raise EngineError("failed", message_of({"error": frame.error}, "the model reports an error without a text"))
         if frame.text_output is None:

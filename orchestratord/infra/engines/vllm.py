@@ -24,19 +24,19 @@ from orchestratord.infra.engines.plumbing import (
     Count,
     Server,
     check_knobs,
-    decode,
     kind_of,
     message_of,
     read,
     too_long,
 )
-from orchestratord.infra.engines.relay import Frames
+from orchestratord.infra.engines.relay import Decoders, JsonFrames
 from orchestratord.infra.engines.texts import byte_bound, same_prompt
 from orchestratord.infra.engines.vllm_pooling import Usage, pooled
 from orchestratord.ports import Clock, Deliver, EngineError, EngineProps, Job, JobEnd
 
 ENGINE = "vllm"
 KNOBS = frozenset(Sampling.__slots__)
+DONE = b"[DONE]"  # proves nothing: it comes after failures too
 SLOTS_MAX = 256  # vLLM's own usual limit of running requests
 PATHS: dict[str, Workload] = {
     "/v1/completions": "completion",
@@ -75,12 +75,15 @@ class _Tokens(msgspec.Struct):
 
 
 _KV_USAGE = re.compile(r"^vllm:kv_cache_usage_perc\{[^}]*\} ([0-9][0-9.e+-]*)$", re.MULTILINE)
-_FRAME = msgspec.json.Decoder(_Frame)
+_FRAMES = Decoders(_Frame)
 _REASONS: dict[str, FinishReason] = {"stop": "stop", "length": "length"}
 
 
-class _Stream(Frames):
+class _Stream(JsonFrames[_Frame]):
     """A completion. It ends with a finish reason and the count that belongs to it."""
+
+    who = "vLLM"
+    decoders = _FRAMES
 
     def __init__(self, job: Job, ctx: int) -> None:
         super().__init__()
@@ -91,7 +94,7 @@ class _Stream(Frames):
 
     def keep_text(self, payload: bytes) -> bool:
         try:
-            frame = _FRAME.decode(payload)
+            frame = _FRAMES.one(payload)
         except (msgspec.DecodeError, UnicodeDecodeError):
             return False
         choices, usage = frame.choices, frame.usage
@@ -106,9 +109,33 @@ class _Stream(Frames):
         return True
 
     def take(self, payload: bytes) -> None:
-        if payload == b"[DONE]":
-            return  # proves nothing: it comes after failures too
-        frame = decode(_FRAME, payload, "vLLM")
+        if payload != DONE:
+            super().take(payload)
+
+    def take_all(self, payloads: list[bytes]) -> None:
+        super().take_all(payloads[:-1] if payloads[-1:] == [DONE] else payloads)
+
+    def tell_texts(self, frames: Sequence[_Frame]) -> int:
+        texts: list[str] = []
+        tokens, room = self.tokens, self._room
+        for frame in frames if self._reason is None else ():
+            choices, usage = frame.choices, frame.usage
+            if frame.error is not None or choices is None or len(choices) != 1:
+                break
+            choice = choices[0]
+            if not choice.text or choice.finish_reason is not None:
+                break
+            if usage is not None:
+                if usage.prompt_tokens > room:
+                    break
+                if usage.completion_tokens > tokens:
+                    tokens = usage.completion_tokens
+            texts.append(choice.text)
+        self.texts += texts
+        self.tokens = tokens
+        return len(texts)
+
+    def tell(self, frame: _Frame) -> None:
         if frame.error is not None:
             code = frame.error.get("code") if isinstance(frame.error, dict) else None
             kind = kind_of(code) if isinstance(code, int) else "failed"

@@ -84,6 +84,7 @@ class Database:
         self._lock: int | None = None
         self._connection: sqlite3.Connection | None = None
         self._book = Book(transcript)
+        self._wal = 0  # bytes it had when it was looked at, and about what was written since
         self._doubt: int | None = None  # from this row on it is unknown what failed commits have left
 
     # -- opening and closing -----------------------------------------------------------------------------
@@ -259,6 +260,7 @@ class Database:
             *_portions(GONE, 1, [(row,) for row in work.gone]),
             *work.others,
         ]
+        self._wal += _pages(work) * PAGE
         if len(statements) == 1:  # a transaction by itself
             self._fault("before_commit")
             self._run(*statements[0])
@@ -293,14 +295,21 @@ class Database:
         (busy, _, _) = self._run("PRAGMA wal_checkpoint(TRUNCATE)").fetchone()
         if busy:
             raise sqlite3.OperationalError("another program reads the journal")
+        self._wal = 0
         self._fault("after_checkpoint")
 
-    def wal_bytes(self) -> int:
-        """0 if that cannot be known: who cares for it is not the one to find the disk broken."""
-        try:
-            return os.stat(f"{self._path}-wal").st_size
-        except OSError:
-            return 0
+    def wal_passed(self, limit: int) -> bool:
+        """Whether the WAL has more bytes than this. It is looked at only once what was written may come to as much: a
+        look lets go of the interpreter lock, which costs a third of a small commit.
+
+        False if it cannot be known: who cares for it is not the one to find the disk broken.
+        """
+        if self._wal > limit:
+            try:
+                self._wal = os.stat(f"{self._path}-wal").st_size
+            except OSError:
+                self._wal = 0
+        return self._wal > limit
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -320,6 +329,12 @@ class Database:
     def _run(self, statement: str, values: Sequence[object] = ()) -> sqlite3.Cursor:
         assert self._connection is not None
         return self._connection.execute(statement, values)
+
+
+def _pages(work: Work) -> int:
+    """How many pages of the database a commit writes at most, about: of what is deleted only the rows are known."""
+    rows = len(work.facts) + len(work.contents) + len(work.gone) + len(work.others)
+    return 3 + 2 * rows + sum([len(row[3]) for row in work.facts]) // PAGE
 
 
 def _portions(statements: dict[int, str], columns: int, rows: Sequence[tuple[object, ...]]) -> Iterator[Statement]:

@@ -1,10 +1,10 @@
 """The journal in SQLite: group commit on one writer thread.
 
 `append` puts a fact in a list and returns. What has gathered goes to the writer as one batch as soon as a turn of the
-loop brought nothing more, and is committed as one transaction; then the loop is told once. There is no timer: a lone
-fact waits for one turn of an idle loop, and a crowd shares one commit. Each commit makes two threads take the
-interpreter lock from each other several times, which costs more than to write. One batch is on its way at a time, so
-the two threads share nothing but a queue.
+loop brought nothing more, and is committed as one transaction; then the loop is told once. So a lone fact waits for
+one turn of an idle loop, and a crowd shares one commit. Each commit makes two threads take the interpreter lock from
+each other several times, which costs more than to write; facts that nobody waits for therefore go along with the next
+batch, or after `PATIENCE_S`. One batch is on its way at a time, so the two threads share nothing but a queue.
 
 The writer needs the interpreter lock for a moment between two statements. A loop that is busy without a pause and
 polls more often than `sys.getswitchinterval()` (5 ms) can keep it out for seconds: a process that hosts this
@@ -32,7 +32,15 @@ from queue import Empty, SimpleQueue
 from typing import Any, NamedTuple
 
 from orchestratord.domain.entry import CatalogEntry
-from orchestratord.domain.facts import Fact, Finished, JournaledTask, SessionDeleted, TranscriptSource
+from orchestratord.domain.facts import (
+    Archived,
+    Fact,
+    Finished,
+    Forgotten,
+    JournaledTask,
+    SessionDeleted,
+    TranscriptSource,
+)
 from orchestratord.domain.operation import PoolChanged
 from orchestratord.infra.journal import codec
 from orchestratord.infra.journal.database import Database, Durability, Loaded
@@ -46,6 +54,8 @@ WAL_LIMIT = 4 << 20
 ERASE_IDLE_S = 1.0  # the WAL still holds erased content: truncate it when nothing came for this long,
 ERASE_BUSY_S = 30.0  # or between two commits when this long has passed
 TURNS = 3  # of the loop, that a batch waits for more at most
+PATIENT = frozenset({Archived, Forgotten})  # lost in a crash, these only make a start do again what it forgot
+PATIENCE_S = 0.25
 RETRY_S = (0.1, 5.0)  # after an outage: first and longest pause between probes
 
 
@@ -84,6 +94,8 @@ class SqliteJournal:
         self._queue: list[_Entry] = []
         self._writing: Ticket | None = None  # a batch is with the writer
         self._gathering = False
+        self._pressing = False  # the queue has something that is not patient, or no longer
+        self._patience: asyncio.TimerHandle | None = None
         self._refusal: JournalUnavailable | None = JournalUnavailable("the journal is not open")
         self._changed: Callable[[JournalUnavailable | None], object] = lambda _: None
 
@@ -119,10 +131,22 @@ class SqliteJournal:
         size = codec.size(body, content)
         self._intake.backlog += size
         self._queue.append(_Entry(fact, body, content, ticket, size))
+        if type(fact) not in PATIENT:
+            self._press()
+        elif self._patience is None:
+            self._patience = self._loop.call_later(PATIENCE_S, self._out_of_patience)
+        return ticket
+
+    def _press(self) -> None:
+        self._pressing = True
         if not self._gathering and self._writing is None:
             self._gathering = True
             self._loop.call_soon(self._gather, 0, TURNS)
-        return ticket
+
+    def _out_of_patience(self) -> None:
+        self._patience = None  # what came since the last batch went may have waited for less: no harm
+        if self._queue:
+            self._press()
 
     def _gather(self, seen: int, turns: int) -> None:
         """Hand over what is there as soon as a turn of the loop brought nothing more, and after some in any case."""
@@ -135,6 +159,7 @@ class SqliteJournal:
     def _hand_over(self) -> None:
         if self._queue and self._writing is None:
             batch, self._queue = self._queue, []
+            self._pressing = False
             self._writing = Ticket(self._loop)
             self._inbox.put(partial(self._write, batch))
 
@@ -198,7 +223,7 @@ class SqliteJournal:
         self._landed(batch)
         for entry, result in zip(batch, results, strict=True):
             entry.ticket.resolve(result)
-        if self._queue and not self._gathering:
+        if self._pressing and not self._gathering:
             self._gathering = True
             self._gather(0, TURNS)
 
@@ -212,6 +237,7 @@ class SqliteJournal:
         if down:
             self._refusal = refusal
         waiting, self._queue = self._queue, []
+        self._pressing = False
         self._intake.backlog -= sum([entry.size for entry in waiting])
         for entry in batch + waiting:
             self._lose(entry.fact, entry.ticket, str(refusal))
@@ -280,7 +306,7 @@ class SqliteJournal:
         """Whether the WAL has to be truncated now, however much there is to do."""
         if self._erased is not None and time.monotonic() - self._erased > ERASE_BUSY_S:
             return True
-        return self._database.wal_bytes() > WAL_LIMIT
+        return self._database.wal_passed(WAL_LIMIT)
 
     def _checkpoint(self) -> None:
         try:
