@@ -75,10 +75,13 @@ def tgi_event(count: int) -> list[Any]:
 
 
 def triton_response(count: int) -> list[Any]:
-    text: dict[str, Any] = {"model_name": "m", "text_output": "b\u00e9"}
+    text: dict[str, Any] = {"model_name": "m", "text_output": "b\u00e9", "finish_reason": ""}
     return [
         text,
         text,
+        {**text, "finish_reason": "None"},
+        {**text, "text_output": ""},
+        {**text, "num_output_tokens": count},
         {**text, "text_output": "xST"},
         {**text, "text_output": "OPx"},
         {**text, "num_input_tokens": 4, "num_output_tokens": count},
@@ -91,6 +94,7 @@ def triton_response(count: int) -> list[Any]:
 
 STOPPED = replace(JOB, sampling=Sampling(stop=("STOP",)))
 MODEL = Model("m", "1", frozenset(), frozenset(), 50, 4)
+RUNNING = replace(MODEL, inputs=frozenset({"max_tokens"}))
 
 ADAPTERS: dict[str, tuple[Callable[[], JsonFrames[Any]], Callable[[int], list[Any]]]] = {
     "llamacpp": (lambda: llamacpp._Stream(MOST), llama_frame),
@@ -98,6 +102,7 @@ ADAPTERS: dict[str, tuple[Callable[[], JsonFrames[Any]], Callable[[int], list[An
     "tgi": (lambda: tgi._Stream([]), tgi_event),
     "tgi, a stop string": (lambda: tgi._Stream(["STOP"]), tgi_event),
     "triton": (lambda: triton._Stream(JOB, MODEL), triton_response),
+    "triton, running counts": (lambda: triton._Stream(JOB, RUNNING), triton_response),
     "triton, a stop string": (lambda: triton._Stream(STOPPED, MODEL), triton_response),
 }
 
@@ -181,6 +186,8 @@ def test_texts_of_one_read_are_decoded_in_one_call(name: str, monkeypatch: pytes
     made, frame = ADAPTERS[name]
     frames = made()
     monkeypatch.setattr(frames.decoders, "one", None)
+    if "stop string" not in name:
+        monkeypatch.setattr(type(frames), "tell", None)
     frames.take_all([json.dumps(frame(count)[0]).encode() for count in (1, 2, 3)])
     assert frames.texts == ["b\u00e9"] * 3
     assert frames.tokens == 3

@@ -70,17 +70,27 @@ class _Stream(JsonFrames[_Frame]):
 
     def tell_texts(self, frames: Sequence[_Frame]) -> int:
         texts: list[str] = []
+        tokens, told, tokens_in = self.tokens, self._responses, self._tokens_in
+        room, one_text = self._model.ctx - self._job.max_tokens, self._model.one_text
         for frame in frames if self._stops.idle else ():
-            if not frame.text_output or frame.error is not None or frame.finish_reason is not None:
+            given, count = frame.num_input_tokens, frame.num_output_tokens
+            if not frame.text_output or frame.error is not None or frame.finish_reason in _REASONS:
                 break
-            if frame.num_input_tokens is not None or frame.num_output_tokens is not None:
-                break
+            if given is not None:
+                if given > room:
+                    break
+                tokens_in = given
             texts.append(frame.text_output)
-        self._responses += len(texts)
-        self._shown += len(texts)
-        if texts:
-            self.tokens = max(self.tokens, self._responses)
+            told += 1
+            if count is None:
+                count = told
+            elif one_text:
+                count += tokens
+            if count > tokens:
+                tokens = count
         self.texts += texts
+        self.tokens, self._responses, self._tokens_in = tokens, told, tokens_in
+        self._shown += len(texts)
         return len(texts)
 
     def tell(self, frame: _Frame) -> None:
