@@ -151,7 +151,7 @@ def lose_the_last_token(daemon: Daemon) -> None:
     archive = daemon._archive
 
     def short(source: Any) -> Any:
-        artifact = archive(source)
+        artifact = archive(source).opened()
         artifact.content["text"] = artifact.content["text"][:-1]
         return artifact
 

@@ -316,7 +316,7 @@ class World:
             record = promise.record
             record.final = status_body(task, None) if task is not None else None
             if task is not None and task.transcript_id in self.artifacts._whole:
-                record.transcript = self.artifacts._whole[task.transcript_id].content["text"]
+                record.transcript = self.artifacts._whole[task.transcript_id].opened().content["text"]
             elif task is not None and task.transcript_id is not None:
                 found.append(f"i18_artifacts: the transcript of {task_id} is nowhere")
             records.append(record)
