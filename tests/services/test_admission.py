@@ -165,6 +165,17 @@ def test_the_exact_count_is_the_limit(app: LiveApp, session: VerifyingSession) -
         assert post(session, prompt=text, max_tokens=5, ctx=ctx).status_code == status
 
 
+def refused_in_time(app: LiveApp, session: VerifyingSession, body: dict[str, Any], step: float) -> Any:
+    """The refusal of a task that cannot be measured, time going on by `step` until it comes."""
+    with ThreadPoolExecutor(1) as pool:
+        asking = pool.submit(session.post, "/v1/tasks", json=body)
+        while not asking.done():
+            app.advance(step)
+        refusal = asking.result()
+    assert (refusal.status_code, refusal.json()["code"], refusal.json()["retriable"]) == (503, "POOL_UNREADY", True)
+    return refusal
+
+
 @pytest.mark.parametrize(
     "answer",
     ["silence", EngineError("lost", "gone"), EngineError("timeout", "slow"), EngineError("failed", "bang")],
@@ -174,12 +185,7 @@ def test_without_a_count_the_task_has_to_come_back(app: LiveApp, session: Verify
     """Not a guess: 503, within a second, and nothing remembered."""
     Asked(app, answer)
     body = task(prompt="x" * 100, ctx=50)
-    with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(session.post, "/v1/tasks", json=body)
-        while not asking.done():
-            app.advance(0.3)
-        refusal = asking.result()
-    assert (refusal.status_code, refusal.json()["code"], refusal.json()["retriable"]) == (503, "POOL_UNREADY", True)
+    refusal = refused_in_time(app, session, body, 0.3)
     assert refusal.headers["Retry-After"] == "1"
     assert session.get(f"/v1/tasks/{body['task_id']}").status_code == 404
     assert session.get(f"/v1/sessions/{body['session_id']}").status_code == 404
@@ -189,12 +195,7 @@ def test_all_inputs_together_have_a_second(app: LiveApp, session: VerifyingSessi
     """ORCH-3016: each had one of its own, so 256 held their admission for minutes. What was counted is kept."""
     asked = Asked(app, "late")
     body = task(workload="embedding", prompt=None, inputs=[f"{i} " * 50 for i in range(8)], ctx=60, max_tokens=1)
-    with ThreadPoolExecutor(1) as pool:
-        asking = pool.submit(session.post, "/v1/tasks", json=body)
-        while not asking.done():
-            app.advance(0.25)
-        refusal = asking.result()
-    assert (refusal.status_code, refusal.json()["code"], refusal.json()["retriable"]) == (503, "POOL_UNREADY", True)
+    refused_in_time(app, session, body, 0.25)
     assert len(asked.texts) <= 3, "no more is asked once the second is over"
 
 
