@@ -10,8 +10,9 @@ SEED ?= 7
 demo: $(VENV)/.demo
 	$(BIN)/python -m orchestratord.demo --prompt "$(PROMPT)" --seed $(SEED)
 
+# What failed is said once more at the end: the output before it is long.
 test: $(VENV)/.dev
-	$(BIN)/tox run
+	$(BIN)/tox run || { grep -lE '^exit_code: -?[1-9]' .tox/*/log/*commands*.log | xargs -r -d '\n' tail -n 80; exit 1; }
 
 install: $(VENV)/.dev
 
