@@ -15,9 +15,10 @@ from typing import Any
 from orchestratord.domain.budget import Amounts
 from orchestratord.domain.control import Control
 from orchestratord.domain.errors import Refusal
+from orchestratord.domain.eta import Work
 from orchestratord.domain.outcome import MOVES, TaskState
 from orchestratord.domain.placement import suits
-from orchestratord.domain.pool import Lease, Pool
+from orchestratord.domain.pool import Lease, Pool, Replica
 from orchestratord.domain.task import Task
 from orchestratord.wire import sse
 
@@ -191,6 +192,19 @@ def i4_slots(watch: Watch) -> Iterator[str]:
                 yield f"{pool.id}/{replica.id} has {replica.slots} slots, leased are {slots}"
             if len(slots) > 1 and any(lease.exclusive for lease in replica.leases.values()):
                 yield f"{pool.id}/{replica.id} is shared though leased exclusively"
+            if replica.state == "ready" and sorted([*slots, *replica.idle]) != [*range(replica.slots)]:
+                yield f"{pool.id}/{replica.id} has {replica.slots} slots, leased are {slots}, idle {[*replica.idle]}"
+            yield from _sums(replica)
+
+
+def _sums(replica: Replica) -> Iterator[str]:
+    """What is kept beside the leases, against the leases."""
+    leases, units = replica.leases.values(), Work().units
+    for kind, asked in (lease.share for lease in leases if lease.share is not None):
+        units[kind] += asked
+    kept = replica.work.tasks, replica.work.units, replica.kv_due
+    if kept != (true := (len(leases), units, sum(lease.tokens for lease in leases))):
+        yield f"{replica.id} says (tasks, units, tokens) {kept} of its leases, and they are {true}"
 
 
 def i5_leases(watch: Watch) -> Iterator[str]:

@@ -289,9 +289,7 @@ class Core(Lives):
         exclusive = task.request.determinism == "strict"
         lease = Lease(next(self._lease_ids), task, pool, replica, replica.incarnation, slot, exclusive)
         unreserve(pool, task)
-        replica.leases[lease.id] = lease
-        replica.leased(slot, lease.id)
-        replica.kv_brought += lease.tokens
+        replica.take(lease)
         if not task.retrying:
             task.move(TaskState.STARTING)
         task.retrying = False
@@ -379,11 +377,10 @@ class Core(Lives):
         replica.state, replica.reason = "ready", ""
         replica.incarnation += 1
         replica.breaker.probed()
-        replica.last_lease.clear()
-        replica.kv_brought = 0
         if replica.kind == "process":  # a new process: whatever ran is gone. Of another's engine that is not known
             for lease in [le for le in replica.leases.values() if le.quarantined]:
                 self.release(lease)
+        replica.renew()
         self._hooks.wake()
 
     def replica_gave(self, replica: Replica, results: Mapping[Workload, dict[str, Any]]) -> None:

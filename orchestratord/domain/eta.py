@@ -8,7 +8,6 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from itertools import islice
 from math import log, sqrt
 from statistics import NormalDist
 from typing import Literal
@@ -38,6 +37,37 @@ class Prior:
 
 def kind_of(request: TaskRequest) -> Kind:
     return "hinted" if request.expected_tokens else request.priority
+
+
+def asked_of(request: TaskRequest) -> int:
+    """The units its length is predicted from: its hint, as far as it may have so many, or all it may have."""
+    hint = request.expected_tokens
+    return min(hint, request.units) if hint else request.units
+
+
+Share = tuple[Kind, int]  # of one task in a `Work`: what predicts its length, and units
+
+
+class Work:
+    """Tasks that are under way, as far as estimates need them: their number, and the units they were asked for."""
+
+    __slots__ = ("tasks", "units")
+
+    def __init__(self) -> None:
+        self.tasks = 0
+        self.units: dict[Kind, int] = {"hinted": 0, "interactive": 0, "batch": 0}
+
+    def add(self, request: TaskRequest) -> Share:
+        """One more. Returns its share, to be taken out again: a request that is over may have lost its inputs."""
+        share = kind, units = kind_of(request), asked_of(request)
+        self.tasks += 1
+        self.units[kind] += units
+        return share
+
+    def remove(self, share: Share) -> None:
+        kind, units = share
+        self.tasks -= 1
+        self.units[kind] -= units
 
 
 class Lengths:
@@ -88,7 +118,7 @@ class ServiceModel:
 
     def observe(self, request: TaskRequest, units: int, service_ms: float, slots: int, now: float) -> None:
         """A task of `request` ended by itself at `now` (seconds), after `service_ms` on one of `slots`."""
-        asked = min(request.expected_tokens or request.units, request.units)  # nobody gets more than it may have
+        asked = asked_of(request)
         if units <= 0 or asked <= 0 or service_ms <= 0:
             return
         error = log(service_ms / self.estimate_ms(request)) if self.observations else None
@@ -138,6 +168,12 @@ class ServiceModel:
         """Expected service time of `request`."""
         return self.estimates_ms((request,))[0]
 
+    def total_ms(self, work: Work) -> float:
+        """The sum of the expected service times of what is under way."""
+        per, units = self._per_asked, work.units
+        overhead = 0.0 if self.observations else self._prior.overhead_ms
+        return work.tasks * overhead + sum([units[kind] * per[kind] for kind in units])
+
     def estimates_ms(self, requests: Iterable[TaskRequest]) -> list[float]:
         """Expected service times; spelled out, as every admission asks for dozens."""
         per, overhead = self._per_asked, 0.0 if self.observations else self._prior.overhead_ms
@@ -153,22 +189,22 @@ class ServiceModel:
         ]
 
 
-def start_ms(slots: int, running: Sequence[float], ahead: Iterable[float], rest_ms: float = 0.0) -> float:
-    """When a slot comes free for a task behind `ahead` and then `rest_ms` more work; all are service estimates.
+def start_ms(slots: int, running: int, running_ms: float, ahead: Sequence[float], rest_ms: float = 0.0) -> float:
+    """When a slot comes free for a task behind `ahead` and then `rest_ms` more work; all are service estimates, that of
+    the `running` tasks one sum.
 
     The n running tasks are taken as evenly staggered: the first of them ends after a (n+1)-th of their mean. From
     then on the slots share the work ahead. One that goes straight to an idle slot has its whole service before it.
     Against list scheduling of the same figures this is off by at most (slots-1)/slots of the longest service.
     """
     slots = max(1, slots)
-    waiting = iter(ahead)
-    idle = max(0, slots - len(running))
-    soon = list(islice(waiting, idle))
-    if len(soon) < idle:
+    idle = max(0, slots - running)
+    if len(ahead) < idle:
         return 0.0
+    soon = [*ahead[:idle]]
     if running:
-        soon.append(sum(running) / len(running) / (len(running) + 1))
-    return min(soon) + (sum(waiting) + rest_ms) / slots
+        soon.append(running_ms / running / (running + 1))
+    return min(soon) + (sum(ahead[idle:]) + rest_ms) / slots
 
 
 def on_time_probability(left_ms: float, needed_ms: float, spread: float, spent_ms: float = 0.0) -> float:

@@ -33,7 +33,7 @@ def start_ms(pool: Pool, priority: Priority, task: Task | None = None, now: floa
     aging = pool.queue.spec.batch_age_s and now is not None
     ahead, mean = _look(pool, priority, task, now) if aging or task is not None else _newcomers_near(pool, priority)
     rest = (position(pool, priority, task, now) - NEAR) * mean if len(ahead) == NEAR else 0.0
-    start = eta.start_ms(pool.slots_when_loaded, _running(pool), ahead, rest)
+    start = eta.start_ms(pool.slots_when_loaded, *_running(pool), ahead, rest)
     share = 1 - pool.service.interactive_load if priority == "batch" else 1.0
     return opening_ms(pool, now) + start / share
 
@@ -78,17 +78,18 @@ def empties_ms(pool: Pool) -> float:
 
 def runs_ms(pool: Pool) -> float:
     """Until all that runs now is done: at most the longest of the services, half over on average."""
-    return max(_running(pool), default=0.0) / 2
+    running = [lease.task.admitted.request for replica in pool.ready_replicas for lease in replica.leases.values()]
+    return max(pool.service.estimates_ms(running), default=0.0) / 2
 
 
-def _running(pool: Pool) -> list[float]:
-    """Service estimates of the tasks on slots that count."""
-    return pool.service.estimates_ms(
-        lease.task.admitted.request
-        for replica in pool.replicas.values()
-        if replica.state == "ready"
-        for lease in replica.leases.values()
-    )
+def _running(pool: Pool) -> tuple[int, float]:
+    """How many tasks are on slots that count, and the sum of their service estimates."""
+    tasks, total_ms = 0, 0.0
+    for replica in pool.replicas.values():
+        if replica.state == "ready" and replica.work.tasks:
+            tasks += replica.work.tasks
+            total_ms += pool.service.total_ms(replica.work)
+    return tasks, total_ms
 
 
 def _mean_ms(priority: Priority, near: list[TaskRequest], ahead: list[float]) -> float:
@@ -104,7 +105,7 @@ def room_ms(pool: Pool, priority: Priority) -> float:
     near = pool.service.estimates_ms(task.admitted.request for task in islice(pool.queue, min(before, NEAR)))
     rest = (before - len(near)) * sum(near) / len(near) if near else 0.0
     ahead = pool.service.estimates_ms(task.admitted.request for task in pool.queue.retries) + near
-    return opening_ms(pool, None) + eta.start_ms(pool.slots_when_loaded, _running(pool), ahead, rest)
+    return opening_ms(pool, None) + eta.start_ms(pool.slots_when_loaded, *_running(pool), ahead, rest)
 
 
 def backoff_ms(pool: Pool) -> int:
@@ -197,7 +198,7 @@ def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) 
         predicted_start_ms=start,
         predicted_end_ms=start + pool.service.estimate_ms(request) if start is not None else None,
         holds_session=holds_session,
-        load=(queued + len(pool.leases)) / max(1, pool.slots_when_loaded),
+        load=(queued + pool.leased) / max(1, pool.slots_when_loaded),
         vram_free=vram,
         tokens_per_s=pool.service.units_per_s or 0.0,
         pinned_profile=spec.pins.profile,

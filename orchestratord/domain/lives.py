@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -227,7 +227,7 @@ class Lives:
 
     def release(self, lease: Lease) -> None:
         """The slot is known to be free."""
-        if lease.replica.leases.pop(lease.id, None) is not None:
+        if lease.replica.give_back(lease):
             self._hooks.wake()
             self._let_go(lease)
 
@@ -247,6 +247,7 @@ class Lives:
             self._terminate(
                 task, TaskState.CANCELED, now, wall_ms, finish_reason="canceled", phase=phase, reason=reason
             )
+            self._abort(task)
         assert task.log.terminal_id is not None
         return task.log.terminal_id
 
@@ -256,6 +257,7 @@ class Lives:
             phase = "queued" if task.state is TaskState.QUEUED else "running"
             self.pools[task.pool_id].queue.remove(task)
             self._terminate(task, TaskState.FAILED, now, wall_ms, failure=failure, phase=phase, reason=reason)
+            self._abort(task)
 
     def _fail(self, task: Task, code: str, message: str, now: float, wall_ms: int, *, retriable: bool = False) -> None:
         self.fail(task, Failure(code, message, task.request.engine, retriable), now, wall_ms)
@@ -302,8 +304,6 @@ class Lives:
         self._gate(task, finished, self._closed)
         self.sessions.task_ended(task.session_id, task.admitted.held, used, now)
         self.tasks.retire(task)
-        for lease in self.leases_of(task):
-            self._hooks.abort(lease)
         self._hooks.wake()
 
     def _used(self, task: Task) -> Amounts:
@@ -338,6 +338,8 @@ class Lives:
             task.unsaved = False
             self.tasks.keep_log(task)
 
-    def leases_of(self, task: Task) -> Iterator[Lease]:
+    def _abort(self, task: Task) -> None:
+        """What still runs for a task that is over."""
         if task.replica_id is not None and (pool := self.pools.get(task.pool_id)) is not None:
-            yield from [lease for lease in pool.leases if lease.task is task]
+            for lease in [lease for lease in pool.leases if lease.task is task]:
+                self._hooks.abort(lease)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from orchestratord.domain.breaker import Breaker
 from orchestratord.domain.device import Device
-from orchestratord.domain.eta import Prior, ServiceModel
+from orchestratord.domain.eta import Prior, ServiceModel, Share, Work
 from orchestratord.domain.kv import KvLayout
 from orchestratord.domain.operation import Fault, Model, Operation
 from orchestratord.domain.pins import Pins
@@ -84,6 +84,7 @@ class Lease:
     slot: int  # index among the replica's slots
     exclusive: bool = False  # nothing else may run on the replica beside it
     quarantined: bool = False
+    share: Share | None = None  # of the replica's work
 
     @property
     def tokens(self) -> int:
@@ -129,6 +130,7 @@ class Replica:
     kv: KvLayout | None = None  # what tokens take in its KV cache, where that is known
     kv_tokens: int | None = None  # tokens its cache holds, of whoever came last; None: each slot keeps its last prompt
     kv_brought: int = 0  # tokens its leases may have brought there in this life, at most
+    kv_due: int = 0  # those of them that the running ones have perhaps still to bring
     kv_usage: float | None = None  # share of its KV cache that jobs take; None: it does not say
     devices: tuple[Device, ...] = ()  # that it computes on, as far as they can be seen
     result_bytes: dict[Workload, int] = field(default_factory=dict)  # the longest frame of a result it gave
@@ -137,29 +139,48 @@ class Replica:
     leases: dict[int, Lease] = field(default_factory=dict)
     breaker: Breaker = field(default_factory=Breaker)
     reserved_for: Task | None = None  # a strict task that waits for it to be idle
-    last_lease: dict[int, int] = field(default_factory=dict)  # slot -> id of the last lease on it; oldest lease first
+    last_lease: dict[int, int] = field(default_factory=dict)  # slot -> id of the last lease on it
+    idle: dict[int, None] = field(init=False)  # free slots, the one whose prompt is the longest unused first
+    work: Work = field(default_factory=Work)  # of the leases
+
+    def __post_init__(self) -> None:
+        self.renew()
+
+    def renew(self) -> None:
+        """It begins a life with `slots` slots. What an engine's last life left in `leases` keeps its slots."""
+        self.last_lease.clear()
+        self.kv_brought = 0
+        taken = {lease.slot for lease in self.leases.values()}
+        self.idle = {slot: None for slot in range(self.slots) if slot not in taken}
 
     def pick_slot(self, prefer: int | None) -> int:
         """A free slot: the preferred one, else the one whose prompt is the longest unused."""
-        taken = {lease.slot for lease in self.leases.values()}
-        if prefer is not None and prefer < self.slots and prefer not in taken:
-            return prefer
-        used = self.last_lease
-        if len(used) < self.slots:
-            for slot in range(self.slots):
-                if slot not in used and slot not in taken:  # `taken` alone knows what an engine's last life left
-                    return slot
-        return next(slot for slot in used if slot not in taken)
+        return prefer if prefer in self.idle else next(iter(self.idle))
 
-    def leased(self, slot: int, lease_id: int) -> None:
-        """The slot serves this lease from now on."""
-        self.last_lease.pop(slot, None)  # it goes to the end
-        self.last_lease[slot] = lease_id
+    def take(self, lease: Lease) -> None:
+        """The lease has its slot from now on."""
+        self.leases[lease.id] = lease
+        del self.idle[lease.slot]
+        self.last_lease[lease.slot] = lease.id
+        self.kv_brought += lease.tokens
+        self.kv_due += lease.tokens
+        lease.share = self.work.add(lease.task.admitted.request)
+
+    def give_back(self, lease: Lease) -> bool:
+        """The lease's slot is free. False: it has been given back before."""
+        if self.leases.pop(lease.id, None) is None:
+            return False
+        if lease.slot < self.slots:  # else the engine came back with fewer
+            self.idle[lease.slot] = None
+        self.kv_due -= lease.tokens
+        assert lease.share is not None, "given back without having been taken"
+        self.work.remove(lease.share)
+        return True
 
     @property
     def kv_mark(self) -> int:
         """`kv_brought` without what running leases have yet to bring."""
-        return self.kv_brought - sum(lease.tokens for lease in self.leases.values())
+        return self.kv_brought - self.kv_due
 
     def saw_result(self, workload: Workload, size: int) -> None:
         """One of its results became a frame of `size` bytes."""
@@ -178,9 +199,10 @@ class Replica:
 
     @property
     def free(self) -> int:
-        if not self.available or any(lease.exclusive for lease in self.leases.values()):
+        leases = self.leases
+        if not self.available or (len(leases) == 1 and next(iter(leases.values())).exclusive):  # it is always alone
             return 0
-        return max(0, self.slots - len(self.leases))
+        return max(0, self.slots - len(leases))
 
     @property
     def reserved(self) -> Task | None:
@@ -276,6 +298,11 @@ class Pool:
     def leases(self) -> list[Lease]:
         """Of every engine of the pool, also of those that only finish what they have."""
         return [lease for r in (*self.replicas.values(), *self.shadows) for lease in r.leases.values()]
+
+    @property
+    def leased(self) -> int:
+        """How many there are."""
+        return sum([len(r.leases) for r in (*self.replicas.values(), *self.shadows)])
 
     @property
     def at_work(self) -> list[Lease]:

@@ -19,7 +19,7 @@ def samples(core: Lodging, api_version: str) -> Iterable[Sample]:
         labels = {"engine": pool.spec.engine, "engine_version": pool.engine_version, "pool_id": pool.id}
         for priority in ("interactive", "batch"):
             yield "queue_depth", {**labels, "priority": priority}, pool.queue.depth(priority)
-        yield "active_leases", labels, len(pool.leases)
+        yield "active_leases", labels, pool.leased
         yield "pool_ready", labels, float(pool.ready)
         if (rate := pool.service.units_per_s) is not None:
             yield "orchestratord_engine_tokens_per_s", labels, rate

@@ -107,7 +107,7 @@ class Pools:
             "ready": pool.ready,
             "draining": pool.draining,
             "slots_total": pool.slots,
-            "slots_busy": len(pool.leases),
+            "slots_busy": pool.leased,
             "queue": {
                 "interactive": pool.queue.depth("interactive"),
                 "batch": pool.queue.depth("batch"),

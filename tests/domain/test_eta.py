@@ -28,6 +28,10 @@ def observe(
     model.observe(World().request(**fields), units, service_ms, slots, now)
 
 
+def start_ms(slots: int, running: list[float], ahead: list[float], rest_ms: float = 0.0) -> float:
+    return eta.start_ms(slots, len(running), sum(running), ahead, rest_ms)
+
+
 def listed(slots: int, running: list[float], ahead: list[float]) -> float:
     """List scheduling, the exact answer if every figure were true: the running tasks evenly staggered."""
     mean = sum(running) / len(running) if running else 0.0
@@ -44,19 +48,19 @@ def test_more_work_ahead_never_starts_earlier(
     slots: int, running: list[float], ahead: list[float], more: float
 ) -> None:
     running = running[:slots]
-    assert eta.start_ms(slots, running, [*ahead, more]) >= eta.start_ms(slots, running, ahead)
-    assert eta.start_ms(slots + 1, running, ahead) <= eta.start_ms(slots, running, ahead)
-    assert eta.start_ms(slots, running, ahead, more) >= eta.start_ms(slots, running, ahead)
+    assert start_ms(slots, running, [*ahead, more]) >= start_ms(slots, running, ahead)
+    assert start_ms(slots + 1, running, ahead) <= start_ms(slots, running, ahead)
+    assert start_ms(slots, running, ahead, more) >= start_ms(slots, running, ahead)
 
 
 def test_one_slot_is_a_plain_sum() -> None:
-    assert eta.start_ms(1, [100], [30, 40]) == 50 + 30 + 40
-    assert eta.start_ms(1, [], [30, 40]) == 30 + 40
-    assert eta.start_ms(2, [100], []) == 0
+    assert start_ms(1, [100], [30, 40]) == 50 + 30 + 40
+    assert start_ms(1, [], [30, 40]) == 30 + 40
+    assert start_ms(2, [100], []) == 0
 
 
 def test_of_several_running_tasks_one_ends_sooner() -> None:
-    assert eta.start_ms(4, [100, 100, 100, 100], []) == 20
+    assert start_ms(4, [100, 100, 100, 100], []) == 20
 
 
 @given(st.integers(1, 8), st.lists(times, max_size=8), st.lists(times, max_size=40))
@@ -65,7 +69,7 @@ def test_sharing_the_work_is_list_scheduling_within_one_service(
 ) -> None:
     """The bound `eta.start_ms` names."""
     running = running[:slots]
-    off = eta.start_ms(slots, running, ahead) - listed(slots, running, ahead)
+    off = start_ms(slots, running, ahead) - listed(slots, running, ahead)
     assert abs(off) <= (slots - 1) / slots * max([*running, *ahead], default=0.0) + 1e-6
 
 
@@ -149,7 +153,7 @@ def test_the_interactive_load_is_bounded_and_survives_an_idle_night() -> None:
 
 
 def test_without_a_ready_slot_the_work_ahead_still_counts() -> None:
-    assert eta.start_ms(0, [], [100.0, 100.0]) == 200
+    assert start_ms(0, [], [100.0, 100.0]) == 200
 
 
 # -- services ----------------------------------------------------------------------------------------------
