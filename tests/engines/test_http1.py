@@ -48,7 +48,7 @@ def events_of(
 
     async def scenario() -> bool:
         nonlocal passed
-        connection = Connection("here", ())
+        connection = Connection("here", (), lambda _: None)
         connection.connection_made(Socket())  # type: ignore[arg-type]
         reply = connection.ask(b"")
         connection.data_received(HEAD)

@@ -12,9 +12,11 @@ from contextlib import asynccontextmanager
 import pytest
 
 from orchestratord.infra.engines.transport import MIB, Transport
+from orchestratord.infra.steps import Steps
 from orchestratord.ports import EngineError
 from tests.engines.faults import HastyClock
 from tests.engines.support import CLOCK, RawServer, raw_server, response, run, stream, turn
+from tests.turns import turn_of_loop
 
 KEY = "sesame-open-up"
 OK = response(b'{"a": 1}')
@@ -112,6 +114,51 @@ def test_nothing_listens() -> None:
         assert error.kind == "lost"
         assert "127.0.0.1" in error.message
         assert KEY not in f"{error!r}{transport!r}"
+
+    run(body())
+
+
+def test_a_stream_needs_no_task_of_its_own() -> None:
+    """OC-CORE-1012: the Task in which a connection is made ends with that; what waits for the stream stays `Steps`."""
+
+    async def body() -> None:
+        begun = asyncio.Event()
+
+        async def follow(transport: Transport) -> None:
+            async with transport.post("/x", b"{}", stream=True) as reply:
+                begun.set()
+                await reply.each(lambda data: True)
+
+        loop, running = asyncio.get_running_loop(), set[Steps]()
+        async with raw_server(stream(b"data: {}\n\n", end=False), stall=True) as raw, to(raw.url) as transport:
+            loop.call_soon(Steps(follow(transport), loop, running).begin)
+            await begun.wait()
+            await turn()
+            assert not [task for task in asyncio.all_tasks() if "follow" in repr(task)]
+            running.pop().cancel()
+            await raw.closed.wait()
+
+    run(body())
+
+
+def test_a_connect_that_is_given_up_leaves_no_connection() -> None:
+    """Whenever that is: also when it has just come about, and whoever wanted it has not been told yet."""
+
+    async def body() -> None:
+        async with raw_server() as raw, to(raw.url) as transport:
+            for turns in range(12):
+                asking = asyncio.ensure_future(transport.connect())
+                for _ in range(turns):
+                    await turn_of_loop()
+                if asking.done():
+                    break
+                asking.cancel()
+                with pytest.raises(asyncio.CancelledError):
+                    await asking
+                for _ in range(8):
+                    await turn_of_loop()
+                assert not transport._open
+            assert asking.done(), "the last one was not given up"
 
     run(body())
 

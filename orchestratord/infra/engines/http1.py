@@ -36,6 +36,24 @@ class Reply:
     status: int. headers: by lower-case name; fields of the same name are joined by commas.
     """
 
+    __slots__ = (  # there is one for each open stream
+        "_connection",
+        "_error",
+        "_head",
+        "_loop",
+        "_over",
+        "_parts",
+        "_secrets",
+        "_sink",
+        "_where",
+        "begun",
+        "complete",
+        "event",
+        "headers",
+        "satisfied",
+        "status",
+    )
+
     def __init__(
         self,
         connection: Connection,
@@ -72,6 +90,7 @@ class Reply:
         While `sink` leaves something in `event`, that is offered the data of a read that is nothing but one event of
         one line. It returns True for what it took, False for what it left as it was: then `sink` gets the read.
         """
+        self.headers.clear()  # nobody asks for them any more, and a stream may last
         self._sink = sink
         self._over = self._loop.create_future()
         self._connection.resume()
@@ -148,13 +167,39 @@ class Reply:
 
 
 class Connection(asyncio.Protocol):
-    """A connection that serves one request after the other. `ask` only while it is `idle`."""
+    """A connection that serves one request after the other. `ask` only while it is `idle`. `lost`: called with it once
+    it is closed."""
 
-    def __init__(self, where: str, secrets: tuple[bytes, ...]) -> None:
+    __slots__ = (  # there is one for each open stream
+        "_clean",
+        "_event",
+        "_fruitless",
+        "_good",
+        "_head_size",
+        "_interim",
+        "_keep_alive",
+        "_loop",
+        "_lost",
+        "_parser",
+        "_parts",
+        "_paused",
+        "_reply",
+        "_secrets",
+        "_transport",
+        "_until_close",
+        "_where",
+        "idle_since",
+        "on_body",
+        "streamed",
+        "used",
+    )
+
+    _transport: asyncio.Transport
+
+    def __init__(self, where: str, secrets: tuple[bytes, ...], lost: Callable[[Connection], object]) -> None:
         self._where = where
         self._secrets = secrets
         self._loop = asyncio.get_running_loop()
-        self._transport: asyncio.Transport
         self._parts: list[bytes] = []  # of the reply's body, not handed on yet
         self._good: int | None = None  # so many of them belong to the reply; None: all
         self.on_body = self._parts.append  # httptools calls it
@@ -168,7 +213,7 @@ class Connection(asyncio.Protocol):
         self._paused = False
         self.used = self.streamed = False  # a request was answered on it; the last one with a stream
         self.idle_since = 0.0
-        self.on_lost: Callable[[], object] | None = None
+        self._lost = lost
 
     # -- for the pool --------------------------------------------------------------------------------------
     @property
@@ -268,8 +313,7 @@ class Connection(asyncio.Protocol):
             else:
                 within = "within the reply" if reply.begun else "without a reply"
                 reply.fail(EngineError("lost", f"{self._where}: the connection closed {within}"))
-        if self.on_lost is not None:
-            self.on_lost()
+        self._lost(self)
 
     # -- httptools -----------------------------------------------------------------------------------------
     def on_message_begin(self) -> None:

@@ -9,10 +9,9 @@ from __future__ import annotations
 import asyncio
 import base64
 import ssl
-from collections.abc import AsyncIterator, Mapping
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from collections.abc import Mapping
 from functools import cached_property, partial
-from types import MappingProxyType
+from types import MappingProxyType, TracebackType
 from typing import Any, Literal
 from urllib.parse import SplitResult, unquote, urlsplit
 
@@ -58,14 +57,26 @@ class Transport:
         return tuple(form.encode() for form in forms if form)
 
     # -- connections ---------------------------------------------------------------------------------------
+    async def connected(self, stream: bool) -> Connection:
+        """A kept connection, or a new one. Raises EngineError: lost, timeout or protocol."""
+        return (self._kept() if self._keeps(stream) else None) or await self.connect()
+
+    async def connect(self) -> Connection:
+        """A new connection, made in a Task of its own: a run that became one for that would keep it to its end."""
+        making = asyncio.get_running_loop().create_task(self._connect())
+        try:
+            return await making
+        except asyncio.CancelledError:
+            making.add_done_callback(_unwanted)
+            raise
+
     async def _connect(self) -> Connection:
-        """A new connection. Raises EngineError: lost, timeout or protocol."""
         url, loop = self._url, asyncio.get_running_loop()
         try:
             host, port, secure = _address(url)
             async with self._clock.limit(CONNECT_S):
                 _, connection = await loop.create_connection(
-                    partial(Connection, self._where, self._secrets),
+                    partial(Connection, self._where, self._secrets, self._lost),
                     host,
                     port,
                     ssl=self._tls if secure else None,
@@ -79,8 +90,8 @@ class Transport:
             raise EngineError("lost", f"{self._where}: nothing accepts connections") from None
         except ValueError as error:
             raise EngineError("protocol", f"{self._where}: the request could not be made: {error}") from None
-        self._open.add(connection)
-        connection.on_lost = partial(self._lost, connection)
+        if connection.idle:  # else it is lost already
+            self._open.add(connection)
         return connection
 
     def _lost(self, connection: Connection) -> None:
@@ -105,7 +116,7 @@ class Transport:
     def _keeps(self, stream: bool) -> bool:
         return not (stream and self._drops_streams)
 
-    def _give_back(self, connection: Connection, reply: Reply | None, stream: bool) -> None:
+    def give_back(self, connection: Connection, reply: Reply | None, stream: bool) -> None:
         if self._keeps(stream) and reply is not None and (connection.idle if reply.complete else reply.satisfied):
             connection.idle_since = self._clock.now()
             self._idle[connection] = None
@@ -152,52 +163,17 @@ class Transport:
         except ValueError as error:  # `from None`: the exception may hold the key
             raise EngineError("protocol", f"{self._where}: the request could not be made: {error!s:.80}") from None
 
-    @asynccontextmanager
-    async def _reply(
-        self, method: str, path: str, body: bytes | None, stream: bool = False, extra: Mapping[str, str] = NOTHING
-    ) -> AsyncIterator[Reply]:
-        """The reply to one request, once its head is there.
+    def drops(self, connection: Connection) -> None:
+        """The engine has closed a connection just as it was taken."""
+        self._drops_streams |= connection.streamed
 
-        A kept connection may have been closed by the engine just as we took it. Then nothing was answered and the
-        request goes out once more, on a new one; anything else is for the caller to judge. An engine that does so
-        behind a stream (newer builds of llama.cpp say that they keep the connection, and close it) gets a connection
-        for each stream from then on.
-        """
-        request = self._request(method, path, body, extra)
-        del body  # a stream may last for minutes, and a prompt may be long
-        connection = (self._kept() if self._keeps(stream) else None) or await self._connect()
-        reply = None
-        try:
-            reply = connection.ask(request)
-            try:
-                await reply.head()
-            except EngineError as error:
-                if error.kind != "lost" or not connection.used or reply.begun:
-                    raise
-                self._drops_streams |= connection.streamed
-                connection = await self._connect()
-                reply = connection.ask(request)
-                await reply.head()
-            del request
-            connection.used, connection.streamed = True, stream
-            if 300 <= reply.status < 400:
-                raise EngineError("protocol", f"{path} answers with a redirect; give the engine's own URL")
-            if reply.headers.get("content-encoding", "identity").lower() != "identity":
-                raise EngineError("protocol", f"{path} answers with a compressed body that was not asked for")
-            yield reply
-        except EngineError as error:
-            raise EngineError(error.kind, self._hidden(error.message)) from None  # it may quote the engine
-        finally:
-            self._give_back(connection, reply, stream)
-
-    def _hidden(self, text: str) -> str:
+    def hidden(self, text: str) -> str:
+        """Without our credentials: it may quote the engine."""
         for secret in self._secrets:
             text = text.replace(secret.decode(), HIDDEN.decode())
         return text
 
-    def post(
-        self, path: str, body: bytes, *, stream: bool = False, extra: Mapping[str, str] = NOTHING
-    ) -> AbstractAsyncContextManager[Reply]:
+    def post(self, path: str, body: bytes, *, stream: bool = False, extra: Mapping[str, str] = NOTHING) -> Exchange:
         """POST a JSON document: an async context manager that gives the `Reply` once its head has arrived.
 
         There is no time limit beyond the connect: the caller's watchdogs decide. Leaving the context before the end
@@ -205,7 +181,7 @@ class Transport:
         was learnt of the connections of this engine's streams counts. extra: more header fields.
         Raises EngineError.
         """
-        return self._reply("POST", path, body, stream, extra)
+        return Exchange(self, path, self._request("POST", path, body, extra), stream)
 
     async def request_json(
         self, method: str, path: str, body: bytes | None = None, *, limit_s: float, max_bytes: int = MIB
@@ -215,7 +191,8 @@ class Transport:
         Raises EngineError; no status is an error here.
         """
         try:
-            async with self._clock.limit(limit_s), self._reply(method, path, body) as reply:
+            request = self._request(method, path, body, NOTHING)
+            async with self._clock.limit(limit_s), Exchange(self, path, request, stream=False) as reply:
                 raw = await reply.body(max_bytes)
         except TimeoutError:
             raise EngineError("timeout", f"{self._where}: no answer in time") from None
@@ -233,6 +210,74 @@ class Transport:
             self._look = None
         for connection in tuple(self._open):
             connection.abort()
+
+
+class Exchange:
+    """One request and its reply: an async context manager, plain because each open stream has one. See `post`.
+
+    A kept connection may have been closed by the engine just as we took it. Then nothing was answered and the request
+    goes out once more, on a new one; anything else is for the caller to judge. An engine that does so behind a stream
+    (newer builds of llama.cpp say that they keep the connection, and close it) gets a connection for each stream from
+    then on.
+    """
+
+    __slots__ = ("_connection", "_path", "_reply", "_request", "_stream", "_transport")
+
+    def __init__(self, transport: Transport, path: str, request: bytes, stream: bool) -> None:
+        self._transport = transport
+        self._path = path
+        self._request = request
+        self._stream = stream
+        self._connection: Connection | None = None
+        self._reply: Reply | None = None
+
+    async def __aenter__(self) -> Reply:
+        try:
+            return await self._answered()
+        except BaseException as error:
+            self._over(error)
+            raise
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, tb: TracebackType | None
+    ) -> None:
+        self._over(error)
+
+    async def _answered(self) -> Reply:
+        """Returns once the head of the reply is there."""
+        transport, request = self._transport, self._request
+        self._request = b""  # a stream may last for minutes, and a prompt may be long
+        connection = self._connection = await transport.connected(self._stream)
+        reply = self._reply = connection.ask(request)
+        try:
+            await reply.head()
+        except EngineError as error:
+            if error.kind != "lost" or not connection.used or reply.begun:
+                raise
+            transport.drops(connection)
+            connection = self._connection = await transport.connect()
+            reply = self._reply = connection.ask(request)
+            await reply.head()
+        connection.used, connection.streamed = True, self._stream
+        if 300 <= reply.status < 400:
+            raise EngineError("protocol", f"{self._path} answers with a redirect; give the engine's own URL")
+        if reply.headers.get("content-encoding", "identity").lower() != "identity":
+            raise EngineError("protocol", f"{self._path} answers with a compressed body that was not asked for")
+        return reply
+
+    def _over(self, error: BaseException | None) -> None:
+        """Whoever asked is done. Raises EngineError without our credentials for one that may hold them."""
+        connection, self._connection = self._connection, None
+        if connection is not None:
+            self._transport.give_back(connection, self._reply, self._stream)
+        if isinstance(error, EngineError):
+            raise EngineError(error.kind, self._transport.hidden(error.message)) from None
+
+
+def _unwanted(making: asyncio.Task[Connection]) -> None:
+    """Whoever it was made for is gone."""
+    if not making.cancelled() and making.exception() is None:
+        making.result().abort()
 
 
 def _address(url: SplitResult) -> tuple[str, int, bool]:
