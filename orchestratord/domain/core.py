@@ -122,9 +122,7 @@ class Core(Lives):
         if victim is not None:
             pool.queue.mark(victim)
             self._victims[task.task_id] = victim
-        ticket = self._gate(task, fact, self._committed)
-        self._hooks.wake()
-        return task, ticket
+        return task, self._gate(task, fact, self._committed)
 
     def _committed(self, task: Task, ticket: Ticket) -> None:
         victim = self._victims.pop(task.task_id, None)

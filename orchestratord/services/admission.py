@@ -88,11 +88,7 @@ class Admission:
         self._rate_limit.take(caller.identity, self._clock.now())
         serving = self._core.serving(request)
         self._check_meaning(request, serving)
-        try:
-            async with self._clock.limit(TOKENIZE_LIMIT_S):  # for all it asks: 256 inputs are as many questions
-                request, bound = await self._size(request, serving)
-        except TimeoutError as error:
-            raise self._no_answer(request) from error
+        request, bound = await self._size(request, serving, self._clock.now() + TOKENIZE_LIMIT_S)
         if (known := self._core.known(request.task_id, fingerprint)) is not None:
             return known
         text = request.prompt
@@ -176,26 +172,27 @@ class Admission:
             )
 
     # -- prompt size -------------------------------------------------------------------------------------
-    async def _size(self, request: TaskRequest, serving: list[Pool]) -> tuple[TaskRequest, int]:
+    async def _size(self, request: TaskRequest, serving: list[Pool], until: float) -> tuple[TaskRequest, int]:
         """The request with its messages rendered to a prompt, and an upper bound of its prompt tokens.
 
-        Refuses, never truncates (ORCH-3016).
+        until: when the engine must have answered all that it is asked (256 inputs may be as many questions); most often
+        it is asked nothing, and nothing is waited for. Refuses, never truncates (ORCH-3016).
         """
         pools = [p for p in serving if p.ready_replicas]
         engine = self._engine_of(pools[0]) if pools else None
         if engine is None:
             return request, assumed_bound(request)  # nothing is ready: placement says why, or the model will be loaded
         if request.workload != "completion":
-            return request, await self._check_inputs(engine, request)
+            return request, await self._check_inputs(engine, request, until)
         if request.messages is not None:
             if not any(r.chat_template for p in pools for r in p.ready_replicas):
                 raise InvalidParams(
                     f"{request.model_ref} has no chat template. Send `prompt` instead of `messages`.",
                     rule="no_chat_template",
                 )
-            rendered = await self._ask(engine.render(request.messages), request)
+            rendered = await self._ask(engine.render(request.messages), request, until)
             request = replace(request, prompt=rendered, messages=None)
-        tokens = await self._tokens(engine, (request.prompt or "",), request.ctx - request.max_tokens, request)
+        tokens = await self._tokens(engine, (request.prompt or "",), request.ctx - request.max_tokens, request, until)
         if tokens + request.max_tokens > request.ctx:
             raise InvalidParams(
                 f"The prompt has {tokens} tokens and max_tokens is {request.max_tokens}: together more than "
@@ -207,13 +204,13 @@ class Admission:
             )
         return request, tokens
 
-    async def _check_inputs(self, engine: Engine, request: TaskRequest) -> int:
+    async def _check_inputs(self, engine: Engine, request: TaskRequest, until: float) -> int:
         """Each input (for rerank: each pair of query and document) is one prompt of its own; the bound of them all."""
         total = 0
         for index, text in enumerate(request.inputs or ()):
             # Of a pair each text with marks of its own: no fewer than what an engine joins them with.
             texts = (request.prompt or "", text) if request.workload == "rerank" else (text,)
-            tokens = await self._tokens(engine, texts, request.ctx, request)
+            tokens = await self._tokens(engine, texts, request.ctx, request, until)
             if tokens > request.ctx:
                 raise InvalidParams(
                     f"inputs[{index}] has {tokens} tokens, more than ctx {request.ctx}. Shorten it or raise ctx.",
@@ -225,26 +222,31 @@ class Admission:
             total += tokens
         return total
 
-    async def _tokens(self, engine: Engine, texts: tuple[str, ...], room: int, request: TaskRequest) -> int:
+    async def _tokens(
+        self, engine: Engine, texts: tuple[str, ...], room: int, request: TaskRequest, until: float
+    ) -> int:
         """Of all the texts together: an upper bound if that fits into `room`, else the engine's exact count."""
         bound = sum(map(engine.bound, texts))
-        return bound if bound <= room else sum([await self._count(engine, text, request) for text in texts])
+        return bound if bound <= room else sum([await self._count(engine, text, request, until) for text in texts])
 
-    async def _count(self, engine: Engine, prompt: str, request: TaskRequest) -> int:
+    async def _count(self, engine: Engine, prompt: str, request: TaskRequest, until: float) -> int:
         key = (request.model_ref, hashlib.sha256(prompt.encode()).digest())
         if (known := self._counts.get(key)) is not None:
             self._counts.move_to_end(key)
             return known
-        tokens = await self._ask(engine.tokenize(prompt), request)
+        tokens = await self._ask(engine.tokenize(prompt), request, until)
         self._counts[key] = tokens
         if len(self._counts) > CACHED_COUNTS:
             self._counts.popitem(last=False)
         return tokens
 
-    async def _ask(self, question: Awaitable[T], request: TaskRequest) -> T:
-        """The engine's answer; none is a reason to come back, not to guess."""
+    async def _ask(self, question: Awaitable[T], request: TaskRequest, until: float) -> T:
+        """The engine's answer; none in time is a reason to come back, not to guess."""
         try:
-            return await question
+            async with self._clock.limit(until - self._clock.now()):
+                return await question
+        except TimeoutError as error:
+            raise self._no_answer(request) from error
         except EngineError as error:
             if error.kind == "refused":
                 message = f"The engine refuses this input: {error.message}"

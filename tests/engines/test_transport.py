@@ -119,7 +119,7 @@ def test_nothing_listens() -> None:
 
 
 def test_a_stream_needs_no_task_of_its_own() -> None:
-    """OC-CORE-1012: the Task in which a connection is made ends with that; what waits for the stream stays `Steps`."""
+    """The Task in which a connection is made ends with that; what waits for the stream stays `Steps`."""
 
     async def body() -> None:
         begun = asyncio.Event()

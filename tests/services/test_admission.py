@@ -64,6 +64,23 @@ def rule(answer: requests.Response) -> str:
     return found
 
 
+def test_an_admission_that_asks_no_engine_waits_for_its_commit_alone(app: LiveApp) -> None:
+    """It needs no Task and no timer: the first thing it waits for is a future, when its fact is with the journal."""
+
+    def begin() -> tuple[Any, int]:
+        timers = len(app.clock._timers)
+        body = {**task(), "task_id": str(uuid.uuid4())}
+        admitting = app.daemon.admission.admit(parse_request(body), b"print", Caller("cid", "localhost"))
+        waits_for = admitting.send(None)
+        known = app.daemon.core.tasks.get(body["task_id"])
+        admitting.close()
+        assert known is not None
+        return waits_for, len(app.clock._timers) - timers
+
+    waits_for, timers = app.call(begin)
+    assert (asyncio.isfuture(waits_for), timers) == (True, 0)
+
+
 def test_pairs_of_a_rerank_are_counted_with_the_marks_of_both(app: LiveApp, session: VerifyingSession) -> None:
     """ORCH-3016: query and document are texts of their own; the message names the document that does not fit."""
     asked = Asked(app)

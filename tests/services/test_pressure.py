@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ import pytest
 
 from orchestratord.infra import memory
 from orchestratord.infra.memory import ProcMemory
-from orchestratord.services.pressure import LOOK_S, Pressure
+from orchestratord.services.pressure import BEHIND_S, LOOK_S, STALE_S, Pressure
+from orchestratord.testing.clock import ManualClock
 from orchestratord.testing.live import LiveApp
 from tests.http.support import submit, task
 
@@ -23,16 +25,9 @@ class Memory(ProcMemory):
         return self.share
 
 
-class Now:
-    seconds = 0.0
-
-    def now(self) -> float:
-        return self.seconds
-
-
-def pressure() -> tuple[Pressure, Memory, Now]:
-    memory, clock = Memory(), Now()
-    return Pressure(memory, clock), memory, clock  # type: ignore[arg-type]
+def pressure() -> tuple[Pressure, Memory, ManualClock]:
+    memory, clock = Memory(), ManualClock()
+    return Pressure(memory, clock), memory, clock
 
 
 @pytest.mark.parametrize(
@@ -51,18 +46,36 @@ def test_it_sheds_from_92_percent_down_to_85(shares: list[float | None], high: l
     seen = []
     for memory.share in shares:
         seen.append(one.high())
-        clock.seconds += LOOK_S
+        asyncio.run(clock.run(STALE_S))
     assert seen == high
 
 
-def test_it_looks_four_times_a_second_at_most() -> None:
+def test_it_looks_four_times_a_second_at_most_and_behind_whoever_asks() -> None:
+    """OD-16."""
     one, memory, clock = pressure()
-    for _ in range(100):
-        one.high()
-    assert memory.looks == 1
-    clock.seconds += LOOK_S
-    one.high()
-    assert memory.looks == 2
+
+    async def body() -> None:
+        for _ in range(100):
+            one.high()
+        assert memory.looks == 1
+        memory.share = 0.95
+        await clock.run(LOOK_S)
+        assert not any(one.high() for _ in range(100))
+        assert memory.looks == 1
+        await clock.run(BEHIND_S)
+        assert all(one.high() for _ in range(100))
+        assert memory.looks == 2
+
+    asyncio.run(body())
+
+
+def test_what_was_seen_long_ago_is_not_believed() -> None:
+    """OD-16: memory that filled up while nobody asked."""
+    one, memory, clock = pressure()
+    assert not one.high()
+    memory.share = 0.95
+    asyncio.run(clock.run(STALE_S))
+    assert one.high()
 
 
 def test_new_tasks_are_refused_and_everything_else_goes_on() -> None:
@@ -74,7 +87,7 @@ def test_new_tasks_are_refused_and_everything_else_goes_on() -> None:
         app.settle()
         app.daemon.pressure._memory = memory
         memory.share = 0.95
-        app.advance(1)
+        app.advance(STALE_S)
         refusal = session.post("/v1/tasks", json=task())
         assert (refusal.status_code, refusal.json()["code"]) == (503, "OVERLOADED")
         assert refusal.headers["Retry-After"] == "1"
@@ -86,7 +99,7 @@ def test_new_tasks_are_refused_and_everything_else_goes_on() -> None:
             app.call(app.engine().release_hold)
             assert list(events)[-1].name == "end"
         memory.share = 0.5
-        app.advance(1)
+        app.advance(STALE_S)
         assert session.get("/readyz").status_code == 200
         submit(session)
 
