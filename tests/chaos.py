@@ -204,7 +204,7 @@ def _all_leases(app: LiveApp) -> list[Any]:
 
 async def _run(app: LiveApp, faults: Faults, chaos: Chaos, count: int, seed: int) -> None:
     async with chaos.clock.limit(READY_S):
-        while (await chaos.http.ask("GET", "/readyz"))[0] != 200:
+        while not all(pool["ready"] for pool in (await chaos.http.ask("GET", "/v1/pools"))[2]["items"]):
             await chaos.clock.sleep(0.05)
 
     def plans() -> Iterator[Plan]:

@@ -38,7 +38,7 @@ def app(tmp_path_factory: pytest.TempPathFactory) -> Iterator[LiveApp]:
     ]
     with LiveApp(mock_settings(pools=pools), manual=False) as app:
         with app.session() as session:
-            wait_for(lambda: session.get("/readyz").status_code == 200, "both engines are ready", START_S)
+            wait_for(lambda: all(pool["ready"] for pool in session.get("/v1/pools").json()["items"]), "both", START_S)
         yield app
 
 
