@@ -352,7 +352,8 @@ def i26_rest(core: Control) -> Iterator[str]:
             yield f"pool {pool.id} has leases {pool.leases}, {len(pool.queue)} queued, {pool.queue.retrying} to retry"
         if pool.operation is not None and not pool.operation.over:
             yield f"the {pool.operation.kind} of pool {pool.id} is {pool.operation.state} for ever"
-    if core.closing or core._victims or core.tasks.next_deadline() is not None:
-        yield f"undecided: {core.closing}, {core._victims}"
+    promised = [pool.queue._promised for pool in core.pools.values() if pool.queue._promised]
+    if core.closing or promised or core.tasks.next_deadline() is not None:
+        yield f"undecided: {core.closing}, {promised}"
     if _held(core):
         yield f"budgets are held: {_held(core)}"

@@ -44,7 +44,6 @@ class Core(Lives):
         super().__init__(pools, limits, hooks, trust)
         self._orders = count(1)
         self._lease_ids = count(1)
-        self._victims: dict[str, Task] = {}  # newcomer that is not durable yet -> whose seat it will take
 
     # -- admission ---------------------------------------------------------------------------------------
     def known(self, task_id: str, fingerprint: bytes) -> Task | None:
@@ -120,12 +119,11 @@ class Core(Lives):
         self.tasks.enlist(task)
         pool.queue.push(task)
         if victim is not None:
-            pool.queue.mark(victim)
-            self._victims[task.task_id] = victim
+            pool.queue.promise(task, victim)
         return task, self._gate(task, fact, self._committed)
 
     def _committed(self, task: Task, ticket: Ticket) -> None:
-        victim = self._victims.pop(task.task_id, None)
+        queue = self.pools[task.pool_id].queue
         end = self._untold.pop(task.task_id, None)
         if ticket.exception() is None:
             task.committed = True
@@ -133,13 +131,11 @@ class Core(Lives):
             self._hooks.admitted(task)
             if end is not None:
                 self._hooks.ended(task, *end)
-            if victim is not None and victim.state is TaskState.QUEUED:
+            if (victim := queue.redeem(task)) is not None:
                 self._drop(victim, task)
             self._hooks.wake()
         else:  # withdraw it without trace
-            if victim is not None:
-                self.pools[victim.pool_id].queue.unmark(victim)
-            self.pools[task.pool_id].queue.remove(task)
+            queue.remove(task)
             self.sessions.return_turn(task.session_id, task.admitted.held, live=not task.terminal)
             self.tasks.pop(task.task_id, None)
 

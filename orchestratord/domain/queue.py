@@ -33,13 +33,14 @@ class TaskQueue:
     latest with the first slot that comes free afterwards, behind older ones that have aged too.
     """
 
-    __slots__ = ("_again", "_lanes", "_marked", "changes", "spec")
+    __slots__ = ("_again", "_lanes", "_marked", "_promised", "changes", "spec")
 
     def __init__(self, spec: QueueSpec) -> None:
         self.spec = spec
         self._lanes: dict[Priority, OrderedDict[str, Task]] = {p: OrderedDict() for p in PRIORITIES}
         self._again: OrderedDict[str, Task] = OrderedDict()  # started once, waiting for another lease; no seat
-        self._marked: set[str] = set()  # victims that give up their seat once the newcomer is durable
+        self._promised: dict[str, Task] = {}  # newcomer that is not durable yet -> victim whose seat it will have
+        self._marked: set[str] = set()  # these victims
         self.changes = 0  # to the first `NEAR` tasks of the order; ageing is none
 
     def __len__(self) -> int:
@@ -99,7 +100,8 @@ class TaskQueue:
 
     def remove(self, task: Task) -> bool:
         self.changes += 1
-        self._marked.discard(task.task_id)
+        if self._promised:
+            self._release(task)
         if self._again.pop(task.task_id, None) is not None:
             return True
         return self._lanes[task.request.priority].pop(task.task_id, None) is not None
@@ -150,12 +152,24 @@ class TaskQueue:
         waiting = self._lanes["batch"].values()
         return next((task for task in waiting if task.committed and task.task_id not in self._marked), None)
 
-    def mark(self, victim: Task) -> None:
-        """The victim's seat is promised to a newcomer; it waits on until that one is durable."""
+    def promise(self, newcomer: Task, victim: Task) -> None:
+        """The victim's seat is promised to the newcomer; it waits on until that one is durable."""
+        self._promised[newcomer.task_id] = victim
         self._marked.add(victim.task_id)
 
-    def unmark(self, victim: Task) -> None:
-        self._marked.discard(victim.task_id)
+    def redeem(self, newcomer: Task) -> Task | None:
+        """The newcomer is durable: the victim that has to go now, unless one of them is no longer in the queue."""
+        victim = self._promised.pop(newcomer.task_id, None)
+        if victim is not None:
+            self._marked.discard(victim.task_id)
+        return victim
+
+    def _release(self, leaving: Task) -> None:
+        """Whoever leaves needs nobody's seat, and has none to give."""
+        self.redeem(leaving)
+        if leaving.task_id in self._marked:
+            self._marked.discard(leaving.task_id)
+            self._promised = {name: victim for name, victim in self._promised.items() if victim is not leaving}
 
     # -- order ---------------------------------------------------------------------------------------------
     def head(self, now: float, able: Callable[[Task], bool] = lambda _: True) -> Task | None:

@@ -80,6 +80,21 @@ def test_a_victim_that_was_dispatched_meanwhile_runs_on() -> None:
     assert victim.state is TaskState.STARTING
 
 
+def test_a_victim_of_a_newcomer_that_needs_no_seat_any_more_stays() -> None:
+    """ORCH-3005: the newcomer was cancelled before its admission was durable; its seat is free for another one."""
+    world = busy("drop-lru", capacity=1)
+    victim = world.admit(priority="batch")
+    world.auto = False
+    newcomer = world.admit(priority="batch")
+    world.cancel(newcomer)
+    assert not world.core.pools["home"].queue.is_marked(victim)
+    other = world.admit(priority="batch")
+    assert world.core.pools["home"].queue.is_marked(victim), "the one seat goes to the newest"
+    world.commit()
+    assert (newcomer.state, victim.state, other.state) == (TaskState.CANCELED, TaskState.FAILED, TaskState.QUEUED)
+    assert list(world.core.pools["home"].queue) == [other]
+
+
 def test_shedding_refuses_batch_from_four_fifths_and_interactive_only_at_the_brim() -> None:
     """ORCH-3005."""
     world = busy("shed-low-priority", capacity=5)

@@ -114,6 +114,21 @@ def test_a_victim_that_has_promised_its_seat_does_not_move() -> None:
     assert (victim.pool_id, newcomer.pool_id, newcomer.committed) == ("home", "home", True)
 
 
+def test_a_newcomer_that_moves_on_leaves_its_victim_the_seat() -> None:
+    """Its pool was closed before its admission was durable: where it is now it has a seat of its own."""
+    world = Two(slots=0, queue=QueueSpec(1, "drop-lru"), auto=False)
+    victim = world.admit(priority="batch", placement=world.pin("home"))
+    world.commit()
+    newcomer = world.admit(placement=world.prefer("home"))
+    assert world.core.pools["home"].queue.is_marked(victim)
+    world.core.begin(operation(), draining=True)
+    world.ready(1, "away")
+    world.dispatch()
+    world.commit()
+    assert (newcomer.pool_id, newcomer.committed) == ("away", True)
+    assert (victim.terminal, world.queued("home")) == (False, [victim])
+
+
 def test_nobody_says_when_a_task_in_a_closed_pool_starts() -> None:
     """OC-CTRL-2010: an estimate that counts on a pool that is drained, or down, would be a lie."""
     world = World(slots=1)
