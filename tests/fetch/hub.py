@@ -21,13 +21,14 @@ class HubSite:
         site.answer = self.answer  # type: ignore[method-assign]
 
     def answer(self, asked: Asked) -> Reply:
-        path, _, query = asked.target.partition("?")
+        path, mark, query = asked.target.partition("?")
         parts = path.strip("/").split("/")
-        if parts[:2] == ["api", "models"]:
-            return self._api("/".join(parts[2:4]), parts[4:], query, asked)
-        repo = "/".join(parts[:2])
+        api = parts[:2] == ["api", "models"]
+        repo = "/".join(parts[2:4] if api else parts[:2])
         if repo in self.moved:
-            return Reply(307, headers={"Location": path.replace(repo, self.moved[repo])})
+            return Reply(307, headers={"Location": path.replace(repo, self.moved[repo]) + mark + query})
+        if api:
+            return self._api(repo, parts[4:], query, asked)
         if (refused := self._refusal(repo, asked)) is not None:
             return refused
         if len(parts) < 5 or parts[2] != "resolve" or parts[3] not in ("main", "v1", COMMIT):

@@ -118,9 +118,22 @@ def test_another_digest_than_was_asked_for_is_not_even_fetched(lab: Lab, sites: 
     assert sites[1].asked == []
 
 
-def test_a_repository_that_has_moved(lab: Lab, hub: HubSite) -> None:
+@pytest.mark.parametrize("ref", ["hf:acme/old/q4.gguf", "hf:acme/old", "hf:ACME/Coder/q4.gguf"])
+def test_a_repository_that_has_moved(lab: Lab, hub: HubSite, ref: str) -> None:
+    hub.moved["acme/old"] = hub.moved["ACME/Coder"] = "acme/coder"
+    assert lab.fetch(ref).read_bytes() == MODEL
+
+
+@pytest.mark.parametrize("ref", ["hf:old/coder/q4.gguf", "hf:old/coder"])
+def test_a_repository_that_has_moved_to_another_organisation_is_not_followed(
+    lab: Lab, hub: HubSite, sites: tuple[Site, Site], ref: str
+) -> None:
+    """`allowed_registries` names organisations: one that is allowed cannot send on to one that is not."""
     hub.moved["old/coder"] = "acme/coder"
-    assert lab.fetch("hf:old/coder/q4.gguf").read_bytes() == MODEL
+    refused = lab.refusal(ref)
+    assert refused.code == "UNTRUSTED_ARTIFACT"
+    assert "hf:acme/coder" in str(refused)
+    assert sites[1].asked == []
 
 
 @pytest.mark.parametrize(
@@ -210,7 +223,7 @@ def test_a_listing_cannot_name_a_way_out(lab: Lab, sites: tuple[Site, Site], pat
 def test_a_redirect_to_elsewhere_needs_a_checksum(lab: Lab, sites: tuple[Site, Site]) -> None:
     sites[0].answer = lambda _: Reply(302, headers={"Location": sites[1].at("/x")})  # type: ignore[method-assign]
     assert "without a checksum" in str(lab.refusal("hf:acme/coder/q4.gguf"))
-    sites[0].answer = lambda _: Reply(302, headers={"Location": "/again"})  # type: ignore[method-assign]
+    sites[0].answer = lambda _: Reply(302, headers={"Location": "/acme/again"})  # type: ignore[method-assign]
     assert "redirects more than" in str(lab.refusal("hf:acme/coder/q4.gguf"))
 
 

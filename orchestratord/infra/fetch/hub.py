@@ -27,6 +27,7 @@ DATA = (".safetensors", ".json", ".txt", ".model", ".tiktoken", ".jinja")
 T = TypeVar("T")
 _COMMIT = re.compile(r"[0-9a-f]{40}")
 _SIZE = re.compile(r"[0-9]{1,18}")
+API = "/api/models"
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _NEXT = re.compile(r'<([^>]+)>; *rel="next"')
 PART = re.compile(r"(?P<stem>.+)-(?P<part>\d{5})-of-(?P<parts>\d{5})\.gguf")
@@ -81,7 +82,7 @@ class Hub:
                     oid, size = headers.get("X-Linked-Etag", "").strip('"'), headers.get("X-Linked-Size", "")
                     commit = headers.get("X-Repo-Commit", "")
                     break
-                url = self._moved(answer)
+                url = self._moved(ref, answer)
         else:
             raise ModelUnavailable("FETCH_FAILED", f"{ref}: the hub redirects more than {MAX_HOPS} times.")
         if _COMMIT.fullmatch(commit):
@@ -89,20 +90,23 @@ class Hub:
         digest = f"sha256:{oid}" if _SHA256.fullmatch(oid) else None
         return Source(str(url), url, digest, int(size) if _SIZE.fullmatch(size) and digest else None)
 
-    def _moved(self, answer: Answer) -> Url:
+    def _moved(self, ref: HubRef, answer: Answer) -> Url:
+        """Where a repository is now: of the same organisation, or whoever is trusted would vouch for somebody else."""
         try:
             url = join(answer.url, answer.headers.get("Location", ""))
         except BadReference as error:
             raise refused(f"{answer.url.shown} redirects where nothing can be fetched: {error}.") from None
         if url.netloc != self._root.netloc:
             raise ModelUnavailable("FETCH_FAILED", f"{answer.url.shown} leads to {url.netloc} without a checksum.")
+        organisation, _, rest = url.target.removeprefix(API).lstrip("/").partition("/")
+        if organisation.casefold() != ref.repo.partition("/")[0].casefold():
+            repo = f"{organisation}/{rest.partition('/')[0]}"
+            raise refused(f"{ref} has moved to another organisation: name hf:{repo} if you trust it.")
         return url
 
     async def _commit(self, ref: HubRef) -> str:
-        url = self._at(f"/api/models/{ref.repo}/revision/{ref.revision}")
-        async with self._https.request("GET", url) as answer:
-            self._judge(ref, answer, 200)
-            commit = _decode(ref, await answer.body(MAX_REPLY), Revision).sha
+        told, _, _ = await self._told(ref, self._at(f"{API}/{ref.repo}/revision/{ref.revision}"))
+        commit = _decode(ref, told, Revision).sha
         if not _COMMIT.fullmatch(commit):
             raise ModelUnavailable("FETCH_FAILED", f"{ref}: the hub names {commit[:64]!r} as its commit.")
         return commit
@@ -110,18 +114,26 @@ class Hub:
     async def _entries(self, ref: HubRef, commit: str) -> list[Entry]:
         """The files at the top whose names are plain words."""
         found: list[Entry] = []
-        url: Url | None = self._at(f"/api/models/{ref.repo}/tree/{commit}?recursive=false&expand=false")
+        url = self._at(f"{API}/{ref.repo}/tree/{commit}?recursive=false&expand=false")
         for _ in range(MAX_PAGES):
-            assert url is not None
-            async with self._https.request("GET", url) as answer:
-                self._judge(ref, answer, 200)
-                page = _decode(ref, await answer.body(MAX_REPLY), list[Entry])
-                more = _NEXT.search(answer.headers.get("Link", ""))
-                url = join(url, more[1]) if more else None
+            told, link, url = await self._told(ref, url)
+            page = _decode(ref, told, list[Entry])
             found += [entry for entry in page if entry.type == "file" and NAME.fullmatch(entry.path)]
-            if url is None:
+            more = _NEXT.search(link)
+            if more is None:
                 return found
+            url = join(url, more[1])
         raise ModelUnavailable("FETCH_FAILED", f"{ref} has too many files; name the one that is meant.")
+
+    async def _told(self, ref: HubRef, url: Url) -> tuple[bytes, str, Url]:
+        """What the hub's API says, its Link, and where it said so."""
+        for _ in range(MAX_HOPS):
+            async with self._https.request("GET", url, follow=False) as answer:
+                if answer.status not in REDIRECTS:
+                    self._judge(ref, answer, 200)
+                    return await answer.body(MAX_REPLY), answer.headers.get("Link", ""), url
+                url = self._moved(ref, answer)
+        raise ModelUnavailable("FETCH_FAILED", f"{ref}: the hub redirects more than {MAX_HOPS} times.")
 
     def _entry(self, ref: HubRef, commit: str, entry: Entry) -> Source:
         url = self._at(f"/{ref.repo}/resolve/{commit}/{entry.path}")
