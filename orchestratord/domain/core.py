@@ -154,12 +154,14 @@ class Core(Lives):
         return barred
 
     def _snapshots(self, request: TaskRequest, pools: list[Pool], now: float) -> list[PoolSnapshot]:
-        """Of the `pools` that serve the task; of all where a refusal would say which others there are."""
+        """Of the `pools` that serve the task; of the others too where a refusal would say which there are."""
         session = self.sessions.get(request.session_id, now)
         warm = session.warm.pool_id if session is not None and session.warm is not None and session.kv_warm else None
+        found = [forecast.snapshot(pool, request, warm == pool.id, now) for pool in pools]
         if not pools or request.placement.mode == "pin":
-            pools = list(self.pools.values())
-        return [forecast.snapshot(pool, request, warm == pool.id, now) for pool in pools]
+            others = [pool for pool in self.pools.values() if pool not in pools]
+            found += [PoolSnapshot(pool.id, pool.spec.engine, serves=False) for pool in others]
+        return found
 
     def _drop(self, victim: Task, newcomer: Task) -> None:
         """`drop-lru`: the newcomer is durable, so its victim gives up the seat."""

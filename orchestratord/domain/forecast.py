@@ -146,10 +146,8 @@ def _features(known: list[Replica], request: TaskRequest) -> frozenset[str] | No
 
 
 def snapshot(pool: Pool, request: TaskRequest, holds_session: bool, now: float) -> PoolSnapshot:
-    """What placement may know of `pool` for `request`."""
+    """What placement may know of `pool`, which serves `request`."""
     spec, stay = pool.spec, pool.stay
-    if not spec.serves(request.engine, request.model_ref):
-        return PoolSnapshot(pool.id, spec.engine, serves=False)
     dormant, mask, workload = pool.dormant, request.placement.require_device_mask, request.workload
     known, fit, probes, masks = [], [], [], []
     ctx, queued, vram = None, len(pool.queue), 0
