@@ -64,6 +64,8 @@ def simulate(seed: int, sabotage: Any = None) -> Outcome:
     except Exception as error:
         broken = f"a bug: {error!r}"
     finally:
+        if world.daemon is not None:
+            world.daemon.dispatch.stop()  # what is ended below gives slots back, and nobody may begin there
         world.watch = world.daemon = None
         _bury(loop)
     accepted = sum(promise.acked for promise in world.promises.values())
