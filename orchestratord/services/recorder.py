@@ -21,6 +21,9 @@ from orchestratord.ports import Clock, Journal, Ticket, Timer
 TRANSCRIPT_BYTES = 16 << 20  # of tasks that ended in an outage; beyond it only their ends are kept
 LOOK_S = 0.25
 
+# Of no use later: what was withdrawn with its failure (as are beginnings of operations), and what has a gap now.
+_LOST = frozenset({Admitted, CatalogChanged, CatalogRemoved, Frames})
+
 
 class Recorder:
     """`late(task_id, transcript)` is called when the end of a task has become durable after an outage."""
@@ -46,7 +49,7 @@ class Recorder:
 
     def _append(self, fact: Fact, *, again: bool) -> Ticket:
         ticket = self._journal.append(fact)
-        if not _matters_later(fact):
+        if type(fact) in _LOST or (isinstance(fact, PoolChanged) and not fact.operation.over):
             return ticket
         if ticket.done():  # refused: what comes after it must find it among what is owed
             self._settled(fact, ticket, again=again)
@@ -89,11 +92,3 @@ class Recorder:
         if self._look is not None:
             self._look.cancel()
         self._append_owed()
-
-
-def _matters_later(fact: Fact) -> bool:
-    """Not what was withdrawn with its failure (admissions, beginnings of operations, changes of the catalog), nor what
-    has a gap now."""
-    if isinstance(fact, PoolChanged):
-        return fact.operation.over
-    return not isinstance(fact, Admitted | CatalogChanged | CatalogRemoved | Frames)

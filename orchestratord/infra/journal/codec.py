@@ -3,6 +3,7 @@ the log's frames a `Finished`, whose transcript is made of what the journal hold
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import fields, replace
 from operator import attrgetter
 from typing import Any
@@ -45,8 +46,26 @@ _Source: Any = defstruct("_Source", ["frames", "tags", "metadata", "created_ms"]
 _ends_of = attrgetter(*_ends)
 
 
-def _encode_without_content(admitted: Admitted) -> bytes:
-    return _encode(_Told(_Asked(*_asked_of(admitted.request)), *_told_of(admitted)))
+def _encode_admitted(fact: Admitted) -> tuple[bytes, bytes]:
+    asked = fact.request
+    body = _encode(_Told(_Asked(*_asked_of(asked)), *_told_of(fact)))
+    return body, _encode((asked.prompt, asked.messages, asked.inputs))
+
+
+def _encode_finished(fact: Finished) -> tuple[bytes, bytes]:
+    source = fact.transcript
+    if source is None:
+        return _encode(fact), b""
+    rest = _Source(b"", source.tags, source.metadata, source.created_ms)
+    return _encode(_Ended(*_ends_of(fact), rest)), b""
+
+
+_ENCODERS: dict[type, Callable[[Any], tuple[bytes, bytes]]] = {
+    Admitted: _encode_admitted,
+    Finished: _encode_finished,
+    Frames: lambda fact: (fact.data, b""),
+    Archived: lambda fact: (b"", b""),
+}
 
 
 def encode(fact: Fact) -> tuple[bytes, bytes]:
@@ -54,17 +73,8 @@ def encode(fact: Fact) -> tuple[bytes, bytes]:
 
     Raises ValueError or TypeError for what JSON cannot hold.
     """
-    if isinstance(fact, Frames):
-        return fact.data, b""
-    if isinstance(fact, Admitted):
-        asked = fact.request
-        return _encode_without_content(fact), _encode((asked.prompt, asked.messages, asked.inputs))
-    if isinstance(fact, Finished) and (source := fact.transcript) is not None:
-        rest = _Source(b"", source.tags, source.metadata, source.created_ms)
-        return _encode(_Ended(*_ends_of(fact), rest)), b""
-    if isinstance(fact, Archived):
-        return b"", b""
-    return _encode(fact), b""
+    encoder = _ENCODERS.get(type(fact))
+    return encoder(fact) if encoder is not None else (_encode(fact), b"")
 
 
 encode_whole = _encode  # of a `Finished`: with the frames of its transcript

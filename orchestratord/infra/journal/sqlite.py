@@ -132,7 +132,8 @@ class SqliteJournal:
         self._intake.backlog += size
         self._queue.append(_Entry(fact, body, content, ticket, size))
         if type(fact) not in PATIENT:
-            self._press()
+            if not self._pressing:
+                self._press()
         elif self._patience is None:
             self._patience = self._loop.call_later(PATIENCE_S, self._out_of_patience)
         return ticket
