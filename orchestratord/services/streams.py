@@ -223,6 +223,7 @@ class Cursor:
         if self._watcher is not None:
             self._log.unwatch(self._watcher)
             self._watcher = None
+        self._abort = self._write = None  # whose they are knows this: a circle would wait for the collector
         self._streams.left(self)
 
 

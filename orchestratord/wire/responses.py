@@ -165,6 +165,10 @@ class Wire(Protocol):
 WIRE = "orchestratord.wire"
 
 
+def _unheard(data: bytes) -> None:
+    """Writes for a stream that is over."""
+
+
 class _Pipe:
     """From one source into one connection, until either is done. `over` is called then."""
 
@@ -226,6 +230,7 @@ class _Pipe:
     def _close(self) -> None:
         if self._open:
             self._open = False
+            self._write = _unheard  # it knows this: a circle would wait for the collector
             self._source.close()
             if self._over is not None:
                 self._over()

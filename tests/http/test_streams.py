@@ -13,10 +13,12 @@ import pytest
 from orchestratord.connection import Protocol
 from orchestratord.infra.engines import mock_text
 from orchestratord.infra.engines.mock import MockScript
+from orchestratord.services.streams import Cursor
 from orchestratord.testing.frames import Frame
 from orchestratord.testing.live import LiveApp, mock_pool, mock_settings
 from orchestratord.testing.session import EventStream, VerifyingSession
 from orchestratord.wire import sse
+from orchestratord.wire.responses import _Pipe
 from tests.http.support import RawConnection, readers, state_of, submit, wait_for
 
 ROOMY = mock_settings(pools=[mock_pool(ctx=100_000)])
@@ -294,6 +296,32 @@ def test_a_replay_has_no_metrics(app: LiveApp, session: VerifyingSession) -> Non
     task_id, _ = finished(app, session)
     with session.events(task_id) as events:
         assert "metrics" not in names(list(events))
+
+
+@pytest.mark.parametrize("leaves", [False, True])
+def test_a_stream_that_is_over_leaves_nothing_for_the_collector(
+    app: LiveApp, session: VerifyingSession, leaves: bool
+) -> None:
+    """No circle of cursor, pipe and what writes: a daemon whose tasks leave none is not held up to look for them."""
+    hold(app)
+    task_id = submit(session)
+    gc.collect()
+    gc.disable()
+    try:
+        with session.events(task_id) as events:
+            next(events)
+            step(app)
+            assert next(events).name == "token"
+            if not leaves:
+                release(app)
+                assert list(events)[-1].name == "end"
+        wait_for(lambda: app.call(lambda: app.daemon.streams.open_cursors == 0), "the reader is gone")
+        app.settle()
+        left = app.call(lambda: [type(one).__name__ for one in gc.get_objects() if type(one) in (Cursor, _Pipe)])
+    finally:
+        gc.enable()
+    assert left == []
+    release(app)
 
 
 def test_metrics_come_every_second_while_running(app: LiveApp, session: VerifyingSession) -> None:
