@@ -84,7 +84,7 @@ class Core(Lives):
                 predicted_end_ms=int(end),
                 engine=request.engine,
                 pool_id=pool.id,
-                retry_after_ms=max(1, int(start)),
+                retry_after_ms=int(start - waited_ms) or None,  # no queue: to come back would change nothing
             )
         victim = None
         if not pool.queue.has_room(request.priority) and (victim := pool.queue.victim()) is None:

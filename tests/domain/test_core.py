@@ -138,6 +138,21 @@ def test_a_deadline_the_median_end_misses_is_refused_with_the_prediction() -> No
     assert refused.value.is_retriable
 
 
+def test_a_deadline_is_worth_another_try_later_where_there_is_a_queue() -> None:
+    """ORCH-3014: an idle pool will not be quicker later: it says nothing of when to come back."""
+    world = World(slots=1)
+    with pytest.raises(DeadlineUnmet) as idle:
+        world.admit(max_tokens=4000, ctx=4096, deadline_ms=10)
+    world.admit(max_tokens=100)
+    world.dispatch()
+    world.admit(max_tokens=100)
+    with pytest.raises(DeadlineUnmet) as busy:
+        world.admit(max_tokens=4000, ctx=4096, deadline_ms=10)
+    assert idle.value.retry_after_ms is None
+    assert busy.value.retry_after_ms is not None
+    assert 0 < busy.value.retry_after_ms < busy.value.details["predicted_end_ms"]
+
+
 def test_the_predicted_end_itself_decides_about_a_deadline() -> None:
     """A millisecond less than the median end is refused; the end itself is not."""
     fields = {"max_tokens": 4000, "ctx": 4096}
