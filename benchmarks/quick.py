@@ -15,14 +15,15 @@ from typing import Any
 
 import uvloop
 
-from benchmarks import load
+from benchmarks import life, load
 from benchmarks.daemon import daemon
-from benchmarks.processes import CLOCK, Meter, helper, rss_kib
+from benchmarks.processes import CLOCK, Meter, helper
+from benchmarks.scenarios import memory
 
 STORED = Path(__file__).with_name("ratios.json")
 LIMIT = 2.0
 ROUND_LIMIT_S = 60.0
-TASKS, ADMISSIONS, STREAMS = 300, 400, 200
+TASKS, ADMISSIONS, STREAMS = 300, 400, 400
 STUB_TIMES = 4  # the stub is done too soon to be measured well
 Costs = dict[str, dict[str, float]]  # {figure: {peer: cost}}
 
@@ -42,7 +43,7 @@ FIGURES = {
     "D": Figure("one-token task: admit, stream", "us/task", "stub"),
     "F": Figure("admission alone", "us/task", "stub"),
     "E idle": Figure("RSS, idle", "MiB", None),
-    "E stream": Figure("RSS per waiting stream", "KiB", None),
+    "E stream": Figure("RSS per running stream", "KiB", None),
 }
 
 
@@ -105,29 +106,12 @@ async def request_path(
     return measured.us() / len(tasks)
 
 
-async def memory(pid: int, ports: Ports, streams: int) -> tuple[float, float]:
-    """(MiB of the idle daemon, KiB per open stream of a task that waits). Also warms the daemon up."""
-    idle = rss_kib(pid)
-    warm = [load.task("work", "ping", 1, "interactive") for _ in range(20)]
-    await load.shared(ports.daemon, warm, load.admit_and_stream)
-    waiting = [load.task("held", "gated", 1, "batch") for _ in range(streams + 1)]  # one of them holds the slot
-    await load.shared(ports.daemon, waiting, load.admit)
-    await load.call(ports.held, "GET", "/gathered?streams=1")
-    before = rss_kib(pid)
-    async with load.connections(ports.daemon, streams) as opened:
-        asked = zip(opened, waiting[1:], strict=True)
-        answers = [c.ask("GET", f"/v1/tasks/{body['task_id']}/stream") for c, body in asked]
-        await asyncio.gather(*(answer.first for answer in answers))
-        after = rss_kib(pid)
-    return idle / 1024, (after - before) / streams
-
-
 async def one_round(pids: dict[str, int], ports: Ports, backwards: bool) -> Costs:
     """A fresh daemon, every scenario, the peers in turn."""
     async with daemon({"work": ports.work, "held": ports.held}) as (process, ports.daemon):
         pids = {**pids, "daemon": process.pid}
-        idle, stream = await memory(process.pid, ports, STREAMS)
-        found: Costs = {"E idle": {"daemon": idle}, "E stream": {"daemon": stream}}
+        memory_of = await memory(life.as_peer(process.pid, ports.daemon, ports.work), STREAMS, 2)
+        found: Costs = {f"E {name}": {"daemon": value} for name, value in memory_of.items()}
         small = [load.task("work", "ping", 1, "interactive") for _ in range(TASKS)]
         queued = [load.task("held", "gated", 1, "batch") for _ in range(ADMISSIONS)]
         runs: dict[str, dict[str, Callable[[], Awaitable[float]]]] = {
@@ -158,7 +142,7 @@ async def one_round(pids: dict[str, int], ports: Ports, backwards: bool) -> Cost
 async def measure(rounds: int) -> list[Costs]:
     results = []
     async with (
-        helper("benchmarks.engine", "64", "1") as (_, (work, held)),
+        helper("benchmarks.engine", str(STREAMS), "1") as (_, (work, held)),
         helper("benchmarks.floor", "copy", str(work)) as (copy, (copy_port,)),
         helper("benchmarks.floor", "stub") as (stub, (stub_port,)),
     ):

@@ -121,7 +121,7 @@ async def admissions(pid: int, port: int, count: int, parts: int = 3) -> list[fl
     return costs
 
 
-async def memory(peer: Peer, streams: int) -> dict[str, float]:
+async def memory(peer: Peer, streams: int, tokens: int = 5) -> dict[str, float]:
     """MiB of the fresh server, and KiB for each of many open streams that bring a token a second."""
     idle = rss_kib(peer.pid)
     async with load.connections(peer.port, 4) as opened:
@@ -129,7 +129,7 @@ async def memory(peer: Peer, streams: int) -> dict[str, float]:
             await (await peer.ask(connection, "ping", 1)).whole(200)
     before, most = rss_kib(peer.pid), 0
     async with load.connections(peer.port, streams) as opened:
-        answers = await asyncio.gather(*(peer.ask(connection, "gated", 5) for connection in opened))
+        answers = await asyncio.gather(*(peer.ask(connection, "gated", tokens) for connection in opened))
         await load.call(peer.engine, "GET", f"/gathered?streams={streams}")
         await load.call(peer.engine, "POST", "/go?pace_ms=1000")
         ended = asyncio.gather(*(answer.whole(200) for answer in answers))
@@ -137,7 +137,7 @@ async def memory(peer: Peer, streams: int) -> dict[str, float]:
             most = max(most, rss_kib(peer.pid))
             await asyncio.wait({ended}, timeout=LOOK_S)
         for body in await ended:
-            peer.check(body, 5)
+            peer.check(body, tokens)
     return {"idle": idle / 1024, "stream": (most - before) / streams}
 
 
